@@ -1,0 +1,156 @@
+/* json.c: strict I-JSON in, one way of writing out.
+ *
+ * yyjson reads without recursion; what it lets through is refused by one pass over its flat array of values, before
+ * anything recursive touches them: depth, duplicate names, numbers beyond double. Integers beyond 64 bits stay raw text.
+ * A document that passed may be walked recursively: its depth is at most JSON_DEPTH_MAX.
+ */
+#include "base/base.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- reading ---- */
+
+static struct str text_of(yyjson_val *v) { return (struct str){unsafe_yyjson_get_raw(v), unsafe_yyjson_get_len(v)}; }
+
+/* Raw text is what yyjson could not hold: an integer beyond 64 bits, or a number beyond double. */
+static bool fits_double(struct str digits) {
+    char z[320];
+    if (digits.n >= sizeof z || memchr(digits.p, '.', digits.n) || memchr(digits.p, 'e', digits.n) ||
+        memchr(digits.p, 'E', digits.n))
+        return false;
+    memcpy(z, digits.p, digits.n);
+    z[digits.n] = 0;
+    return isfinite(strtod(z, NULL));
+}
+
+/* The second of two equal names, or NULL. Comparing all pairs is fastest for the usual small object. */
+static yyjson_val *duplicate_name(yyjson_val *obj) {
+    enum { PAIRWISE_MAX = 16 };
+    size_t count = unsafe_yyjson_get_len(obj), seen_n = 0;
+    yyjson_val *name = unsafe_yyjson_get_first(obj), *found = NULL, *seen[PAIRWISE_MAX];
+    struct map names = {0};
+    for (size_t i = 0; i < count && !found; i++, name = unsafe_yyjson_get_next(name + 1)) {
+        struct str text = text_of(name);
+        if (count > PAIRWISE_MAX) {
+            found = map_get(&names, text) ? name : NULL;
+            map_put(&names, text, name);
+            continue;
+        }
+        for (size_t k = 0; k < seen_n; k++)
+            if (unsafe_yyjson_get_len(seen[k]) == text.n && memcmp(text_of(seen[k]).p, text.p, text.n) == 0)
+                found = name;
+        seen[seen_n++] = name;
+    }
+    map_free(&names);
+    return found;
+}
+
+/* The first value that I-JSON or our limits forbid, with the reason; NULL when there is none. */
+static yyjson_val *first_fault(yyjson_doc *doc, const char **reason) {
+    yyjson_val *open_end[JSON_DEPTH_MAX], *fault;
+    size_t depth = 0;
+    yyjson_val *end = unsafe_yyjson_get_next(doc->root);
+    for (yyjson_val *v = doc->root; v < end; v++) {
+        while (depth && v == open_end[depth - 1])
+            depth--;
+        if (unsafe_yyjson_is_ctn(v)) {
+            *reason = "nested deeper than 100 levels";
+            if (depth == JSON_DEPTH_MAX)
+                return v;
+            open_end[depth++] = unsafe_yyjson_get_next(v);
+            *reason = "this name occurs twice in one object";
+            if (yyjson_is_obj(v) && (fault = duplicate_name(v)) != NULL)
+                return fault;
+        } else if (unsafe_yyjson_is_raw(v) && !fits_double(text_of(v))) {
+            *reason = "this number is beyond what a double holds";
+            return v;
+        }
+    }
+    return NULL;
+}
+
+yyjson_doc *json_parse(struct str text, struct error *err) {
+    yyjson_read_err e;
+    const char *reason = NULL;
+    /* Without YYJSON_READ_INSITU the text is only read; the parameter lacks const for the sake of that flag. */
+    yyjson_doc *doc = yyjson_read_opts((char *)(uintptr_t)text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW, NULL, &e);
+    if (!doc) {
+        error_set(err, LOOM_E_INVALID_JSON, "not JSON: %s at byte %zu", e.msg, e.pos);
+        return NULL;
+    }
+    yyjson_val *fault = first_fault(doc, &reason);
+    if (!fault)
+        return doc;
+    struct str at = unsafe_yyjson_is_ctn(fault) ? STR("") : text_of(fault);
+    error_set(err, LOOM_E_INVALID_JSON, "not JSON that Loom accepts: %s%s%.*s", reason, at.n ? ": " : "",
+              at.n > 80 ? 80 : (int)at.n, at.p);
+    yyjson_doc_free(doc);
+    return NULL;
+}
+
+/* ---- writing: straight into the buffer, by an allocator that gives its free room ---- */
+
+static void *room(void *ctx, size_t size) { return buf_reserve(ctx, size); }
+
+static void *more_room(void *ctx, void *p, size_t old_size, size_t size) {
+    (void)p, (void)old_size;
+    return buf_reserve(ctx, size);
+}
+
+static void keep_room(void *ctx, void *p) { (void)ctx, (void)p; }
+
+void json_write(yyjson_val *v, struct buf *out) {
+    size_t n;
+    char *text = yyjson_val_write_opts(v, 0, &(yyjson_alc){room, more_room, keep_room, out}, &n, NULL);
+    assert(text);
+    out->n += n;
+}
+
+void json_write_mut(const yyjson_mut_val *v, struct buf *out) {
+    size_t n;
+    char *text = yyjson_mut_val_write_opts(v, 0, &(yyjson_alc){room, more_room, keep_room, out}, &n, NULL);
+    assert(text);
+    out->n += n;
+}
+
+int json_normalize(struct str text, struct buf *out, struct error *err) {
+    yyjson_doc *doc = json_parse(text, err);
+    if (!doc)
+        return LOOM_E_INVALID_JSON;
+    json_write(doc->root, out);
+    yyjson_doc_free(doc);
+    return LOOM_OK;
+}
+
+struct str json_text_of(yyjson_val *v, struct arena *a) {
+    struct buf b = {0};
+    if (!v)
+        return STR_NONE;
+    json_write(v, &b);
+    struct str text = arena_dup(a, buf_view(&b));
+    buf_free(&b);
+    return text;
+}
+
+/* ---- fields ---- */
+
+struct str json_str(yyjson_val *obj, const char *key) {
+    yyjson_val *v = yyjson_obj_get(obj, key);
+    return yyjson_is_str(v) ? text_of(v) : STR_NONE;
+}
+
+int64_t json_int(yyjson_val *obj, const char *key, int64_t absent) {
+    yyjson_val *v = yyjson_obj_get(obj, key);
+    if (yyjson_is_int(v))
+        return yyjson_is_uint(v) && yyjson_get_uint(v) > INT64_MAX ? absent : yyjson_get_sint(v);
+    double f = yyjson_get_real(v);
+    return yyjson_is_real(v) && fabs(f) <= 0x1p53 && trunc(f) >= f && trunc(f) <= f ? (int64_t)f : absent;
+}
+
+bool json_bool(yyjson_val *obj, const char *key, bool absent) {
+    yyjson_val *v = yyjson_obj_get(obj, key);
+    return yyjson_is_bool(v) ? yyjson_get_bool(v) : absent;
+}
