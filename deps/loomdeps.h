@@ -1,0 +1,23 @@
+/*
+ * JSON Schema (draft 2020-12) in three functions; the Rust crate `jsonschema` does the work.
+ *
+ * A compiled schema is immutable: any number of threads may check against it at once. Nothing is ever fetched: a $ref to another
+ * document is an error of loom_schema_new. Formats ("email", "uuid", ...) are annotations, as the draft has it. JSON nests at most
+ * 127 deep; integers beyond 64 bits are compared as doubles, numbers beyond double are refused.
+ */
+#ifndef LOOMDEPS_H
+#define LOOMDEPS_H
+
+#include <stddef.h>
+
+struct loom_schema;
+
+/* The schema, to be freed by the caller; NULL when it is none, with what is wrong, and where, in err (always terminated). */
+struct loom_schema *loom_schema_new(const char *json, size_t len, char *err, size_t err_cap);
+
+/* 0 when the JSON is valid; else -1 and err = "/instance/path: message" of the first errors, joined by "; " (no path: the root). */
+int loom_schema_check(const struct loom_schema *schema, const char *json, size_t len, char *err, size_t err_cap);
+
+void loom_schema_free(struct loom_schema *schema); /* NULL is fine */
+
+#endif

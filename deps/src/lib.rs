@@ -1,0 +1,86 @@
+//! The C libraries, kept by naming them, and JSON Schema behind three C functions (see loomdeps.h).
+use std::ffi::{c_char, c_int};
+use std::fmt::Write;
+
+extern crate libsqlite3_sys;
+pub use wasmtime_c_api::*;
+extern crate yyjson_sys;
+
+const ERRORS_SHOWN: usize = 5;
+const MESSAGE_LEN_MAX: usize = 200;
+
+/// Copies the text, cut at a character's border, into the caller's buffer and terminates it.
+unsafe fn report(text: &str, err: *mut c_char, err_cap: usize) {
+    if err.is_null() || err_cap == 0 {
+        return;
+    }
+    let end = text.floor_char_boundary(err_cap - 1);
+    std::ptr::copy_nonoverlapping(text.as_ptr(), err.cast::<u8>(), end);
+    *err.add(end) = 0;
+}
+
+unsafe fn parse(json: *const c_char, len: usize) -> Result<serde_json::Value, String> {
+    let bytes = if len == 0 { &[][..] } else { std::slice::from_raw_parts(json.cast::<u8>(), len) };
+    serde_json::from_slice(bytes).map_err(|e| format!("not valid JSON: {e}"))
+}
+
+/// "/path: message"; a message about the root stands alone.
+fn line(error: &jsonschema::ValidationError) -> String {
+    let path = error.instance_path().as_str();
+    let separator = if path.is_empty() { "" } else { ": " };
+    let message = error.to_string();
+    let end = message.floor_char_boundary(MESSAGE_LEN_MAX);
+    let more = if end < message.len() { "…" } else { "" };
+    format!("{path}{separator}{}{more}", &message[..end])
+}
+
+fn compile(schema: &serde_json::Value) -> Result<jsonschema::Validator, String> {
+    jsonschema::options()
+        .with_draft(jsonschema::Draft::Draft202012)
+        .offline()
+        .build(schema)
+        .map_err(|e| line(&e))
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn loom_schema_new(
+    json: *const c_char, len: usize, err: *mut c_char, err_cap: usize,
+) -> *mut jsonschema::Validator {
+    match parse(json, len).and_then(|schema| compile(&schema)) {
+        Ok(validator) => Box::into_raw(Box::new(validator)),
+        Err(text) => {
+            report(&text, err, err_cap);
+            std::ptr::null_mut()
+        }
+    }
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn loom_schema_check(
+    schema: *const jsonschema::Validator, json: *const c_char, len: usize, err: *mut c_char, err_cap: usize,
+) -> c_int {
+    let value = match parse(json, len) {
+        Ok(value) => value,
+        Err(text) => {
+            report(&text, err, err_cap);
+            return -1;
+        }
+    };
+    if (*schema).is_valid(&value) {
+        return 0;
+    }
+    let mut text = String::new();
+    for error in (*schema).iter_errors(&value).take(ERRORS_SHOWN) {
+        let separator = if text.is_empty() { "" } else { "; " };
+        let _ = write!(text, "{separator}{}", line(&error));
+    }
+    report(&text, err, err_cap);
+    -1
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn loom_schema_free(schema: *mut jsonschema::Validator) {
+    if !schema.is_null() {
+        drop(Box::from_raw(schema));
+    }
+}
