@@ -1,0 +1,166 @@
+# Loom. `make help` lists the targets.
+SHELL   := /bin/bash
+VERSION := $(shell sed -n 's/^.define LOOM_VERSION "\(.*\)"/\1/p' include/loom/loom.h)
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+O       ?= $(if $(filter gcc,$(CC)),build,build-$(notdir $(CC)))
+PROFILE ?= dev
+ifeq ($(MAKELEVEL),0)
+MAKEFLAGS += -j$(shell nproc) --no-print-directory
+endif
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+# One short line per step; V=1 shows the commands.
+say = $(if $(V),,@printf '  %-6s %s\n' $1 $@;)
+
+# What is built. Guests: a folder of builtin/ is one module, but each file of builtin/activities is one.
+DIRS    ?= *
+SRC     := $(wildcard $(DIRS:%=src/%/*.c))
+CLI     := $(filter src/cli/%,$(SRC))
+LIB     := $(filter-out src/cli/%,$(SRC))
+TESTS   := $(wildcard test/test_$(or $(T),*).c)
+SCRIPTS := $(wildcard test/$(or $(T),*).sh)
+BENCHES := $(wildcard bench/*.c)
+GUESTS  := $(sort $(patsubst builtin/activities/%.c,%,$(wildcard builtin/activities/*.c)) \
+             $(filter-out activities,$(patsubst builtin/%/,%,$(dir $(wildcard builtin/*/*.c)))))
+WASM    := $(GUESTS:%=$(O)/guest/%.wasm)
+
+# The dependencies live in a cache outside the checkout: see scripts/deps.
+DEPS    := $(shell scripts/deps --path $(PROFILE))
+DEPSLIB := $(DEPS)/lib/libloomdeps.a
+
+WARN    := -Wall -Wextra -Wshadow -Wundef -Wwrite-strings -Wmissing-prototypes -Wstrict-prototypes -Wconversion \
+           $(if $(filter-out 0 false,$(CI) $(WERROR)),-Werror)
+INCLUDE := -Isrc -Iinclude -isystem $(DEPS)/include
+CFLAGS  := -std=c11 -D_GNU_SOURCE -DYYJSON_DISABLE_UTILS=1 -O2 -g -fno-omit-frame-pointer \
+           -ffunction-sections -fdata-sections $(INCLUDE) $(WARN) $(EXTRA)
+LDFLAGS := -fuse-ld=lld -Wl,--gc-sections -Wl,--as-needed
+LIBS    := $(DEPSLIB) -levent_extra -levent_core -levent_pthreads -lcurl -lssl -lcrypto -lpthread -ldl -lm
+ASAN    := -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined
+
+# Guests see the SDK and a JSON library, nothing else; the only imports they may have are Loom's.
+GUESTCC     := clang --target=wasm32-wasi -std=c11 -O2 -mbulk-memory -DNDEBUG -Wall -Wextra
+GUESTFLAGS  := $(GUESTCC) -Iinclude -isystem $(DEPS)/include -DYYJSON_DISABLE_UTILS=1 $(if $(findstring -Werror,$(WARN)),-Werror)
+GUESTLINK   := -nostartfiles -Wl,--no-entry -Wl,--strip-debug -Wl,--stack-first -Wl,-z,stack-size=65536
+GUESTLIB    := $(O)/guest/yyjson.o
+HEADERS     := $(wildcard include/loom/*.h)
+
+# Embedded beside the modules: definitions, the dashboard, and what `loom build` needs to compile a C guest.
+FILES := $(wildcard builtin/*/*.json builtin/*/*.md src/http/ui/*) $(wildcard include/loom/guest*.h) $(DEPS)/include/yyjson.h $(GUESTLIB)
+
+all: check $(O)/loom
+
+$(O)/loom: $(CLI:%.c=$(O)/obj/%.o) $(O)/libloom.a
+	$(call say,link) $(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+BUILTIN := $(if $(filter * runtime,$(DIRS)),$(O)/builtin.o)
+$(O)/libloom.a: $(LIB:%.c=$(O)/obj/%.o) $(BUILTIN)
+$(O)/asan/libloom.a: $(LIB:%.c=$(O)/asan/%.o) $(BUILTIN)
+%.a:
+	@rm -f $@
+	$(call say,ar) ar rcs $@ $^
+
+$(O)/obj/%.o: %.c $(O)/flags
+	@mkdir -p $(@D)
+	$(call say,cc) $(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
+$(O)/asan/%.o: %.c $(O)/flags
+	@mkdir -p $(@D)
+	$(call say,cc) $(CC) $(CFLAGS) $(ASAN) -MMD -MP -c -o $@ $<
+-include $(shell find $(O) -name '*.d' 2>/dev/null)
+
+# Rewritten when a flag, a dependency or the list of built-ins changes; everything compiled depends on it.
+STAMP := $(CC) $(CFLAGS) $(GUESTFLAGS) $(GUESTLINK)
+$(shell mkdir -p $(O); cmp -s $(O)/flags <<<'$(subst ','\'',$(STAMP))' || cat >$(O)/flags <<<'$(subst ','\'',$(STAMP))')
+$(shell cmp -s $(O)/builtins <<<'$(WASM) $(FILES)' || cat >$(O)/builtins <<<'$(WASM) $(FILES)')
+$(O)/flags: | $(DEPSLIB)
+$(DEPSLIB):
+	scripts/deps $(PROFILE)
+
+# Guests, and everything that is embedded.
+.SECONDEXPANSION:
+$(WASM): $(O)/guest/%.wasm: $$(wildcard builtin/$$*/*.c builtin/activities/$$*.c) $$(wildcard builtin/$$*/*.h) $(GUESTLIB) $(HEADERS)
+	$(call say,guest) $(GUESTFLAGS) $(GUESTLINK) -o $@ $(filter %.c %.o,$^)
+	@! wasm-objdump -x -j Import $@ | grep '<- ' | grep -v '<- loom\.' || { echo "$@ imports what Loom does not offer"; rm $@; exit 1; }
+$(GUESTLIB): $(DEPS)/src/yyjson.c $(O)/flags | $(DEPSLIB)
+	@mkdir -p $(@D)
+	$(call say,guest) $(GUESTFLAGS) -DYYJSON_DISABLE_NON_STANDARD=1 -w -c -o $@ $<
+$(DEPS)/src/yyjson.c: | $(DEPSLIB)
+
+$(O)/builtin.c: $(WASM) $(FILES) $(O)/builtins scripts/embed
+	$(call say,embed) scripts/embed $(WASM) $(FILES) >$@
+$(O)/builtin.o: $(O)/builtin.c
+	$(call say,cc) $(CC) $(CFLAGS) -c -o $@ $<
+
+# Tests: against a library built with AddressSanitizer and UndefinedBehaviorSanitizer; scripts run the real program.
+SUPPORT  := $(patsubst %.c,$(O)/asan/%.o,$(wildcard test/support/*.c) scripts/cmocka_signals.c)
+TESTBINS := $(TESTS:%.c=$(O)/asan/%)
+$(TESTBINS): %: %.o $(SUPPORT) $(O)/asan/libloom.a
+	$(call say,link) $(CC) $(LDFLAGS) $(ASAN) -o $@ $^ $(LIBS) -lcmocka
+tests: $(TESTBINS) $(if $(SCRIPTS),$(O)/loom)
+
+test:
+	@scripts/setup
+	@$(MAKE) tests
+	@LOOM=$(CURDIR)/$(O)/loom scripts/run-tests $(TESTBINS) $(SCRIPTS)
+
+run:
+	@scripts/setup
+	@$(MAKE) all
+	@LOOM=$(CURDIR)/$(O)/loom examples/customer-onboarding/run
+
+$(BENCHES:%.c=$(O)/%): $(O)/%: $(O)/obj/%.o $(O)/libloom.a
+	@mkdir -p $(@D)
+	$(call say,link) $(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
+bench: all $(BENCHES:%.c=$(O)/%)
+	@LOOM=$(CURDIR)/$(O)/loom BENCH=$(CURDIR)/$(O)/bench bench/run
+
+# Style: each file is checked again only when it or a header of it has changed.
+GUESTSRC := $(wildcard builtin/*/*.c)
+FORMATTED := $(wildcard src/*/*.[ch] include/loom/*.h builtin/*/*.[ch] test/*.[ch] test/support/*.[ch] bench/*.[ch] scripts/*.c)
+format:
+	clang-format -i $(FORMATTED)
+tidy: $(SRC:%.c=$(O)/tidy/%.ok) $(GUESTSRC:%.c=$(O)/tidy/%.ok)
+	@bad=0; ! clang-format --dry-run -Werror $(FORMATTED) 2>&1 | sed -n 's/:.*error:.*/: not formatted, run make format/p' | sort -u | grep . || bad=1; \
+	scripts/tidy $(if $(BUDGET_UPDATE),--update) || bad=1; exit $$bad
+$(O)/tidy/src/%.ok: $(O)/obj/src/%.o .clang-tidy
+	@mkdir -p $(@D); echo "  tidy   src/$*.c"
+	@clang-tidy --quiet --warnings-as-errors='*' src/$*.c -- $(filter-out -W%,$(CFLAGS)) 2> >(grep -v 'warnings\? generated' >&2)
+	@touch $@
+$(O)/tidy/builtin/%.ok: builtin/%.c $(HEADERS) $(wildcard builtin/*/*.h) $(GUESTLIB) .clang-tidy
+	@mkdir -p $(@D); echo "  tidy   builtin/$*.c"
+	@clang-tidy --quiet --warnings-as-errors='*' builtin/$*.c -- $(filter-out clang -W%,$(GUESTFLAGS)) 2> >(grep -v 'warnings\? generated' >&2)
+	@touch $@
+
+PACKAGE := loom-$(VERSION)-linux-$(shell uname -m)
+dist:
+	@scripts/setup
+	@$(MAKE) O=$(O)/dist PROFILE=dist all
+	@rm -rf $(O)/$(PACKAGE) && mkdir -p $(O)/$(PACKAGE)/{bin,include,lib}
+	@strip -o $(O)/$(PACKAGE)/bin/loom $(O)/dist/loom
+	@cp $(O)/dist/guest/yyjson.o $(O)/$(PACKAGE)/lib
+	@cp -r include/loom $(shell scripts/deps --path dist)/include/yyjson.h $(O)/$(PACKAGE)/include
+	@cp $(wildcard README.md) LICENSE $(O)/$(PACKAGE)
+	@tar -C $(O) --owner=0 --group=0 --sort=name -c $(PACKAGE) | xz -9e >$(O)/$(PACKAGE).tar.xz
+	@stat -c '%s bytes  %n' $(O)/$(PACKAGE)/bin/loom $(O)/$(PACKAGE).tar.xz
+
+setup:
+	@scripts/setup
+check:
+	@scripts/setup --check
+clean:
+	rm -rf $(O)
+help:
+	@echo 'make            build $(O)/loom'
+	@echo 'make run        set up, build, run examples/customer-onboarding'
+	@echo 'make test       set up, build, run all tests; T=journal runs only test/test_journal.c (and test/journal.sh)'
+	@echo 'make tidy       formatting, static analysis, line budget, direction of includes; BUDGET_UPDATE=1 adds new files'
+	@echo 'make format     clang-format, in place'
+	@echo 'make bench      measure'
+	@echo 'make dist       release archive $(O)/$(PACKAGE).tar.xz'
+	@echo 'make setup      install what is missing'
+	@echo 'make clean      remove $(O); the dependencies stay in ~/.cache/loom'
+	@echo 'variables: CC=clang, WERROR=1, O=dir (where to build), V=1 (show commands), DIRS="base storage" (only these folders of src/; give an O of its own)'
+.PHONY: all tests test run bench tidy format dist setup check clean help
+.SECONDARY:
