@@ -20,8 +20,7 @@ struct arena_chunk {
 static struct arena_chunk *chunk_new(struct arena *a, size_t n) {
     size_t size = a->head ? 2 * (a->head->cap + sizeof *a->head) : CHUNK_MIN;
     size = size > CHUNK_MAX ? CHUNK_MAX : size;
-    if (size < n + sizeof *a->head)
-        size = n + sizeof *a->head;
+    if (size < n + sizeof *a->head) size = n + sizeof *a->head;
     struct arena_chunk *c = mem_grow(NULL, size);
     *c = (struct arena_chunk){.next = a->head, .cap = size - sizeof *c};
     a->head = c;
@@ -32,16 +31,14 @@ static struct arena_chunk *chunk_new(struct arena *a, size_t n) {
 void *arena_alloc(struct arena *a, size_t n) {
     n = (n + 15) & ~(size_t)15;
     struct arena_chunk *c = a->head;
-    if (!c || c->cap - c->used < n)
-        c = chunk_new(a, n);
+    if (!c || c->cap - c->used < n) c = chunk_new(a, n);
     void *p = c->data + c->used;
     c->used += n;
     return memset(p, 0, n);
 }
 
 struct str arena_dup(struct arena *a, struct str s) {
-    if (!s.p)
-        return s;
+    if (!s.p) return s;
     char *p = arena_alloc(a, s.n + 1);
     memcpy(p, s.p, s.n);
     return (struct str){p, s.n};

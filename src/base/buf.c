@@ -5,8 +5,6 @@
  */
 #include "base/base.h"
 
-#include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,21 +12,28 @@
 /* ---- memory ---- */
 
 static void *checked(void *p, size_t n) {
-    if (p || n == 0)
-        return p;
+    if (p || n == 0) return p;
     fprintf(stderr, "loom: no memory for %zu bytes\n", n);
     abort();
 }
 
-void *mem_alloc(size_t n) { return checked(calloc(1, n), n); }
+void *mem_alloc(size_t n) {
+    return checked(calloc(1, n), n);
+}
 
-void *mem_grow(void *p, size_t n) { return checked(realloc(p, n), n); }
+void *mem_grow(void *p, size_t n) {
+    return checked(realloc(p, n), n);
+}
 
 /* ---- str ---- */
 
-struct str str_of(const char *z) { return z ? (struct str){z, strlen(z)} : STR_NONE; }
+struct str str_of(const char *z) {
+    return z ? (struct str){z, strlen(z)} : STR_NONE;
+}
 
-bool str_eq(struct str a, struct str b) { return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, a.n) == 0); }
+bool str_eq(struct str a, struct str b) {
+    return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, a.n) == 0);
+}
 
 int str_cmp(struct str a, struct str b) {
     size_t n = a.n < b.n ? a.n : b.n;
@@ -42,8 +47,7 @@ bool str_starts(struct str s, struct str prefix) {
 
 char *str_dup(struct str s) {
     char *z = mem_alloc(s.n + 1);
-    if (s.n)
-        memcpy(z, s.p, s.n);
+    if (s.n) memcpy(z, s.p, s.n);
     return z;
 }
 
@@ -59,95 +63,48 @@ char *buf_reserve(struct buf *b, size_t n) {
 }
 
 void buf_add(struct buf *b, const void *p, size_t n) {
-    if (n == 0)
-        return;
+    if (n == 0) return;
     memcpy(buf_reserve(b, n), p, n);
     b->n += n;
 }
 
-void buf_str(struct buf *b, struct str s) { buf_add(b, s.p, s.n); }
+void buf_str(struct buf *b, struct str s) {
+    buf_add(b, s.p, s.n);
+}
 
 void buf_char(struct buf *b, char c) {
     *buf_reserve(b, 1) = c;
     b->n++;
 }
 
-void buf_clear(struct buf *b) { b->n = 0; }
+void buf_clear(struct buf *b) {
+    b->n = 0;
+}
 
 void buf_free(struct buf *b) {
     free(b->p);
     *b = (struct buf){0};
 }
 
-struct str buf_view(const struct buf *b) { return (struct str){b->p, b->n}; }
-
-/* ---- JSON by template ---- */
-
-/* Length of the UTF-8 sequence at p (RFC 3629: no overlong forms, no surrogates), or 0. */
-static size_t utf8_len(const uint8_t *p, size_t n) {
-    size_t len = p[0] < 0x80 ? 1 : p[0] < 0xC2 ? 0 : p[0] < 0xE0 ? 2 : p[0] < 0xF0 ? 3 : p[0] < 0xF5 ? 4 : 0;
-    if (len > n)
-        return 0;
-    for (size_t i = 1; i < len; i++)
-        if ((p[i] & 0xC0) != 0x80)
-            return 0;
-    bool out_of_range = (p[0] == 0xE0 && p[1] < 0xA0) || (p[0] == 0xED && p[1] > 0x9F) ||
-                        (p[0] == 0xF0 && p[1] < 0x90) || (p[0] == 0xF4 && p[1] > 0x8F);
-    return len > 2 && out_of_range ? 0 : len;
+struct str buf_view(const struct buf *b) {
+    return (struct str){b->p, b->n};
 }
 
-static void escape(struct buf *b, uint8_t c) {
-    static const char letters[] = "\"\"\\\\\bb\ff\nn\rr\tt";
-    for (const char *l = letters; *l; l += 2)
-        if ((uint8_t)*l == c) {
-            buf_add(b, (char[]){'\\', l[1]}, 2);
-            return;
-        }
-    char u[8];
-    snprintf(u, sizeof u, "\\u%04x", (unsigned)c);
-    buf_add(b, u, 6);
+/* ---- JSON by template: yyjson writes the values ---- */
+
+static void scalar(struct buf *b, uint64_t tag, yyjson_val_uni uni) {
+    if (!json_write(&(yyjson_val){tag, uni}, b)) buf_str(b, STR("null"));
 }
 
+/* yyjson refuses text that is not UTF-8; then every byte beyond ASCII becomes '?'. */
 static void quote(struct buf *b, struct str s) {
-    const uint8_t *p = (const uint8_t *)s.p;
-    size_t from = 0, i = 0;
-    buf_char(b, '"');
-    while (i < s.n) {
-        bool plain = p[i] >= 0x20 && p[i] != '"' && p[i] != '\\';
-        size_t len = plain ? (p[i] < 0x80 ? 1 : utf8_len(p + i, s.n - i)) : 0;
-        if (len) {
-            i += len;
-            continue;
-        }
-        buf_add(b, p + from, i - from);
-        if (plain)
-            buf_add(b, "\xEF\xBF\xBD", 3);
-        else
-            escape(b, p[i]);
-        from = ++i;
-    }
-    buf_add(b, p + from, i - from);
-    buf_char(b, '"');
-}
-
-static void number(struct buf *b, const char *format, ...) {
-    char digits[32];
-    va_list ap;
-    va_start(ap, format);
-    int n = vsnprintf(digits, sizeof digits, format, ap);
-    va_end(ap);
-    buf_add(b, digits, (size_t)n);
-}
-
-static void real(struct buf *b, double f) {
-    yyjson_val v = {0};
-    if (!isfinite(f)) {
-        buf_str(b, STR("null"));
-        return;
-    }
-    v.tag = YYJSON_TYPE_NUM | YYJSON_SUBTYPE_REAL;
-    v.uni.f64 = f;
-    json_write(&v, b);
+    yyjson_val v = {(uint64_t)s.n << YYJSON_TAG_BIT | YYJSON_TYPE_STR, {.str = s.n ? s.p : ""}};
+    if (json_write(&v, b)) return;
+    char *ascii = str_dup(s);
+    for (size_t i = 0; i < s.n; i++)
+        if (ascii[i] & 0x80) ascii[i] = '?';
+    quote(b, (struct str){ascii, s.n});
+    free(ascii);
 }
 
 void buf_json_v(struct buf *b, const char *fmt, va_list ap) {
@@ -166,12 +123,14 @@ void buf_json_v(struct buf *b, const char *fmt, va_list ap) {
         case 'j': buf_str(b, va_arg(ap, struct str)); break;
         case 'z': quote(b, str_of(va_arg(ap, const char *))); break;
         case 's': buf_str(b, str_of(va_arg(ap, const char *))); break;
-        case 'd': number(b, "%" PRId64, va_arg(ap, int64_t)); break;
-        case 'u': number(b, "%" PRIu64, va_arg(ap, uint64_t)); break;
-        case 'f': real(b, va_arg(ap, double)); break;
+        case 'd': scalar(b, YYJSON_TYPE_NUM | YYJSON_SUBTYPE_SINT, (yyjson_val_uni){.i64 = va_arg(ap, int64_t)}); break;
+        case 'u':
+            scalar(b, YYJSON_TYPE_NUM | YYJSON_SUBTYPE_UINT, (yyjson_val_uni){.u64 = va_arg(ap, uint64_t)});
+            break;
+        case 'f': scalar(b, YYJSON_TYPE_NUM | YYJSON_SUBTYPE_REAL, (yyjson_val_uni){.f64 = va_arg(ap, double)}); break;
         case 'b': buf_str(b, va_arg(ap, int) ? STR("true") : STR("false")); break;
         case '%': buf_char(b, '%'); break;
-        default: fprintf(stderr, "loom: buf_json does not know %%%c\n", hit[1]); abort();
+        default: abort(); /* a template of ours is wrong */
         }
     }
     buf_str(b, str_of(fmt));

@@ -10,18 +10,16 @@ struct kind {
 };
 
 /* Indexed by the negated code; row 0 is what a guest's own word stands for. */
-static const struct kind kinds[] = {
-    {"ok", "The guest failed", 422, false},
+static const struct kind kinds[] = {{"ok", "The guest failed", 422, false},
 #define X(id, name, status, retryable, title) {name, title, status, retryable},
-    LOOM_ERRORS(X)
+                                    LOOM_ERRORS(X)
 #undef X
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
 
 static const struct kind *kind_of(struct str name) {
     for (size_t i = 1; i < KINDS; i++)
-        if (str_eq(str_of(kinds[i].name), name))
-            return &kinds[i];
+        if (str_eq(str_of(kinds[i].name), name)) return &kinds[i];
     return &kinds[0];
 }
 
@@ -30,8 +28,7 @@ static const struct kind *kind_at(int code) {
 }
 
 int error_set(struct error *e, int code, const char *fmt, ...) {
-    if (!e)
-        return code;
+    if (!e) return code;
     snprintf(e->code, sizeof e->code, "%s", error_name(code));
     e->retryable = kind_at(code)->retryable;
     va_list ap;
@@ -41,11 +38,17 @@ int error_set(struct error *e, int code, const char *fmt, ...) {
     return code;
 }
 
-const char *error_name(int code) { return kind_at(code)->name; }
+const char *error_name(int code) {
+    return kind_at(code)->name;
+}
 
-int error_status(struct str name) { return kind_of(name)->status; }
+int error_status(struct str name) {
+    return kind_of(name)->status;
+}
 
-const char *error_title(struct str name) { return kind_of(name)->title; }
+const char *error_title(struct str name) {
+    return kind_of(name)->title;
+}
 
 void error_json(const struct error *e, struct buf *out) {
     buf_json(out, "{\"code\":%z,\"message\":%z,\"retryable\":%b}", e->code, e->message, e->retryable);

@@ -13,19 +13,21 @@
 static EVP_MD *sha256_md;
 static pthread_key_t sha256_ctx;
 
-static void context_free(void *ctx) { EVP_MD_CTX_free(ctx); }
+static void context_free(void *ctx) {
+    EVP_MD_CTX_free(ctx);
+}
 
 static void sha256_init(void) {
     sha256_md = EVP_MD_fetch(NULL, "SHA256", NULL);
-    assert(sha256_md && pthread_key_create(&sha256_ctx, context_free) == 0);
+    int rc = pthread_key_create(&sha256_ctx, context_free);
+    assert(sha256_md && rc == 0);
 }
 
 void sha256(struct str s, uint8_t out[32]) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, sha256_init);
     EVP_MD_CTX *ctx = pthread_getspecific(sha256_ctx);
-    if (!ctx)
-        pthread_setspecific(sha256_ctx, ctx = EVP_MD_CTX_new());
+    if (!ctx) pthread_setspecific(sha256_ctx, ctx = EVP_MD_CTX_new());
     int ok = EVP_DigestInit_ex2(ctx, sha256_md, NULL) && EVP_DigestUpdate(ctx, s.p, s.n) &&
              EVP_DigestFinal_ex(ctx, out, NULL);
     assert(ok);
@@ -63,8 +65,7 @@ uint64_t hash64(struct str s, uint64_t seed) {
     uint64_t h = fold(seed ^ k0, s.n ^ k1);
     size_t n = s.n;
     const char *p = s.p;
-    for (; n > 16; n -= 16, p += 16)
-        h = fold(load(p, 8) ^ k1, load(p + 8, 8) ^ h);
+    for (; n > 16; n -= 16, p += 16) h = fold(load(p, 8) ^ k1, load(p + 8, 8) ^ h);
     uint64_t a = n ? load(p, n < 8 ? n : 8) : 0, b = n > 8 ? load(p + 8, n - 8) : 0;
     return fold(k2 ^ fold(a ^ k1, b ^ h), h ^ k0);
 }

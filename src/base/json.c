@@ -6,14 +6,15 @@
  */
 #include "base/base.h"
 
-#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* ---- reading ---- */
 
-static struct str text_of(yyjson_val *v) { return (struct str){unsafe_yyjson_get_raw(v), unsafe_yyjson_get_len(v)}; }
+static struct str text_of(yyjson_val *v) {
+    return (struct str){unsafe_yyjson_get_raw(v), unsafe_yyjson_get_len(v)};
+}
 
 /* Raw text is what yyjson could not hold: an integer beyond 64 bits, or a number beyond double. */
 static bool fits_double(struct str digits) {
@@ -54,16 +55,13 @@ static yyjson_val *first_fault(yyjson_doc *doc, const char **reason) {
     size_t depth = 0;
     yyjson_val *end = unsafe_yyjson_get_next(doc->root);
     for (yyjson_val *v = doc->root; v < end; v++) {
-        while (depth && v == open_end[depth - 1])
-            depth--;
+        while (depth && v == open_end[depth - 1]) depth--;
         if (unsafe_yyjson_is_ctn(v)) {
             *reason = "nested deeper than 100 levels";
-            if (depth == JSON_DEPTH_MAX)
-                return v;
+            if (depth == JSON_DEPTH_MAX) return v;
             open_end[depth++] = unsafe_yyjson_get_next(v);
             *reason = "this name occurs twice in one object";
-            if (yyjson_is_obj(v) && (fault = duplicate_name(v)) != NULL)
-                return fault;
+            if (yyjson_is_obj(v) && (fault = duplicate_name(v)) != NULL) return fault;
         } else if (unsafe_yyjson_is_raw(v) && !fits_double(text_of(v))) {
             *reason = "this number is beyond what a double holds";
             return v;
@@ -82,8 +80,7 @@ yyjson_doc *json_parse(struct str text, struct error *err) {
         return NULL;
     }
     yyjson_val *fault = first_fault(doc, &reason);
-    if (!fault)
-        return doc;
+    if (!fault) return doc;
     struct str at = unsafe_yyjson_is_ctn(fault) ? STR("") : text_of(fault);
     error_set(err, LOOM_E_INVALID_JSON, "not JSON that Loom accepts: %s%s%.*s", reason, at.n ? ": " : "",
               at.n > 80 ? 80 : (int)at.n, at.p);
@@ -93,33 +90,36 @@ yyjson_doc *json_parse(struct str text, struct error *err) {
 
 /* ---- writing: straight into the buffer, by an allocator that gives its free room ---- */
 
-static void *room(void *ctx, size_t size) { return buf_reserve(ctx, size); }
+static void *room(void *ctx, size_t size) {
+    return buf_reserve(ctx, size);
+}
 
 static void *more_room(void *ctx, void *p, size_t old_size, size_t size) {
     (void)p, (void)old_size;
     return buf_reserve(ctx, size);
 }
 
-static void keep_room(void *ctx, void *p) { (void)ctx, (void)p; }
-
-void json_write(yyjson_val *v, struct buf *out) {
-    size_t n;
-    char *text = yyjson_val_write_opts(v, 0, &(yyjson_alc){room, more_room, keep_room, out}, &n, NULL);
-    assert(text);
-    out->n += n;
+static void keep_room(void *ctx, void *p) {
+    (void)ctx, (void)p;
 }
 
-void json_write_mut(const yyjson_mut_val *v, struct buf *out) {
+bool json_write(const yyjson_val *v, struct buf *out) {
     size_t n;
-    char *text = yyjson_mut_val_write_opts(v, 0, &(yyjson_alc){room, more_room, keep_room, out}, &n, NULL);
-    assert(text);
-    out->n += n;
+    bool ok = yyjson_val_write_opts(v, 0, &(yyjson_alc){room, more_room, keep_room, out}, &n, NULL);
+    out->n += ok ? n : 0;
+    return ok;
+}
+
+bool json_write_mut(const yyjson_mut_val *v, struct buf *out) {
+    size_t n;
+    bool ok = yyjson_mut_val_write_opts(v, 0, &(yyjson_alc){room, more_room, keep_room, out}, &n, NULL);
+    out->n += ok ? n : 0;
+    return ok;
 }
 
 int json_normalize(struct str text, struct buf *out, struct error *err) {
     yyjson_doc *doc = json_parse(text, err);
-    if (!doc)
-        return LOOM_E_INVALID_JSON;
+    if (!doc) return LOOM_E_INVALID_JSON;
     json_write(doc->root, out);
     yyjson_doc_free(doc);
     return LOOM_OK;
@@ -127,8 +127,7 @@ int json_normalize(struct str text, struct buf *out, struct error *err) {
 
 struct str json_text_of(yyjson_val *v, struct arena *a) {
     struct buf b = {0};
-    if (!v)
-        return STR_NONE;
+    if (!v) return STR_NONE;
     json_write(v, &b);
     struct str text = arena_dup(a, buf_view(&b));
     buf_free(&b);
@@ -144,8 +143,7 @@ struct str json_str(yyjson_val *obj, const char *key) {
 
 int64_t json_int(yyjson_val *obj, const char *key, int64_t absent) {
     yyjson_val *v = yyjson_obj_get(obj, key);
-    if (yyjson_is_int(v))
-        return yyjson_is_uint(v) && yyjson_get_uint(v) > INT64_MAX ? absent : yyjson_get_sint(v);
+    if (yyjson_is_int(v)) return yyjson_is_uint(v) && yyjson_get_uint(v) > INT64_MAX ? absent : yyjson_get_sint(v);
     double f = yyjson_get_real(v);
     return yyjson_is_real(v) && fabs(f) <= 0x1p53 && trunc(f) >= f && trunc(f) <= f ? (int64_t)f : absent;
 }

@@ -10,13 +10,14 @@
 
 static uint64_t seed_now;
 
-void map_seed(uint64_t seed) { seed_now = seed; }
+void map_seed(uint64_t seed) {
+    seed_now = seed;
+}
 
 /* The slot that holds key, or the empty one where it belongs. */
 static struct map_slot *slot_of(const struct map *m, struct str key, uint64_t hash) {
     size_t mask = m->cap - 1, i = hash & mask;
-    while (m->slots[i].value && !(m->slots[i].hash == hash && str_eq(m->slots[i].key, key)))
-        i = (i + 1) & mask;
+    while (m->slots[i].value && !(m->slots[i].hash == hash && str_eq(m->slots[i].key, key))) i = (i + 1) & mask;
     return &m->slots[i];
 }
 
@@ -30,15 +31,13 @@ static void grow(struct map *m) {
     m->cap = old.cap ? old.cap * 2 : 8;
     m->slots = mem_alloc(m->cap * sizeof *m->slots);
     for (size_t i = 0; i < old.cap; i++)
-        if (old.slots[i].value)
-            *slot_of(m, old.slots[i].key, old.slots[i].hash) = old.slots[i];
+        if (old.slots[i].value) *slot_of(m, old.slots[i].key, old.slots[i].hash) = old.slots[i];
     free(old.slots);
 }
 
 void map_put(struct map *m, struct str key, void *value) {
     assert(value);
-    if (4 * (m->count + 1) > 3 * m->cap)
-        grow(m);
+    if (4 * (m->count + 1) > 3 * m->cap) grow(m);
     uint64_t hash = hash64(key, m->seed);
     struct map_slot *s = slot_of(m, key, hash);
     m->count += !s->value;
@@ -48,8 +47,7 @@ void map_put(struct map *m, struct str key, void *value) {
 void *map_remove(struct map *m, struct str key) {
     struct map_slot *hole = m->count ? slot_of(m, key, hash64(key, m->seed)) : NULL;
     void *value = hole ? hole->value : NULL;
-    if (!value)
-        return NULL;
+    if (!value) return NULL;
     size_t mask = m->cap - 1, at = (size_t)(hole - m->slots);
     for (size_t i = (at + 1) & mask; m->slots[i].value; i = (i + 1) & mask)
         if (((i - m->slots[i].hash) & mask) >= ((i - at) & mask)) {
@@ -69,8 +67,7 @@ void map_free(struct map *m) {
 void *map_next(const struct map *m, size_t *i) {
     while (*i < m->cap) {
         void *value = m->slots[(*i)++].value;
-        if (value)
-            return value;
+        if (value) return value;
     }
     return NULL;
 }

@@ -15,17 +15,17 @@ static atomic_int log_fd = -1, log_min = LOG_INFO;
 static char hostname[256];
 
 void log_open(int fd, enum log_level level) {
-    if (gethostname(hostname, sizeof hostname - 1) != 0)
-        hostname[0] = 0;
+    if (gethostname(hostname, sizeof hostname - 1) != 0) hostname[0] = 0;
     log_min = (int)level;
     log_fd = fd;
 }
 
-bool log_on(enum log_level level) { return log_fd >= 0 && (int)level >= log_min; }
+bool log_on(enum log_level level) {
+    return log_fd >= 0 && (int)level >= log_min;
+}
 
 void log_event(enum log_level level, const char *msg, const char *fields_fmt, ...) {
-    if (!log_on(level))
-        return;
+    if (!log_on(level)) return;
     struct buf line = {0};
     buf_json(&line, "{\"level\":%d,\"time\":%d,\"pid\":%d,\"hostname\":%z,", (int64_t)level,
              env_system()->now_ms(env_system()), (int64_t)getpid(), hostname);
@@ -45,11 +45,17 @@ void log_event(enum log_level level, const char *msg, const char *fields_fmt, ..
 
 static _Atomic int64_t values[METRIC_END];
 
-void metric_add(enum metric m, int64_t n) { atomic_fetch_add_explicit(&values[m], n, memory_order_relaxed); }
+void metric_add(enum metric m, int64_t n) {
+    atomic_fetch_add_explicit(&values[m], n, memory_order_relaxed);
+}
 
-void metric_set(enum metric m, int64_t value) { atomic_store_explicit(&values[m], value, memory_order_relaxed); }
+void metric_set(enum metric m, int64_t value) {
+    atomic_store_explicit(&values[m], value, memory_order_relaxed);
+}
 
-int64_t metric_get(enum metric m) { return atomic_load_explicit(&values[m], memory_order_relaxed); }
+int64_t metric_get(enum metric m) {
+    return atomic_load_explicit(&values[m], memory_order_relaxed);
+}
 
 void metrics_write(struct buf *out) {
     static const struct {
