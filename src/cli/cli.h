@@ -1,0 +1,112 @@
+/* cli.h: what the files of the command line share: the words of a command, the terminal, the door to a Loom, the project.
+ *
+ * Exit codes: 0 ok, 1 failed, 2 usage. Errors go to stderr and name the thing and the remedy; results go to stdout.
+ */
+#ifndef LOOM_CLI_H
+#define LOOM_CLI_H
+
+#include "base/base.h"
+#include "loom/loom.h"
+#include <stdio.h>
+
+enum { EXIT_OK, EXIT_FAILED, EXIT_USAGE };
+
+/* ---- main.c: a command line, taken apart ---- */
+struct options {
+    const char *url, *key, *ns, *listen, *keys, *store, *input, *id, *version, *type, *status, *reason;
+    int64_t delay, timeout, priority, ttl, limit, from, at;
+    bool json, replace, help;
+};
+struct cli {
+    struct options o;
+    const char *command, *usage;
+    char **args; /* positional, NULL-terminated */
+    int arg_count;
+};
+int fail_usage(const struct cli *c, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));                            /* answers EXIT_USAGE */
+int fail(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* answers EXIT_FAILED */
+/* JSON of an argument: text, @FILE or - (stdin), checked; NULL gives `absent`. false: the error has been printed. */
+bool json_argument(const char *arg, const char *absent, struct buf *out);
+/* Splits TYPE/KEY; false: the error has been printed. */
+bool actor_argument(const struct cli *c, const char *arg, struct str *type, struct str *key);
+bool file_read(const char *path, struct buf *out); /* appended; false: errno says why */
+const char *own_path(void);                        /* of this executable */
+
+/* ---- view.c: the terminal ---- */
+enum paint { PLAIN, BOLD, DIM, RED, GREEN, YELLOW, BLUE, CYAN };
+const char *paint(enum paint p); /* "" unless stdout is a terminal that wants colours (NO_COLOR) */
+void print_json(struct str json, bool pretty);
+void format_ms(int64_t ms, char out[32]);    /* a duration for people: 12 ms, 3.2 s, 5 m 2 s */
+void format_clock(int64_t ms, char out[32]); /* 12:03:04.123, local time */
+/* Journal entries as lines for people; remembers what began when, so that ends show names and durations. */
+struct view {
+    struct map begun;
+};
+void view_entry(struct view *v, struct str actor, yyjson_val *entry, struct buf *line); /* without time and newline */
+void view_free(struct view *v);
+
+/* ---- client.c: the door to a Loom, in this process or behind a URL ---- */
+struct door {
+    struct loom *loom; /* NULL: over HTTP */
+    const char *url, *key;
+};
+struct door door_remote(const struct cli *c);
+/* Sends a request (loom_submit's words on both ways) and waits. Answers the status and appends the body, with errors as
+ * {"code","message","retryable"}; 0: nobody answers. */
+int ask(const struct door *d, const struct loom_request *r, struct buf *body);
+/* The same; prints what went wrong and answers false when the status is not 2xx. */
+bool ask_ok(const struct door *d, const struct loom_request *r, struct buf *body);
+void print_problem(const struct door *d, int status, struct str body);
+struct loom_request request_of(const struct cli *c, const char *op);
+
+/* ---- project.c: a project folder ---- */
+struct unit_kind;
+struct unit {
+    const struct unit_kind *kind;
+    struct str folder, file; /* of the definition */
+    struct str name, version, text;
+    const char *wasm; /* the file that the build makes; NULL: the definition names a module that exists already */
+};
+struct project {
+    const char *dir;
+    struct str config; /* loom.json */
+    struct unit *units;
+    size_t count;
+    struct arena arena;
+};
+/* Reads loom.json and all definitions; false: the error has been printed. project_close either way.
+ * Without `units` no definitions are read, and there need not be a loom.json. */
+bool project_open(struct project *p, const char *dir, bool units);
+void project_close(struct project *p);
+char *project_find(const char *start); /* nearest folder at or above with a loom.json, malloc'd; or NULL */
+bool project_build(const struct project *p, bool quiet); /* what is older than its source; false: printed */
+/* Modules, then definitions; `all` also lists what was there already. false: printed. */
+bool project_deploy(const struct project *p, const struct door *d, bool replace, bool all);
+/* Deploys the workflow in a file and appends its name. false: printed. */
+bool workflow_put(const char *path, const struct door *d, bool replace, bool all, struct buf *name);
+const char *unit_folder(const struct unit *u); /* "actors", "activities" or "workflows" */
+/* Opens an engine for the project (config.store NULL: DIR/.loom/store); NULL: the error has been printed. */
+struct loom *project_engine(const struct project *p, struct loom_config config);
+
+/* ---- commands ---- */
+int command_new(struct cli *c);
+int command_dev(struct cli *c);
+int command_worker(struct cli *c);
+int command_build(struct cli *c);
+int command_test(struct cli *c);
+int command_deploy(struct cli *c);
+int command_run(struct cli *c);
+int command_call(struct cli *c);
+int command_send(struct cli *c);
+int command_event(struct cli *c);
+int command_actors(struct cli *c);
+int command_inspect(struct cli *c);
+int command_journal(struct cli *c);
+int command_cancel(struct cli *c);
+int command_resume(struct cli *c);
+int command_fork(struct cli *c);
+int command_workflow(struct cli *c);
+int command_modules(struct cli *c);
+
+#endif

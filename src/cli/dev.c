@@ -1,0 +1,227 @@
+/* dev.c: a worker in the foreground. `dev` also builds, deploys, watches the project and shows what happens.
+ *
+ * One thread: it waits for signals, for changes of files, and for the feed. The feed is a pipe into which the engine's
+ * threads write lines (log lines and journal entries made readable) without ever waiting: when the terminal is slower
+ * than the engine, lines are lost, not time. A change of any file builds and deploys everything anew; what is up to date
+ * costs nothing.
+ */
+#include "cli/cli.h"
+#include "http/http.h"
+#include "observe/observe.h"
+#include "runtime/runtime.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/inotify.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+struct served {
+    const struct cli *cli;
+    const char *dir;
+    struct project project;
+    struct loom *loom;
+    struct http_server *http;
+    struct view view;
+    struct buf keys, feed_text;
+    int signals, changes, feed[2];
+    uint64_t subscription;
+};
+
+/* ---- the feed ---- */
+
+static void on_event(void *ctx, const struct loom_event *event) {
+    struct served *s = ctx;
+    yyjson_doc *doc = yyjson_read(event->json.p, event->json.n, 0);
+    yyjson_val *entry = yyjson_obj_get(yyjson_doc_get_root(doc), "entry");
+    struct str actor = {event->actor.p, event->actor.n};
+    struct buf line = {0};
+    char clock[32];
+    format_clock(json_int(entry, "at", 0), clock);
+    buf_json(&line, "%s%s%s  %s%j%s  ", paint(DIM), clock, paint(PLAIN), paint(CYAN), actor, paint(PLAIN));
+    view_entry(&s->view, actor, entry, &line);
+    buf_char(&line, '\n');
+    if (write(s->feed[1], line.p, line.n) < 0) {
+        /* The terminal does not keep up: the line is dropped. */
+    }
+    buf_free(&line);
+    yyjson_doc_free(doc);
+}
+
+/* One line of the log for people: level, message, fields. */
+static void print_log(struct str line) {
+    yyjson_doc *doc = yyjson_read(line.p, line.n, 0);
+    yyjson_val *root = yyjson_doc_get_root(doc);
+    int64_t level = json_int(root, "level", LOG_INFO);
+    struct str msg = json_str(root, "msg");
+    char clock[32];
+    format_clock(json_int(root, "time", 0), clock);
+    printf("%s%s%s  %s%.*s%s", paint(DIM), clock, paint(PLAIN),
+           paint(level >= LOG_ERROR  ? RED
+                 : level >= LOG_WARN ? YELLOW
+                                     : PLAIN),
+           (int)msg.n, msg.p ? msg.p : "", paint(DIM));
+    yyjson_obj_iter it = yyjson_obj_iter_with(root);
+    for (yyjson_val *key; (key = yyjson_obj_iter_next(&it));) {
+        static const char *const shown[] = {"level", "time", "pid", "hostname", "msg"};
+        bool skip = false;
+        for (size_t i = 0; i < sizeof shown / sizeof *shown; i++) skip = skip || yyjson_equals_str(key, shown[i]);
+        struct buf value = {0};
+        if (!skip)
+            json_write(yyjson_obj_iter_get_val(key), &value),
+                printf("  %s=%.*s", yyjson_get_str(key), (int)value.n, value.p);
+        buf_free(&value);
+    }
+    puts(paint(PLAIN));
+    yyjson_doc_free(doc);
+}
+
+static void show_feed(struct served *s) {
+    char part[65536];
+    for (ssize_t n; (n = read(s->feed[0], part, sizeof part)) > 0;) buf_add(&s->feed_text, part, (size_t)n);
+    size_t from = 0;
+    for (char *end; s->feed_text.n > from && (end = memchr(s->feed_text.p + from, '\n', s->feed_text.n - from));) {
+        struct str line = {s->feed_text.p + from, (size_t)(end - s->feed_text.p) - from};
+        if (line.n && line.p[0] == '{')
+            print_log(line);
+        else
+            printf("%.*s\n", (int)line.n, line.p);
+        from += line.n + 1;
+    }
+    if (from) memmove(s->feed_text.p, s->feed_text.p + from, s->feed_text.n -= from);
+    fflush(stdout);
+}
+
+/* ---- watching ---- */
+
+static void watch(struct served *s) {
+    const uint32_t mask = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_CREATE | IN_DELETE | IN_ONLYDIR;
+    static const char *const folders[] = {"", "/activities", "/actors", "/workflows"};
+    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
+        struct arena a = {0};
+        inotify_add_watch(s->changes, arena_json(&a, "%s%s", s->dir, folders[i]).p, mask);
+        arena_free(&a);
+    }
+    for (size_t i = 0; i < s->project.count; i++) {
+        struct arena a = {0};
+        inotify_add_watch(s->changes, s->project.units[i].folder.p, mask);
+        inotify_add_watch(s->changes, arena_json(&a, "%j/src", s->project.units[i].folder).p, mask);
+        arena_free(&a);
+    }
+}
+
+/* An editor writes in several steps: what comes within a moment is one change. Hidden files do not count. */
+static bool changed(struct served *s) {
+    bool any = false;
+    struct pollfd p = {.fd = s->changes, .events = POLLIN};
+    do {
+        char events[16384] __attribute__((aligned(8)));
+        ssize_t n = read(s->changes, events, sizeof events);
+        for (char *at = events; at < events + (n > 0 ? n : 0);) {
+            struct inotify_event *e = (struct inotify_event *)(void *)at;
+            any = any || (e->len && e->name[0] != '.');
+            at += sizeof *e + e->len;
+        }
+    } while (poll(&p, 1, 60) > 0);
+    return any;
+}
+
+static bool build_and_deploy(struct served *s) {
+    project_close(&s->project);
+    bool ok = project_open(&s->project, s->dir, true) && project_build(&s->project, false);
+    if (ok && s->loom) ok = project_deploy(&s->project, &(struct door){.loom = s->loom}, true, false);
+    watch(s);
+    return ok;
+}
+
+/* ---- life ---- */
+
+static struct str builtin_text(const char *path) {
+    for (const struct builtin_file *f = builtin_files; f->path; f++)
+        if (strcmp(f->path, path) == 0) return (struct str){(const char *)f->start, (size_t)(f->end - f->start)};
+    return STR_NONE;
+}
+
+static bool serve_start(struct served *s, bool dev) {
+    const struct options *o = &s->cli->o;
+    struct error err;
+    struct loom_config config = {.store = o->store, .flushed = http_flushed, .flushed_ctx = &s->http};
+    if (o->keys && !file_read(o->keys, &s->keys))
+        return fail("cannot read %s: %s", o->keys, strerror(errno)) == EXIT_OK;
+    if (dev ? !build_and_deploy(s) : !project_open(&s->project, s->dir, false)) return false;
+    if (!(s->loom = project_engine(&s->project, config))) return false;
+    if (dev && !project_deploy(&s->project, &(struct door){.loom = s->loom}, true, false)) return false;
+    struct http_config http = {.listen = o->listen ? o->listen : "127.0.0.1:7100",
+                               .loom = s->loom,
+                               .keys = s->keys.n ? buf_view(&s->keys) : STR_NONE,
+                               .page = builtin_text("ui/index.html")};
+    if (http_start(&http, &s->http, &err)) return fail("%s", err.message) == EXIT_OK;
+    if (dev) s->subscription = loom_subscribe(s->loom, (struct loom_str){0}, (struct loom_str){0}, -1, on_event, s);
+    return true;
+}
+
+static void serve_until_signal(struct served *s, bool dev) {
+    struct pollfd polled[] = {{s->signals, POLLIN, 0}, {s->feed[0], POLLIN, 0}, {s->changes, POLLIN, 0}};
+    while (!(polled[0].revents & POLLIN)) {
+        poll(polled, dev ? 3 : 1, -1);
+        if (polled[1].revents) show_feed(s);
+        if (polled[2].revents && changed(s)) build_and_deploy(s);
+    }
+    struct signalfd_siginfo taken;
+    if (read(s->signals, &taken, sizeof taken) < 0) fail("cannot read the signal: %s", strerror(errno));
+}
+
+static void serve_stop(struct served *s, bool dev) {
+    if (s->http) http_drain(s->http);
+    if (s->subscription) loom_unsubscribe(s->loom, s->subscription);
+    if (s->loom) loom_close(s->loom);
+    if (s->http) http_stop(s->http);
+    if (dev) show_feed(s);
+    view_free(&s->view);
+    buf_free(&s->feed_text);
+    buf_free(&s->keys);
+    project_close(&s->project);
+}
+
+static int serve(const struct cli *c, bool dev) {
+    struct served s = {.cli = c, .dir = c->arg_count ? c->args[0] : "."};
+    sigset_t stop, before;
+    sigemptyset(&stop);
+    sigaddset(&stop, SIGINT);
+    sigaddset(&stop, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &stop, &before);
+    s.signals = signalfd(-1, &stop, SFD_CLOEXEC);
+    s.changes = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    if (pipe2(s.feed, O_NONBLOCK | O_CLOEXEC)) return fail("cannot make a pipe: %s", strerror(errno));
+    fcntl(s.feed[1], F_SETPIPE_SZ, 1 << 20);
+    log_open(dev ? s.feed[1] : 2, dev ? LOG_WARN : LOG_INFO);
+    bool ok = serve_start(&s, dev);
+    if (ok) {
+        FILE *to = dev ? stdout : stderr;
+        if (dev)
+            fprintf(to, "%sLoom %s%s serves %s on %shttp://%s%s; the store is %s. Ctrl-C stops.\n", paint(BOLD),
+                    LOOM_VERSION, paint(PLAIN), s.dir, paint(CYAN), c->o.listen ? c->o.listen : "127.0.0.1:7100",
+                    paint(PLAIN), c->o.store ? c->o.store : "in .loom/store");
+        else
+            log_event(LOG_INFO, "serving", "\"listen\":%z,\"port\":%d", c->o.listen ? c->o.listen : "127.0.0.1:7100",
+                      (int64_t)http_port(s.http));
+        fflush(to);
+        serve_until_signal(&s, dev);
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL); /* from here a signal ends the process at once */
+    signal(SIGINT, SIG_DFL);
+    signal(SIGTERM, SIG_DFL);
+    serve_stop(&s, dev);
+    return ok ? EXIT_OK : EXIT_FAILED;
+}
+
+int command_dev(struct cli *c) {
+    return serve(c, true);
+}
+
+int command_worker(struct cli *c) {
+    return serve(c, false);
+}

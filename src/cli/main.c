@@ -1,0 +1,295 @@
+/* main.c: the loom command: a table of commands and a table of options, from which parsing and help follow.
+ *
+ * An option is accepted by a command when the command's usage names it, or when it is global. Deliberately not here:
+ * short options, abbreviations, configuration files: LOOM_URL and LOOM_API_KEY are the only environment it reads.
+ */
+#include "cli/cli.h"
+#include "wasm/exec.h"
+#include <ctype.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static int command_help(struct cli *c);
+static int command_version(struct cli *c);
+
+static const struct command {
+    const char *name, *usage; /* name NULL: a heading */
+    int arg_min, arg_max;
+    int (*run)(struct cli *);
+    const char *doc;
+} commands[] = {
+    {NULL, "Make", 0, 0, NULL, NULL},
+    {"new", "NAME | actor NAME | activity NAME", 1, 2, command_new,
+     "make a project folder, or an actor or activity in one"},
+    {"build", "[DIR]", 0, 1, command_build, "compile the guests of a project to WASM"},
+    {"test", "[DIR]", 0, 1, command_test, "run the test.json of each actor and activity on an engine in memory"},
+    {"dev", "[DIR] [--listen ADDR:PORT] [--store DIR|memory] [--keys FILE]", 0, 1, command_dev,
+     "build, deploy and serve a project; watch it, reload it, show what happens"},
+    {NULL, "Run", 0, 0, NULL, NULL},
+    {"worker", "[DIR] [--listen ADDR:PORT] [--store DIR|memory] [--keys FILE]", 0, 1, command_worker,
+     "serve a project without building and watching; logs JSON lines to stderr"},
+    {"deploy", "[DIR] [--replace]", 0, 1, command_deploy, "upload a project's modules, definitions and workflows"},
+    {"run", "FILE|NAME [--input JSON|@FILE|-] [--id ID] [--version V] [--store DIR|memory] [--replace]", 1, 1,
+     command_run, "run a workflow to its end: on the Loom at --url if one answers, else in this process"},
+    {"workflow", "list | deploy FILE [--replace] | run NAME [JSON|@FILE|-] [--id ID] [--version V] | get NAME ID", 1, 3,
+     command_workflow, "list, upload, start (without waiting) or look at workflows"},
+    {NULL, "Talk to actors", 0, 0, NULL, NULL},
+    {"call", "TYPE/KEY [JSON|@FILE|-] [--id ID] [--timeout MS] [--priority N] [--ttl MS]", 1, 2, command_call,
+     "deliver a message and print the reply"},
+    {"send", "TYPE/KEY [JSON|@FILE|-] [--id ID] [--delay MS] [--priority N] [--ttl MS]", 1, 2, command_send,
+     "deliver a message and return once it is durable"},
+    {"event", "TYPE/KEY EVENT [JSON|@FILE|-] [--id ID] [--ttl MS]", 2, 3, command_event,
+     "deliver an event to an actor that waits for it, now or later"},
+    {NULL, "Look and operate", 0, 0, NULL, NULL},
+    {"actors", "[--type TYPE] [--status STATUS] [--limit N]", 0, 0, command_actors, "list actors"},
+    {"inspect", "TYPE/KEY [--at CURSOR]", 1, 1, command_inspect,
+     "show an actor: status, metadata and state, now or in the past"},
+    {"journal", "TYPE/KEY [--from CURSOR] [--limit N]", 1, 1, command_journal, "show an actor's journal as a timeline"},
+    {"cancel", "TYPE/KEY [--reason TEXT]", 1, 1, command_cancel, "cancel an actor's turn; its compensations run"},
+    {"resume", "TYPE/KEY [JSON|@FILE|-]", 1, 2, command_resume, "let a suspended or paused actor go on"},
+    {"fork", "TYPE/KEY NEW_KEY [--from CURSOR]", 2, 2, command_fork,
+     "copy an actor as it was at a cursor under a new key"},
+    {"modules", "", 0, 0, command_modules, "list WASM modules"},
+    {"version", "", 0, 0, command_version, "print the version"},
+    {"help", "[COMMAND]", 0, 1, command_help, "show this, or one command's options"},
+};
+
+static const struct option {
+    const char *name, *argument; /* argument NULL: a switch */
+    bool number, global;
+    size_t at;
+    const char *doc;
+} options[] = {
+    {"--url", "URL", false, true, offsetof(struct options, url),
+     "the Loom to talk to (LOOM_URL; http://127.0.0.1:7100)"},
+    {"--key", "KEY", false, true, offsetof(struct options, key), "API key (LOOM_API_KEY)"},
+    {"--ns", "NAME", false, true, offsetof(struct options, ns), "namespace (default)"},
+    {"--json", NULL, false, true, offsetof(struct options, json), "print JSON for programs"},
+    {"--help", NULL, false, true, offsetof(struct options, help), "show help"},
+    {"--listen", "ADDR:PORT", false, false, offsetof(struct options, listen), "where to serve (127.0.0.1:7100)"},
+    {"--keys", "FILE", false, false, offsetof(struct options, keys),
+     "API keys: {\"keys\": [{\"sha256\", \"namespace\", \"role\"}]}; needed to listen beyond this machine"},
+    {"--store", "DIR", false, false, offsetof(struct options, store), "folder of the store, or memory"},
+    {"--input", "JSON", false, false, offsetof(struct options, input),
+     "the workflow's input: text, @FILE or - for stdin"},
+    {"--id", "ID", false, false, offsetof(struct options, id), "idempotency key: the same id again does nothing twice"},
+    {"--version", "V", false, false, offsetof(struct options, version), "instead of the version deployed last"},
+    {"--type", "TYPE", false, false, offsetof(struct options, type), "only actors of this type"},
+    {"--status", "STATUS", false, false, offsetof(struct options, status), "only actors in this status"},
+    {"--reason", "TEXT", false, false, offsetof(struct options, reason), "is written into the journal"},
+    {"--delay", "MS", true, false, offsetof(struct options, delay), "deliver after this time"},
+    {"--timeout", "MS", true, false, offsetof(struct options, timeout), "stop waiting for the reply after this time"},
+    {"--priority", "N", true, false, offsetof(struct options, priority), "lower goes first (0)"},
+    {"--ttl", "MS", true, false, offsetof(struct options, ttl), "drop the message when it waits longer"},
+    {"--limit", "N", true, false, offsetof(struct options, limit), "at most so many"},
+    {"--from", "CURSOR", true, false, offsetof(struct options, from), "journal position"},
+    {"--at", "CURSOR", true, false, offsetof(struct options, at), "journal position of a past moment"},
+    {"--replace", NULL, false, false, offsetof(struct options, replace), "overwrite versions that exist"},
+};
+
+#define COUNT(a) (sizeof(a) / sizeof *(a))
+
+int fail(const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    fputs("loom: ", stderr);
+    vfprintf(stderr, fmt, ap);
+    fputc('\n', stderr);
+    va_end(ap);
+    return EXIT_FAILED;
+}
+
+int fail_usage(const struct cli *c, const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    fputs("loom: ", stderr);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    if (c->usage) fprintf(stderr, "\nusage: loom %s %s", c->command, c->usage);
+    fprintf(stderr, "\n`loom help%s%s` tells more\n", c->usage ? " " : "", c->usage ? c->command : "");
+    return EXIT_USAGE;
+}
+
+bool file_read(const char *path, struct buf *out) {
+    FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;
+    if (!f) return false;
+    char part[65536];
+    for (size_t n; (n = fread(part, 1, sizeof part, f)) > 0;) buf_add(out, part, n);
+    bool ok = !ferror(f); /* a folder opens, but does not read */
+    int why = errno;
+    if (f != stdin) fclose(f);
+    errno = why;
+    return ok;
+}
+
+bool json_argument(const char *arg, const char *absent, struct buf *out) {
+    const char *file = !arg ? NULL : arg[0] == '@' ? arg + 1 : strcmp(arg, "-") ? NULL : "-";
+    struct buf text = {0};
+    struct error err;
+    if (file && !file_read(file, &text)) {
+        fail("cannot read %s: %s", file, strerror(errno));
+        return false;
+    }
+    if (!file) buf_str(&text, str_of(arg ? arg : absent));
+    bool ok = json_normalize(buf_view(&text), out, &err) == 0;
+    if (!ok)
+        fail("%s is not JSON: %s (text needs its own quotes: '\"text\"'; a file is @FILE)",
+             file ? file : "the argument", err.message);
+    buf_free(&text);
+    return ok;
+}
+
+bool actor_argument(const struct cli *c, const char *arg, struct str *type, struct str *key) {
+    const char *slash = strchr(arg, '/');
+    if (!slash || slash == arg || !slash[1]) {
+        fail_usage(c, "`%s` does not name an actor: TYPE/KEY is expected, like counter/a", arg);
+        return false;
+    }
+    *type = (struct str){arg, (size_t)(slash - arg)};
+    *key = str_of(slash + 1);
+    return true;
+}
+
+const char *own_path(void) {
+    static char path[4096];
+    ssize_t n = path[0] ? 1 : readlink("/proc/self/exe", path, sizeof path - 1);
+    return n > 0 ? path : NULL;
+}
+
+/* Edits that lead from a to b; the words of a command line are short. */
+static size_t distance(const char *a, const char *b) {
+    size_t row[64] = {0}, n = strlen(b);
+    if (n >= COUNT(row)) return n;
+    for (size_t j = 0; j <= n; j++) row[j] = j;
+    for (size_t i = 0; a[i]; i++) {
+        size_t diagonal = row[0]++;
+        for (size_t j = 1; j <= n; j++) {
+            size_t best = diagonal + (a[i] != b[j - 1]);
+            diagonal = row[j];
+            if (row[j] + 1 < best) best = row[j] + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            row[j] = best;
+        }
+    }
+    return row[n];
+}
+
+static const struct command *command_find(const char *name) {
+    for (size_t i = 0; i < COUNT(commands); i++)
+        if (commands[i].name && strcmp(commands[i].name, name) == 0) return &commands[i];
+    return NULL;
+}
+
+static int unknown_command(const struct cli *c, const char *name) {
+    const char *nearest = NULL;
+    size_t best = 4;
+    for (size_t i = 0; i < COUNT(commands); i++) {
+        size_t d = commands[i].name ? distance(name, commands[i].name) : best;
+        if (d < best && d < strlen(name)) best = d, nearest = commands[i].name;
+    }
+    if (nearest) return fail_usage(c, "there is no command `%s`; did you mean `%s`?", name, nearest);
+    return fail_usage(c, "there is no command `%s`", name);
+}
+
+/* Usage lines say which options a command takes. */
+static bool takes_option(const struct command *cmd, const struct option *o) {
+    const char *at = strstr(cmd->usage, o->name);
+    return o->global || (at && !islower((unsigned char)at[strlen(o->name)]));
+}
+
+static void print_options(const struct command *cmd) {
+    for (size_t i = 0; i < COUNT(options); i++)
+        if (cmd ? takes_option(cmd, &options[i]) : options[i].global)
+            printf("  %s%-10s%s %-10s %s\n", paint(BOLD), options[i].name, paint(PLAIN),
+                   options[i].argument ? options[i].argument : "", options[i].doc);
+}
+
+static int command_help(struct cli *c) {
+    const struct command *cmd = c->arg_count ? command_find(c->args[0]) : NULL;
+    if (c->arg_count && !cmd) return unknown_command(&(struct cli){0}, c->args[0]);
+    if (cmd) {
+        printf("usage: %sloom %s%s %s\n\n%s.\n\n", paint(BOLD), cmd->name, paint(PLAIN), cmd->usage, cmd->doc);
+        print_options(cmd);
+        return EXIT_OK;
+    }
+    printf("Loom %s: durable actors, workflows and activities in one executable.\n\nusage: loom COMMAND …\n",
+           LOOM_VERSION);
+    for (size_t i = 0; i < COUNT(commands); i++)
+        if (commands[i].name)
+            printf("  %s%-10s%s %s\n", paint(BOLD), commands[i].name, paint(PLAIN), commands[i].doc);
+        else
+            printf("\n%s%s%s\n", paint(CYAN), commands[i].usage, paint(PLAIN));
+    printf("\n%sOptions of all commands%s\n", paint(CYAN), paint(PLAIN));
+    print_options(NULL);
+    return EXIT_OK;
+}
+
+static int command_version(struct cli *c) {
+    printf(c->o.json ? "{\"version\":\"%s\"}\n" : "loom %s\n", LOOM_VERSION);
+    return EXIT_OK;
+}
+
+/* Takes one option; *i moves past its value. */
+static int option_read(struct cli *c, const struct command *cmd, char **argv, int *i) {
+    char *arg = argv[*i], *equals = strchr(arg, '=');
+    size_t n = equals ? (size_t)(equals - arg) : strlen(arg);
+    const struct option *o = NULL;
+    for (size_t k = 0; k < COUNT(options) && !o; k++)
+        if (strlen(options[k].name) == n && strncmp(options[k].name, arg, n) == 0) o = &options[k];
+    if (!o || (cmd && !takes_option(cmd, o)))
+        return fail_usage(c, "%s%s takes no option %.*s", cmd ? "loom " : "loom", cmd ? cmd->name : "", (int)n, arg);
+    char *field = (char *)&c->o + o->at;
+    if (!o->argument) {
+        *(bool *)field = true;
+        return EXIT_OK;
+    }
+    const char *value = equals ? equals + 1 : argv[*i + 1] ? argv[++*i] : NULL;
+    if (!value) return fail_usage(c, "%s needs a value: %s %s", o->name, o->name, o->argument);
+    char *end = NULL;
+    errno = 0;
+    if (!o->number)
+        *(const char **)field = value;
+    else if ((*(int64_t *)field = strtoll(value, &end, 10)), errno || end == value || *end)
+        return fail_usage(c, "%s needs a whole number, not `%s`", o->name, value);
+    return EXIT_OK;
+}
+
+int main(int argc, char **argv) {
+    if (argc == 2 && strcmp(argv[1], "--compile-module") == 0) return exec_compile_child(0, 1);
+    signal(SIGPIPE, SIG_IGN);
+    struct cli c = {.o = {.url = getenv("LOOM_URL"), .key = getenv("LOOM_API_KEY"), .at = -1}};
+    const char *first = argc > 1 ? argv[1] : "help";
+    const struct command *cmd = NULL;
+    int i = 2;
+    if (strcmp(first, "--version") == 0)
+        first = "version";
+    else if (strncmp(first, "-", 1) == 0)
+        i = 1, first = "help";
+    if (!(cmd = command_find(first))) return unknown_command(&c, first);
+    c.command = cmd->name, c.usage = cmd->usage;
+    c.args = mem_alloc((size_t)(argc + 1) * sizeof *c.args);
+    bool only_args = false;
+    for (; i < argc; i++) {
+        if (!only_args && strcmp(argv[i], "--") == 0)
+            only_args = true;
+        else if (only_args || strncmp(argv[i], "--", 2))
+            c.args[c.arg_count++] = argv[i];
+        else if (option_read(&c, cmd, argv, &i))
+            return EXIT_USAGE;
+    }
+    if (c.o.help) {
+        c.args[0] = (char *)(uintptr_t)cmd->name, c.arg_count = cmd->run != command_help;
+        return command_help(&c);
+    }
+    if (c.arg_count < cmd->arg_min)
+        return fail_usage(&c, "loom %s needs %s", cmd->name,
+                          cmd->arg_min > c.arg_count + 1 ? "more arguments" : "an argument more");
+    if (c.arg_count > cmd->arg_max)
+        return fail_usage(&c, "loom %s does not take `%s`", cmd->name, c.args[cmd->arg_max]);
+    int code = cmd->run(&c);
+    free(c.args);
+    return fflush(stdout) ? EXIT_FAILED : code;
+}

@@ -1,0 +1,163 @@
+/* view.c: what people see: colours, durations, and journal entries as one line each.
+ *
+ * The table says for each entry type how it looks, which field names it and which shows its value. An entry that opens
+ * something is remembered under its id field, so that the entry which ends it shows the name and how long it took.
+ */
+#include "cli/cli.h"
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+
+static const struct look {
+    const char *type, *mark;
+    enum paint paint;
+    const char *what, *name, *value; /* name, value: fields, or NULL */
+    const char *id;                  /* field that ties the end to the beginning */
+    bool begins;
+} looks[] = {
+    {"turn_started", "▶", BOLD, "turn", NULL, "message", NULL, false},
+    {"turn_completed", "■", GREEN, "done", NULL, "result", NULL, false},
+    {"turn_finished", "■", GREEN, "finished", NULL, "result", NULL, false},
+    {"turn_continued", "↻", GREEN, "continues", NULL, "input", NULL, false},
+    {"turn_failed", "■", RED, "failed", NULL, "error", NULL, false},
+    {"turn_cancelled", "■", YELLOW, "cancelled", NULL, "error", NULL, false},
+    {"activity_scheduled", "→", BLUE, "activity", "name", "input", "activityId", true},
+    {"activity_retry", "↻", YELLOW, "activity", NULL, "error", "activityId", false},
+    {"activity_completed", "✓", GREEN, "activity", NULL, "result", "activityId", false},
+    {"activity_failed", "✗", RED, "activity", NULL, "error", "activityId", false},
+    {"call_sent", "→", BLUE, "call", "to", "input", "promise", true},
+    {"call_completed", "✓", GREEN, "call", NULL, "result", "promise", false},
+    {"call_failed", "✗", RED, "call", NULL, "error", "promise", false},
+    {"message_sent", "→", BLUE, "send", "to", "input", NULL, false},
+    {"child_spawned", "→", BLUE, "child", "actorType", "input", "promise", true},
+    {"child_completed", "✓", GREEN, "child", NULL, "result", "promise", false},
+    {"child_failed", "✗", RED, "child", NULL, "error", "promise", false},
+    {"event_awaited", "…", YELLOW, "event", "eventType", NULL, "promise", true},
+    {"event_received", "✓", GREEN, "event", NULL, "result", "promise", false},
+    {"event_timed_out", "✗", RED, "event", NULL, "error", "promise", false},
+    {"timer_set", "…", YELLOW, "timer", NULL, NULL, "promise", true},
+    {"timer_fired", "✓", GREEN, "timer", NULL, NULL, "promise", false},
+    {"person_awaited", "…", YELLOW, "person", "reason", NULL, "promise", true},
+    {"resumed", "✓", GREEN, "person", NULL, "result", "promise", false},
+    {"promise_cancelled", "✗", YELLOW, "cancelled", NULL, NULL, "promise", false},
+    {"cancel_requested", "✗", YELLOW, "cancel requested", NULL, "reason", NULL, false},
+    {"suspended", "‖", DIM, "waits for", "reason", NULL, NULL, false},
+    {"state_patches", "·", DIM, "state", NULL, "patches", NULL, false},
+    {"emitted", "·", DIM, "emits", "channel", "data", NULL, false},
+};
+
+/* What an entry began. */
+struct begun {
+    int64_t at;
+    char *key, *name;
+};
+
+const char *paint(enum paint p) {
+    static const char *const codes[] = {"\033[0m",  "\033[1m",  "\033[2m",  "\033[31m",
+                                        "\033[32m", "\033[33m", "\033[34m", "\033[36m"};
+    static int on = -1;
+    if (on < 0) {
+        const char *no = getenv("NO_COLOR"), *term = getenv("TERM");
+        on = isatty(1) && !(no && *no) && !(term && strcmp(term, "dumb") == 0);
+    }
+    return on ? codes[p] : "";
+}
+
+void print_json(struct str json, bool pretty) {
+    yyjson_doc *doc = pretty ? yyjson_read(json.p, json.n, YYJSON_READ_NUMBER_AS_RAW) : NULL;
+    char *text = doc ? yyjson_write(doc, YYJSON_WRITE_PRETTY_TWO_SPACES, NULL) : NULL;
+    if (text)
+        puts(text);
+    else
+        printf("%.*s\n", (int)json.n, json.p ? json.p : "");
+    free(text);
+    yyjson_doc_free(doc);
+}
+
+void format_ms(int64_t ms, char out[32]) {
+    if (ms < 1000)
+        snprintf(out, 32, "%" PRId64 " ms", ms);
+    else if (ms < 60000)
+        snprintf(out, 32, "%" PRId64 ".%" PRId64 " s", ms / 1000, ms % 1000 / 100);
+    else if (ms < 3600000)
+        snprintf(out, 32, "%" PRId64 " m %" PRId64 " s", ms / 60000, ms % 60000 / 1000);
+    else
+        snprintf(out, 32, "%" PRId64 " h %" PRId64 " m", ms / 3600000, ms % 3600000 / 60000);
+}
+
+void format_clock(int64_t ms, char out[32]) {
+    time_t seconds = (time_t)(ms / 1000);
+    struct tm tm;
+    localtime_r(&seconds, &tm);
+    size_t n = strftime(out, 32, "%H:%M:%S", &tm);
+    snprintf(out + n, 32 - n, ".%03d", (int)(ms % 1000));
+}
+
+static size_t columns(void) {
+    struct winsize size;
+    return isatty(1) && ioctl(1, TIOCGWINSZ, &size) == 0 && size.ws_col > 40 ? size.ws_col : 160;
+}
+
+/* Appends JSON text cut to `room` characters, never inside one. */
+static void add_cut(struct buf *line, struct str s, size_t room) {
+    size_t i = 0, seen = 0;
+    while (i < s.n && seen <= room) seen += ((unsigned char)s.p[i++] & 0xC0) != 0x80;
+    bool cut = seen > room;
+    while (cut && i > 0 && ((unsigned char)s.p[i - 1] & 0xC0) == 0x80) i--;
+    buf_add(line, s.p, cut && i > 0 ? i - 1 : i);
+    if (cut) buf_str(line, STR("…"));
+}
+
+/* A field's text for people: strings bare, everything else as JSON. */
+static struct str field_text(yyjson_val *entry, const char *name, struct arena *a) {
+    yyjson_val *v = name ? yyjson_obj_get(entry, name) : NULL;
+    if (yyjson_is_str(v)) return (struct str){yyjson_get_str(v), yyjson_get_len(v)};
+    if (name && strcmp(name, "message") == 0) /* of turn_started: only what it carries */
+        v = json_at(v, STR("/payload/data"));
+    return json_text_of(v, a);
+}
+
+static struct begun *begin(struct view *v, struct str key, struct str name, int64_t at) {
+    struct begun *old = map_remove(&v->begun, key), *b = mem_alloc(sizeof *b);
+    if (old) free(old->key), free(old->name), free(old);
+    *b = (struct begun){at, str_dup(key), str_dup(name.p ? name : STR(""))};
+    map_put(&v->begun, str_of(b->key), b);
+    return b;
+}
+
+void view_entry(struct view *v, struct str actor, yyjson_val *entry, struct buf *line) {
+    struct arena a = {0};
+    struct str type = json_str(entry, "type");
+    const struct look unknown = {"", "·", DIM, type.p ? type.p : "?", NULL, NULL, NULL, false}, *look = &unknown;
+    for (size_t i = 0; i < sizeof looks / sizeof *looks; i++)
+        if (str_eq(type, str_of(looks[i].type))) look = &looks[i];
+    struct str name = field_text(entry, look->name, &a), value = field_text(entry, look->value, &a);
+    struct str key = arena_json(&a, "%j %d", actor, look->id ? json_int(entry, look->id, 0) : 0);
+    int64_t at = json_int(entry, "at", 0);
+    struct begun *b = look->id && !look->begins ? map_get(&v->begun, key) : NULL;
+    if (look->begins) begin(v, key, name, at);
+    if (b) name = str_of(b->name);
+    buf_json(line, "%s%s%s %s%s%s %j", paint(look->paint), look->mark, paint(PLAIN), paint(BOLD), look->what,
+             paint(PLAIN), name.p ? name : STR(""));
+    char took[32];
+    if (b) {
+        format_ms(at - b->at, took);
+        buf_json(line, " %s%s%s", paint(DIM), took, paint(PLAIN));
+    }
+    if (value.n && !str_eq(value, STR("null"))) {
+        size_t used = 28 + actor.n + strlen(look->what) + name.n + (b ? strlen(took) : 0);
+        buf_json(line, "  %s", paint(DIM));
+        add_cut(line, value, columns() > used + 20 ? columns() - used : 20);
+        buf_json(line, "%s", paint(PLAIN));
+    }
+    arena_free(&a);
+}
+
+void view_free(struct view *v) {
+    struct begun *b;
+    for (size_t i = 0; (b = map_next(&v->begun, &i)) != NULL;) free(b->key), free(b->name), free(b);
+    map_free(&v->begun);
+}
