@@ -47,10 +47,12 @@ GUESTLINK   := -nostartfiles -Wl,--no-entry -Wl,--strip-debug -Wl,--stack-first 
 GUESTLIB    := $(O)/guest/yyjson.o
 HEADERS     := $(wildcard include/loom/*.h)
 
-# Embedded beside the modules: definitions, the dashboard, and what `loom build` needs to compile a C guest.
-FILES := $(wildcard builtin/*/*.json builtin/*/*.md src/http/ui/*) $(wildcard include/loom/guest*.h) $(DEPS)/include/yyjson.h $(GUESTLIB)
+# Embedded beside the modules: definitions, the dashboard, what `loom new` writes, and what `loom build` needs to compile a C guest.
+FILES := $(wildcard builtin/*/*.json builtin/*/*.md src/http/ui/*) $(sort $(shell find src/cli/template -type f)) \
+         $(wildcard include/loom/guest*.h) $(DEPS)/include/yyjson.h $(GUESTLIB)
 
-all: check $(O)/loom
+all: $(O)/loom
+	@:
 
 $(O)/loom: $(CLI:%.c=$(O)/obj/%.o) $(O)/libloom.a
 	$(call say,link) $(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
@@ -74,8 +76,8 @@ $(O)/asan/%.o: %.c $(O)/flags
 STAMP := $(CC) $(CFLAGS) $(GUESTFLAGS) $(GUESTLINK)
 $(shell mkdir -p $(O); cmp -s $(O)/flags <<<'$(subst ','\'',$(STAMP))' || cat >$(O)/flags <<<'$(subst ','\'',$(STAMP))')
 $(shell cmp -s $(O)/builtins <<<'$(WASM) $(FILES)' || cat >$(O)/builtins <<<'$(WASM) $(FILES)')
-$(O)/flags: | $(DEPSLIB)
-$(DEPSLIB):
+$(O)/flags: | check $(DEPSLIB)
+$(DEPSLIB): | check
 	scripts/deps $(PROFILE)
 
 # Guests, and everything that is embedded.
@@ -99,6 +101,7 @@ TESTBINS := $(TESTS:%.c=$(O)/asan/%)
 $(TESTBINS): %: %.o $(SUPPORT) $(O)/asan/libloom.a
 	$(call say,link) $(CC) $(LDFLAGS) $(ASAN) -o $@ $^ $(LIBS) -lcmocka
 tests: $(TESTBINS) $(if $(SCRIPTS),$(O)/loom)
+	@:
 
 test:
 	@scripts/setup
@@ -137,13 +140,13 @@ PACKAGE := loom-$(VERSION)-linux-$(shell uname -m)
 dist:
 	@scripts/setup
 	@$(MAKE) O=$(O)/dist PROFILE=dist all
-	@rm -rf $(O)/$(PACKAGE) && mkdir -p $(O)/$(PACKAGE)/{bin,include,lib}
-	@strip -o $(O)/$(PACKAGE)/bin/loom $(O)/dist/loom
+	@rm -rf $(O)/$(PACKAGE) && mkdir -p $(O)/$(PACKAGE)/{include,lib}
+	@strip -o $(O)/$(PACKAGE)/loom $(O)/dist/loom
 	@cp $(O)/dist/guest/yyjson.o $(O)/$(PACKAGE)/lib
 	@cp -r include/loom $(shell scripts/deps --path dist)/include/yyjson.h $(O)/$(PACKAGE)/include
 	@cp $(wildcard README.md) LICENSE $(O)/$(PACKAGE)
 	@tar -C $(O) --owner=0 --group=0 --sort=name -c $(PACKAGE) | xz -9e >$(O)/$(PACKAGE).tar.xz
-	@stat -c '%s bytes  %n' $(O)/$(PACKAGE)/bin/loom $(O)/$(PACKAGE).tar.xz
+	@stat -c '%s bytes  %n' $(O)/$(PACKAGE)/loom $(O)/$(PACKAGE).tar.xz
 
 setup:
 	@scripts/setup
@@ -161,6 +164,6 @@ help:
 	@echo 'make dist       release archive $(O)/$(PACKAGE).tar.xz'
 	@echo 'make setup      install what is missing'
 	@echo 'make clean      remove $(O); the dependencies stay in ~/.cache/loom'
-	@echo 'variables: CC=clang, WERROR=1, O=dir (where to build), V=1 (show commands), DIRS="base storage" (only these folders of src/; give an O of its own)'
+	@echo 'variables: CC=clang, WERROR=1, O=dir (where to build), V=1 (show commands), EXTRA=flags, DIRS="base storage" (only these folders of src/; give an O of its own)'
 .PHONY: all tests test run bench tidy format dist setup check clean help
 .SECONDARY:
