@@ -1,0 +1,102 @@
+/* exec.h: guests as things that run until they want something. One interface for WASM and native guests.
+ *
+ * An exec is one instance of one program on its own stack. exec_run() goes on until the guest asks for an op, has used
+ * its slice, ends or traps; the op is answered from outside with exec_answer(). The caller's thread runs it; an exec may
+ * move between threads while it does not run.
+ */
+#ifndef LOOM_EXEC_H
+#define LOOM_EXEC_H
+
+#include "base/base.h"
+
+struct exec_engine; /* Wasmtime's engine, linker and pool: one per process, shared by all threads */
+struct exec_module; /* compiled and pre-instantiated program, reference-counted */
+struct exec;        /* one instance */
+
+struct exec_config {
+    uint32_t slots;     /* instances alive at once; 0: as many as vm.max_map_count bears, at most 12,000 */
+    uint32_t memory_mb; /* upper end of any guest's linear memory; 0: 256 */
+    uint32_t slice_ms;  /* 0: 2 */
+    bool fuel;          /* slices by fuel instead of the ticker thread, so that runs repeat exactly */
+};
+struct exec_engine *exec_engine_new(const struct exec_config *config, struct error *err);
+void exec_engine_free(struct exec_engine *e);
+
+/* Compiles WASM bytes to an artefact for this engine (4–12 ms and up: not on the loop). INVALID_MODULE names the reason:
+ * not WASM, truncated, missing export `memory` or `run`, an import that Loom does not have. */
+int exec_compile(struct exec_engine *e, struct str wasm, struct buf *artefact, struct error *err);
+/* The same in a child process (`program` = path of an executable that calls exec_compile_child when argv[1] is
+ * "--compile-module"), with limits of time and memory; program NULL: in this process. */
+int exec_compile_apart(struct exec_engine *e, const char *program, struct str wasm, struct buf *artefact, struct error *err);
+int exec_compile_child(int in_fd, int out_fd); /* wasm from in_fd, artefact or error JSON to out_fd; the exit code */
+/* A short text that names engine version and settings: part of an artefact's cache key. */
+const char *exec_artefact_key(struct exec_engine *e);
+
+/* Loads an artefact that this machine made itself. */
+int exec_module_load(struct exec_engine *e, struct str artefact, struct exec_module **out, struct error *err);
+struct exec_module *exec_module_native(void (*run)(void)); /* a native guest: guest.h's loom_run_NAME */
+struct exec_module *exec_module_ref(struct exec_module *m);
+void exec_module_unref(struct exec_module *m); /* NULL is fine */
+
+struct exec_limits {
+    uint32_t memory_mb; /* memory.grow gives −1 beyond it; 0: what the engine allows */
+    uint32_t cpu_ms;    /* of one stretch between two suspensions; then EXEC_TRAP limit_time; 0: none */
+};
+/* NULL with BUSY when no slot is free: evict and try again. */
+struct exec *exec_new(struct exec_module *m, struct exec_limits limits, struct error *err);
+void exec_free(struct exec *x); /* at any time it does not run; unwinds a suspended guest */
+
+enum exec_state {
+    EXEC_OP,    /* the guest asked for an op: exec_op(), then exec_answer() or exec_free() */
+    EXEC_SLICE, /* it used its slice: run it again later */
+    EXEC_END,   /* run() returned (or the guest exited); run again, a reusable one begins run() anew */
+    EXEC_TRAP,  /* exec_trap() says why: trap, bad_pointer, limit_time */
+};
+enum exec_state exec_run(struct exec *x);
+/* The op asked for: name and argument as the guest gave them (unchecked bytes), valid until exec_answer(). */
+void exec_op(const struct exec *x, struct str *name, struct str *arg);
+/* Result (ok) or error JSON of the op; copied. exec_run() goes on with it. */
+void exec_answer(struct exec *x, bool ok, struct str json);
+bool exec_reusable(const struct exec *x); /* whether exec_run() may go on after EXEC_END: not for native guests and programs */
+void exec_suspended(struct exec *x); /* a suspension: the CPU time of the stretch begins anew */
+void exec_trap(const struct exec *x, struct error *err);
+size_t exec_bytes(const struct exec *x); /* resident memory, estimated: stack and linear memory in use */
+
+/* ---- activities: stateless guests that run off the loop ---- */
+struct net_client;
+struct activity_pool;
+struct activity;
+
+/* What an attempt may do and how to tell its end. All str and pointers stay valid until done() (the pool copies none). */
+struct activity_spec {
+    struct exec_module *module; /* the attempt takes its own reference */
+    struct exec_limits limits;
+    int64_t deadline_mono_ms;   /* end of this attempt's time (env's monotonic clock) */
+    struct str key;             /* idempotency key of the activity: equal in all attempts */
+    struct str ns, name, correlation, traceparent;
+    struct str input;           /* JSON text */
+    const struct net_policy *policy; /* network, mail and secrets it may use; NULL: none (a pure activity) */
+    uint64_t seed;              /* of its random */
+    bool reuse;                 /* the instance may serve further attempts of the same module and namespace */
+    void *ctx;
+    /* The end, on any thread: result JSON when error is NULL. The activity is freed when it returns. */
+    void (*done)(void *ctx, struct str result, const struct error *error);
+    /* Log line or progress details of the guest, on any thread (level 0: progress). May be NULL. */
+    void (*note)(void *ctx, int level, struct str json);
+};
+/* threads 0: one per core. */
+struct activity_pool *activity_pool_new(struct env *env, struct net_client *net, unsigned threads);
+void activity_pool_free(struct activity_pool *p); /* stops all attempts: done() with `interrupted` */
+/* Starts an attempt. inline_slice: its first slice runs on the caller's thread before this returns, and done() may be
+ * called inside; only for specs without a policy. NULL when done() was already called. */
+struct activity *activity_start(struct activity_pool *p, const struct activity_spec *spec, bool inline_slice);
+/* Asks an attempt to stop: heartbeat answers {"cancelled":true}, network requests are cut, done() comes with `cancelled`. */
+void activity_cancel(struct activity *a);
+
+/* The ops of activities: rows for the docs; the functions live in activity.c. */
+struct op_doc {
+    const char *name, *argument, *doc;
+};
+extern const struct op_doc activity_ops[]; /* ends with a NULL name */
+
+#endif
