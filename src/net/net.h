@@ -1,0 +1,65 @@
+/* net.h: the only way out to the network: an HTTP and SMTP client (libcurl), the policy of where one may go, secrets.
+ *
+ * One thread drives all transfers (curl multi); callers give a callback. Every address a request connects to, redirects
+ * included, has been checked against its policy (SSRF): the connection is made to the checked address.
+ */
+#ifndef LOOM_NET_H
+#define LOOM_NET_H
+
+#include "base/base.h"
+
+/* A secret's value with the places it may go to. Guests only ever see the handle "{{secret:NAME}}". */
+struct secret {
+    struct str name, value;
+    struct str *hosts; /* HOST, HOST:PORT or *.DOMAIN */
+    size_t host_count;
+    struct str *headers; /* header names it may stand in, any case; none: authorization, x-api-key, api-key */
+    size_t header_count;
+};
+
+/* Where an activity may go. Immutable once made; shared by its attempts. */
+struct net_policy {
+    bool network_any;   /* any public host */
+    struct str *hosts;  /* HOST (any port), HOST:PORT, *.DOMAIN */
+    size_t host_count;
+    bool mail;          /* smtp:// to the project's mail server */
+    struct str *secrets; /* names it may use */
+    size_t secret_count;
+};
+/* From a definition's "capabilities" {network: true | [hosts], mail: bool, secrets: [names]}; *out NULL when it grants nothing.
+ * INVALID_DOCUMENT names the field. One malloc'd block: free(). */
+int net_policy_new(yyjson_val *capabilities, struct net_policy **out, struct error *err);
+/* Does the policy name the host (as curl prints it)? The address behind it is checked when the connection is made. */
+bool net_host_allowed(const struct net_policy *p, struct str host, int port);
+
+/* The project's side (loom.json): {network: {allowPrivate: true | [hosts], connectTo: {"HOST:PORT": "HOST:PORT"}, caFile},
+ * mail: {server: "smtp://HOST:PORT" or smtps, from, user, password: name of a secret}, secrets: {NAME: {env | file, hosts: […],
+ * headers: […]}}}. connectTo works as in curl: only the connection goes elsewhere, host name and TLS name stay. Its targets and
+ * the mail server are allowed even if private. caFile: the only CAs trusted (absent: the system's). */
+struct net_client;
+/* config: the parsed loom.json or NULL; dir: what relative paths in it refer to. INVALID_DOCUMENT names the field. */
+struct net_client *net_client_new(struct env *env, yyjson_val *config, const char *dir, struct error *err);
+void net_client_free(struct net_client *c); /* ends open requests with `cancelled` */
+
+struct net_request {
+    const struct net_policy *policy; /* NULL: nothing is allowed */
+    struct str method, url; /* http, https (method absent: GET); "smtp://": the project's mail server gets the mail that the body
+                             * describes: {"from", "to": string or list, "subject", "text", "html", "headers"} */
+    yyjson_val *headers;    /* object of strings, may be NULL; values may hold handles of secrets */
+    struct str body;        /* bytes as they go out; .p NULL: none */
+    bool body_json;         /* sets Content-Type: application/json unless given */
+    struct str idempotency_key, traceparent; /* sent as headers unless the guest gave its own */
+    int64_t timeout_ms;                      /* of all, redirects included; 0: 30,000 */
+    void *ctx;
+    /* On the net thread. ok: json = {"status","headers","body"}: names in lower case, the body parsed if it is JSON, otherwise a
+     * string, with "bodyEncoding": "base64" if it is not UTF-8; a mail's is {"status":250,"headers":{},"body":null}. Otherwise error
+     * JSON {"code","message","retryable"}: denied, invalid_argument, network, timeout, too_large, cancelled, smtp_NNN. */
+    void (*done)(void *ctx, bool ok, struct str json);
+};
+/* Copies what it needs; done() is called once, also when refused, and never inside this call. Answers an id for cancel. */
+uint64_t net_send(struct net_client *c, const struct net_request *r);
+void net_cancel(struct net_client *c, uint64_t id);
+/* The handle of a secret, or DENIED / NOT_FOUND. */
+int net_secret_handle(struct net_client *c, const struct net_policy *policy, struct str name, struct buf *out, struct error *err);
+
+#endif
