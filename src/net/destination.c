@@ -122,12 +122,13 @@ static int url_parse(struct str url, struct arena *a, struct destination *out, s
     if (rc == CURLUE_USER_NOT_ALLOWED)
         return error_set(err, LOOM_E_DENIED,
                          "the url holds a user name or password; send credentials as a secret in a header");
-    if (rc == CURLUE_UNSUPPORTED_SCHEME || (rc == CURLUE_OK && !word_find(schemes, out->scheme)))
+    if (rc == CURLUE_UNSUPPORTED_SCHEME || (out->scheme.p && !word_find(schemes, out->scheme)))
         return error_set(err, LOOM_E_DENIED, "the url's scheme must be http, https or smtp");
     if (rc != CURLUE_OK)
         return error_set(err, LOOM_E_INVALID_ARGUMENT, "the url \"%.*s\" is not valid: %s",
                          (int)(url.n > 200 ? 200 : url.n), url.p ? url.p : "", curl_url_strerror(rc));
-    if (out->host.n > 1 && out->host.p[out->host.n - 1] == '.') out->host.n--;
+    if (out->host.n > 1 && out->host.p[out->host.n - 1] == '.')
+        out->host = arena_dup(a, (struct str){out->host.p, out->host.n - 1});
     out->port = atoi(port.p);
     return 0;
 }

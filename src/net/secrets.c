@@ -102,7 +102,7 @@ int secret_handle(const struct secrets *all, const struct net_policy *p, struct 
 bool json_quote(struct str s, struct buf *out) {
     yyjson_mut_val v = {0};
     size_t n = 0;
-    yyjson_mut_set_strn(&v, s.p, s.n);
+    yyjson_mut_set_strn(&v, s.p ? s.p : "", s.n);
     char *text = yyjson_mut_val_write(&v, 0, &n);
     if (text) buf_add(out, text, n);
     free(text);
