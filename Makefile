@@ -45,10 +45,10 @@ GUESTCC     := clang --target=wasm32-wasi -std=c11 -O2 -mbulk-memory -DNDEBUG -W
 GUESTFLAGS  := $(GUESTCC) -Iinclude -isystem $(DEPS)/include -DYYJSON_DISABLE_UTILS=1 $(if $(findstring -Werror,$(WARN)),-Werror)
 GUESTLINK   := -nostartfiles -Wl,--no-entry -Wl,--strip-debug -Wl,--stack-first -Wl,-z,stack-size=65536
 GUESTLIB    := $(O)/guest/yyjson.o
-HEADERS     := $(wildcard include/loom/*.h)
+HEADERS     := $(wildcard include/loom/*.h builtin/*/*.h)
 
 # Embedded beside the modules: definitions, the dashboard, what `loom new` writes, and what `loom build` needs to compile a C guest.
-FILES := $(wildcard builtin/*/*.json builtin/*/*.md src/http/ui/*) $(sort $(shell find src/cli/template -type f)) \
+FILES := $(wildcard builtin/*/*.json builtin/*/*.md src/http/ui/*) $(sort $(shell find src/cli/template -type f 2>/dev/null)) \
          $(wildcard include/loom/guest*.h) $(DEPS)/include/yyjson.h $(GUESTLIB)
 
 all: $(O)/loom
@@ -82,7 +82,7 @@ $(DEPSLIB): | check
 
 # Guests, and everything that is embedded.
 .SECONDEXPANSION:
-$(WASM): $(O)/guest/%.wasm: $$(wildcard builtin/$$*/*.c builtin/activities/$$*.c) $$(wildcard builtin/$$*/*.h) $(GUESTLIB) $(HEADERS)
+$(WASM): $(O)/guest/%.wasm: $$(wildcard builtin/$$*/*.c builtin/activities/$$*.c) $(GUESTLIB) $(HEADERS)
 	$(call say,guest) $(GUESTFLAGS) $(GUESTLINK) -o $@ $(filter %.c %.o,$^)
 	@! wasm-objdump -x -j Import $@ | grep '<- ' | grep -v '<- loom\.' || { echo "$@ imports what Loom does not offer"; rm $@; exit 1; }
 $(GUESTLIB): $(DEPS)/src/yyjson.c $(O)/flags | $(DEPSLIB)
@@ -131,7 +131,7 @@ $(O)/tidy/src/%.ok: $(O)/obj/src/%.o .clang-tidy
 	@mkdir -p $(@D); echo "  tidy   src/$*.c"
 	@clang-tidy --quiet --warnings-as-errors='*' src/$*.c -- $(filter-out -W%,$(CFLAGS)) 2> >(grep -v 'warnings\? generated' >&2)
 	@touch $@
-$(O)/tidy/builtin/%.ok: builtin/%.c $(HEADERS) $(wildcard builtin/*/*.h) $(GUESTLIB) .clang-tidy
+$(O)/tidy/builtin/%.ok: builtin/%.c $(HEADERS) $(GUESTLIB) .clang-tidy
 	@mkdir -p $(@D); echo "  tidy   builtin/$*.c"
 	@clang-tidy --quiet --warnings-as-errors='*' builtin/$*.c -- $(filter-out clang -W%,$(GUESTFLAGS)) 2> >(grep -v 'warnings\? generated' >&2)
 	@touch $@
