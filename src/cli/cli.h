@@ -26,10 +26,8 @@ struct cli {
 int fail_usage(const struct cli *c, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));                            /* answers EXIT_USAGE */
 int fail(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* answers EXIT_FAILED */
-/* JSON of an argument: text, @FILE or - (stdin), checked; NULL gives `absent`. false: the error has been printed. */
-bool json_argument(const char *arg, const char *absent, struct buf *out);
-/* Splits TYPE/KEY; false: the error has been printed. */
-bool actor_argument(const struct cli *c, const char *arg, struct str *type, struct str *key);
+/* JSON of an argument: text, @FILE or - (stdin), checked. false: the error has been printed. */
+bool json_argument(const char *arg, struct buf *out);
 bool file_read(const char *path, struct buf *out); /* appended; false: errno says why */
 const char *own_path(void);                        /* of this executable */
 
@@ -98,14 +96,10 @@ int command_test(struct cli *c);
 int command_deploy(struct cli *c);
 int command_run(struct cli *c);
 int command_call(struct cli *c);
-int command_send(struct cli *c);
-int command_event(struct cli *c);
 int command_actors(struct cli *c);
 int command_inspect(struct cli *c);
 int command_journal(struct cli *c);
-int command_cancel(struct cli *c);
-int command_resume(struct cli *c);
-int command_fork(struct cli *c);
+int command_operate(struct cli *c); /* send, event, cancel, resume, fork */
 int command_workflow(struct cli *c);
 int command_modules(struct cli *c);
 

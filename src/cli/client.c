@@ -247,20 +247,15 @@ struct loom_request request_of(const struct cli *c, const char *op) {
 
 /* ---- commands on one actor ---- */
 
-/* The request with its actor and body: argument `body_at` of the command line. */
-static bool actor_request(const struct cli *c, const char *op, int body_at, const char *absent, struct buf *body,
-                          struct loom_request *r) {
-    struct str type, key;
-    if (!actor_argument(c, c->args[0], &type, &key)) return false;
-    if (absent && !json_argument(c->arg_count > body_at ? c->args[body_at] : NULL, absent, body)) return false;
-    *r = request_of(c, op);
-    r->type = (struct loom_str){type.p, type.n};
-    r->key = (struct loom_str){key.p, key.n};
-    r->body = (struct loom_str){body->p, body->n};
-    return true;
+static struct loom_request actor_request(const struct cli *c, const char *op) {
+    struct loom_request r = request_of(c, op);
+    const char *slash = strchr(c->args[0], '/');
+    r.type = (struct loom_str){c->args[0], slash ? (size_t)(slash - c->args[0]) : 0};
+    r.key = text(slash ? slash + 1 : NULL);
+    return r;
 }
 
-/* Asks and prints the answer: JSON, or `done` with the message's id for people. */
+/* Asks and prints the answer: JSON, or `done` for people. */
 static int ask_and_print(const struct cli *c, const struct loom_request *r, const char *done) {
     struct door d = door_remote(c);
     struct buf answer = {0};
@@ -273,52 +268,21 @@ static int ask_and_print(const struct cli *c, const struct loom_request *r, cons
     return ok ? EXIT_OK : EXIT_FAILED;
 }
 
-static int simple(struct cli *c, const char *op, int body_at, const char *absent, const char *done) {
+/* One command for all ops that change an actor and answer nothing to see. */
+int command_operate(struct cli *c) {
+    struct loom_request r = actor_request(c, c->command);
     struct buf body = {0};
-    struct loom_request r;
-    int code = actor_request(c, op, body_at, absent, &body, &r) ? ask_and_print(c, &r, done) : EXIT_FAILED;
-    buf_free(&body);
-    return code;
-}
-
-int command_send(struct cli *c) {
-    return simple(c, "send", 1, "null", "the message is durable");
-}
-
-int command_resume(struct cli *c) {
-    return simple(c, "resume", 1, "null", "resumed");
-}
-
-int command_event(struct cli *c) {
-    struct buf body = {0};
-    struct loom_request r;
-    if (!actor_request(c, "event", 2, "null", &body, &r)) return EXIT_FAILED;
-    r.event_id = r.id;
-    r.id = text(c->args[1]);
-    int code = ask_and_print(c, &r, "the event is durable");
-    buf_free(&body);
-    return code;
-}
-
-int command_cancel(struct cli *c) {
-    struct buf body = {0}, none = {0};
-    struct loom_request r;
-    if (!actor_request(c, "cancel", 1, NULL, &none, &r)) return EXIT_FAILED;
-    buf_json(&body, "{\"reason\":%z}", c->o.reason ? c->o.reason : "cancelled by an operator");
-    r.body = (struct loom_str){body.p, body.n};
-    int code = ask_and_print(c, &r, "cancellation requested");
-    buf_free(&body);
-    return code;
-}
-
-int command_fork(struct cli *c) {
-    struct buf body = {0}, none = {0};
-    struct loom_request r;
-    if (!actor_request(c, "fork", 1, NULL, &none, &r)) return EXIT_FAILED;
-    buf_json(&body, c->o.from ? "{\"key\":%z,\"from\":%d}" : "{\"key\":%z}", c->args[1], c->o.from);
+    int body_at = 1;
+    if (strcmp(r.op, "event") == 0) r.event_id = r.id, r.id = text(c->args[1]), body_at = 2;
+    if (strcmp(r.op, "cancel") == 0)
+        buf_json(&body, "{\"reason\":%z}", c->o.reason ? c->o.reason : "cancelled by an operator");
+    else if (strcmp(r.op, "fork") == 0)
+        buf_json(&body, c->o.from ? "{\"key\":%z,\"from\":%d}" : "{\"key\":%z}", c->args[1], c->o.from);
+    else if (!json_argument(c->arg_count > body_at ? c->args[body_at] : "null", &body))
+        return EXIT_FAILED;
     r.body = (struct loom_str){body.p, body.n};
     r.from = 0;
-    int code = ask_and_print(c, &r, "forked");
+    int code = ask_and_print(c, &r, "durable");
     buf_free(&body);
     return code;
 }
@@ -355,9 +319,10 @@ static int await_reply(const struct cli *c, const struct door *d, struct loom_re
 int command_call(struct cli *c) {
     struct door d = door_remote(c);
     struct buf body = {0}, answer = {0};
-    struct loom_request r;
+    struct loom_request r = actor_request(c, "call");
     int code = EXIT_FAILED;
-    if (actor_request(c, "call", 1, "null", &body, &r)) {
+    if (json_argument(c->args[1] ? c->args[1] : "null", &body)) {
+        r.body = (struct loom_str){body.p, body.n};
         int status = ask(&d, &r, &answer);
         if (status == 202 && !c->o.timeout)
             code = await_reply(c, &d, r, &answer);
@@ -432,10 +397,10 @@ static void print_actor(yyjson_val *doc, struct str state) {
 
 int command_inspect(struct cli *c) {
     struct door d = door_remote(c);
-    struct buf none = {0}, answer = {0}, state = {0};
-    struct loom_request r;
+    struct buf answer = {0}, state = {0};
+    struct loom_request r = actor_request(c, "get");
     int code = EXIT_FAILED;
-    if (actor_request(c, "get", 1, NULL, &none, &r) && ask_ok(&d, &r, &answer)) {
+    if (ask_ok(&d, &r, &answer)) {
         r.op = "state";
         if (c->o.at >= 0 || !c->o.json) code = ask_ok(&d, &r, &state) ? EXIT_OK : EXIT_FAILED;
         yyjson_doc *doc = yyjson_read(answer.p, answer.n, 0);
@@ -469,12 +434,12 @@ static void print_timeline(struct view *v, yyjson_val *entries, int64_t *zero) {
 
 int command_journal(struct cli *c) {
     struct door d = door_remote(c);
-    struct buf none = {0}, answer = {0};
+    struct buf answer = {0};
     struct view view = {0};
-    struct loom_request r;
+    struct loom_request r = actor_request(c, "journal");
     int64_t zero = 0, left = c->o.limit;
-    bool ok = actor_request(c, "journal", 1, NULL, &none, &r);
-    for (bool more = ok; more;) {
+    bool ok = true;
+    for (bool more = true; more;) {
         answer.n = 0;
         if (!(ok = ask_ok(&d, &r, &answer))) break;
         yyjson_doc *doc = yyjson_read(answer.p, answer.n, 0);
@@ -512,7 +477,7 @@ static int workflow_deploy(struct cli *c) {
 
 static int workflow_run(struct cli *c) {
     struct buf body = {0};
-    if (!json_argument(c->args[2], "{}", &body)) return EXIT_FAILED;
+    if (!json_argument(c->arg_count > 2 ? c->args[2] : "{}", &body)) return EXIT_FAILED;
     struct loom_request r = request_of(c, "run");
     r.type = text(c->args[1]);
     r.key = r.id; /* the run's key makes it happen once */

@@ -200,15 +200,16 @@ static int serve(const struct cli *c, bool dev) {
     log_open(dev ? s.feed[1] : 2, dev ? LOG_WARN : LOG_INFO);
     bool ok = serve_start(&s, dev);
     if (ok) {
-        FILE *to = dev ? stdout : stderr;
+        const char *listen = c->o.listen ? c->o.listen : "127.0.0.1:7100", *colon = strrchr(listen, ':');
+        int host = (int)(colon ? colon - listen : 0);
         if (dev)
-            fprintf(to, "%sLoom %s%s serves %s on %shttp://%s%s; the store is %s. Ctrl-C stops.\n", paint(BOLD),
-                    LOOM_VERSION, paint(PLAIN), s.dir, paint(CYAN), c->o.listen ? c->o.listen : "127.0.0.1:7100",
-                    paint(PLAIN), c->o.store ? c->o.store : "in .loom/store");
+            printf("%sLoom %s%s serves %s on %shttp://%.*s:%d%s; the store is %s. Ctrl-C stops.\n", paint(BOLD),
+                   LOOM_VERSION, paint(PLAIN), s.dir, paint(CYAN), host, listen, http_port(s.http), paint(PLAIN),
+                   c->o.store ? c->o.store : ".loom/store");
         else
-            log_event(LOG_INFO, "serving", "\"listen\":%z,\"port\":%d", c->o.listen ? c->o.listen : "127.0.0.1:7100",
+            log_event(LOG_INFO, "serving", "\"address\":%q,\"port\":%d", (struct str){listen, (size_t)host},
                       (int64_t)http_port(s.http));
-        fflush(to);
+        fflush(stdout);
         serve_until_signal(&s, dev);
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL); /* from here a signal ends the process at once */

@@ -39,18 +39,18 @@ static const struct command {
     {NULL, "Talk to actors", 0, 0, NULL, NULL},
     {"call", "TYPE/KEY [JSON|@FILE|-] [--id ID] [--timeout MS] [--priority N] [--ttl MS]", 1, 2, command_call,
      "deliver a message and print the reply"},
-    {"send", "TYPE/KEY [JSON|@FILE|-] [--id ID] [--delay MS] [--priority N] [--ttl MS]", 1, 2, command_send,
+    {"send", "TYPE/KEY [JSON|@FILE|-] [--id ID] [--delay MS] [--priority N] [--ttl MS]", 1, 2, command_operate,
      "deliver a message and return once it is durable"},
-    {"event", "TYPE/KEY EVENT [JSON|@FILE|-] [--id ID] [--ttl MS]", 2, 3, command_event,
+    {"event", "TYPE/KEY EVENT [JSON|@FILE|-] [--id ID] [--ttl MS]", 2, 3, command_operate,
      "deliver an event to an actor that waits for it, now or later"},
     {NULL, "Look and operate", 0, 0, NULL, NULL},
     {"actors", "[--type TYPE] [--status STATUS] [--limit N]", 0, 0, command_actors, "list actors"},
     {"inspect", "TYPE/KEY [--at CURSOR]", 1, 1, command_inspect,
      "show an actor: status, metadata and state, now or in the past"},
     {"journal", "TYPE/KEY [--from CURSOR] [--limit N]", 1, 1, command_journal, "show an actor's journal as a timeline"},
-    {"cancel", "TYPE/KEY [--reason TEXT]", 1, 1, command_cancel, "cancel an actor's turn; its compensations run"},
-    {"resume", "TYPE/KEY [JSON|@FILE|-]", 1, 2, command_resume, "let a suspended or paused actor go on"},
-    {"fork", "TYPE/KEY NEW_KEY [--from CURSOR]", 2, 2, command_fork,
+    {"cancel", "TYPE/KEY [--reason TEXT]", 1, 1, command_operate, "cancel an actor's turn; its compensations run"},
+    {"resume", "TYPE/KEY [JSON|@FILE|-]", 1, 2, command_operate, "let a suspended or paused actor go on"},
+    {"fork", "TYPE/KEY NEW_KEY [--from CURSOR]", 2, 2, command_operate,
      "copy an actor as it was at a cursor under a new key"},
     {"modules", "", 0, 0, command_modules, "list WASM modules"},
     {"version", "", 0, 0, command_version, "print the version"},
@@ -125,32 +125,21 @@ bool file_read(const char *path, struct buf *out) {
     return ok;
 }
 
-bool json_argument(const char *arg, const char *absent, struct buf *out) {
-    const char *file = !arg ? NULL : arg[0] == '@' ? arg + 1 : strcmp(arg, "-") ? NULL : "-";
+bool json_argument(const char *arg, struct buf *out) {
+    const char *file = arg[0] == '@' ? arg + 1 : strcmp(arg, "-") ? NULL : "-";
     struct buf text = {0};
     struct error err;
     if (file && !file_read(file, &text)) {
         fail("cannot read %s: %s", file, strerror(errno));
         return false;
     }
-    if (!file) buf_str(&text, str_of(arg ? arg : absent));
+    if (!file) buf_str(&text, str_of(arg));
     bool ok = json_normalize(buf_view(&text), out, &err) == 0;
     if (!ok)
-        fail("%s is not JSON: %s (text needs its own quotes: '\"text\"'; a file is @FILE)",
-             file ? file : "the argument", err.message);
+        fail("%s: %s (text needs its own quotes: '\"text\"'; a file is @FILE)", file ? file : "the argument",
+             err.message);
     buf_free(&text);
     return ok;
-}
-
-bool actor_argument(const struct cli *c, const char *arg, struct str *type, struct str *key) {
-    const char *slash = strchr(arg, '/');
-    if (!slash || slash == arg || !slash[1]) {
-        fail_usage(c, "`%s` does not name an actor: TYPE/KEY is expected, like counter/a", arg);
-        return false;
-    }
-    *type = (struct str){arg, (size_t)(slash - arg)};
-    *key = str_of(slash + 1);
-    return true;
 }
 
 const char *own_path(void) {
@@ -270,7 +259,7 @@ int main(int argc, char **argv) {
         i = 1, first = "help";
     if (!(cmd = command_find(first))) return unknown_command(&c, first);
     c.command = cmd->name, c.usage = cmd->usage;
-    c.args = mem_alloc((size_t)(argc + 1) * sizeof *c.args);
+    c.args = argv; /* overwritten from the front: never beyond what has been read */
     bool only_args = false;
     for (; i < argc; i++) {
         if (!only_args && strcmp(argv[i], "--") == 0)
@@ -284,12 +273,12 @@ int main(int argc, char **argv) {
         c.args[0] = (char *)(uintptr_t)cmd->name, c.arg_count = cmd->run != command_help;
         return command_help(&c);
     }
-    if (c.arg_count < cmd->arg_min)
-        return fail_usage(&c, "loom %s needs %s", cmd->name,
-                          cmd->arg_min > c.arg_count + 1 ? "more arguments" : "an argument more");
-    if (c.arg_count > cmd->arg_max)
-        return fail_usage(&c, "loom %s does not take `%s`", cmd->name, c.args[cmd->arg_max]);
+    if (c.arg_count < cmd->arg_min) return fail_usage(&c, "loom %s: an argument is missing", cmd->name);
+    if (c.arg_count > cmd->arg_max) return fail_usage(&c, "loom %s: `%s` is too much", cmd->name, c.args[cmd->arg_max]);
+    c.args[c.arg_count] = NULL;
+    const char *slash = c.arg_count ? strchr(c.args[0], '/') : NULL;
+    if (strncmp(cmd->usage, "TYPE/KEY", 8) == 0 && (!slash || slash == c.args[0] || !slash[1]))
+        return fail_usage(&c, "`%s` does not name an actor: TYPE/KEY is expected, like counter/a", c.args[0]);
     int code = cmd->run(&c);
-    free(c.args);
     return fflush(stdout) ? EXIT_FAILED : code;
 }

@@ -44,7 +44,7 @@ static bool ends_with(const char *s, const char *end) {
 }
 
 static const char *join(struct arena *a, const char *dir, const char *name) {
-    return arena_json(a, "%s/%s", dir, name).p;
+    return strcmp(dir, ".") ? arena_json(a, "%s/%s", dir, name).p : arena_dup(a, str_of(name)).p;
 }
 
 /* ---- reading ---- */
@@ -60,17 +60,17 @@ static yyjson_doc *read_json(struct project *p, const char *path, struct str *te
     *text = arena_dup(&p->arena, buf_view(&b));
     buf_free(&b);
     yyjson_doc *doc = json_parse(*text, &err);
-    yyjson_read_err where;
-    if (!doc &&
-        !(doc = yyjson_read_opts((char *)(uintptr_t)text->p, text->n, YYJSON_READ_BIGNUM_AS_RAW, NULL, &where))) {
-        size_t line = 1, column = 1;
-        for (size_t i = 0; i < where.pos && i < text->n; i++)
-            line += text->p[i] == '\n', column = text->p[i] == '\n' ? 1 : column + 1;
+    if (yyjson_is_obj(yyjson_doc_get_root(doc))) return doc;
+    yyjson_read_err where = {0};
+    yyjson_doc *loose = yyjson_read_opts((char *)(uintptr_t)text->p, text->n, YYJSON_READ_BIGNUM_AS_RAW, NULL, &where);
+    size_t line = 1, column = 1;
+    for (size_t i = 0; i < where.pos && i < text->n; i++)
+        line += text->p[i] == '\n', column = text->p[i] == '\n' ? 1 : column + 1;
+    if (!loose)
         fail("%s:%zu:%zu: not JSON: %s", path, line, column, where.msg);
-        return NULL;
-    }
-    if (doc && yyjson_is_obj(yyjson_doc_get_root(doc))) return doc;
-    fail("%s: %s", path, doc ? "a JSON object is expected" : err.message);
+    else
+        fail("%s: %s", path, doc ? "a JSON object is expected" : err.message);
+    yyjson_doc_free(loose);
     yyjson_doc_free(doc);
     return NULL;
 }

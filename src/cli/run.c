@@ -99,7 +99,7 @@ static int start_and_follow(const struct cli *c, const struct door *d, struct st
     r.key = r.id; /* the run's key makes it happen once */
     r.id = (struct loom_str){0};
     int code = EXIT_FAILED;
-    if (json_argument(c->o.input, "{}", &body)) {
+    if (json_argument(c->o.input ? c->o.input : "{}", &body)) {
         r.body = (struct loom_str){body.p, body.n};
         if (ask_ok(d, &r, &answer)) {
             yyjson_doc *doc = yyjson_read(answer.p, answer.n, 0);

@@ -60,8 +60,9 @@ const char *paint(enum paint p) {
                                         "\033[32m", "\033[33m", "\033[34m", "\033[36m"};
     static int on = -1;
     if (on < 0) {
-        const char *no = getenv("NO_COLOR"), *term = getenv("TERM");
-        on = isatty(1) && !(no && *no) && !(term && strcmp(term, "dumb") == 0);
+        const char *no = getenv("NO_COLOR"), *force = getenv("CLICOLOR_FORCE"), *term = getenv("TERM");
+        bool terminal = isatty(1) && !(term && strcmp(term, "dumb") == 0);
+        on = (terminal || (force && *force)) && !(no && *no);
     }
     return on ? codes[p] : "";
 }
@@ -98,7 +99,10 @@ void format_clock(int64_t ms, char out[32]) {
 
 static size_t columns(void) {
     struct winsize size;
-    return isatty(1) && ioctl(1, TIOCGWINSZ, &size) == 0 && size.ws_col > 40 ? size.ws_col : 160;
+    if (isatty(1) && ioctl(1, TIOCGWINSZ, &size) == 0 && size.ws_col > 40) return size.ws_col;
+    const char *told = getenv("COLUMNS");
+    int n = told ? atoi(told) : 0;
+    return n > 40 ? (size_t)n : 160;
 }
 
 /* Appends JSON text cut to `room` characters, never inside one. */

@@ -1,0 +1,128 @@
+#!/bin/bash
+# The loom command from outside: what it prints, its exit codes, and a project from `new` to `dev` with hot reload.
+# usage: [LOOM=path/to/loom] test/cli.sh
+set -uo pipefail
+LOOM=${LOOM:-$(cd "$(dirname "$0")/.." && pwd)/build/loom}
+tmp=$(mktemp -d)
+pids=
+cleanup() {
+    for pid in $pids; do kill -9 "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; done
+    rm -rf "$tmp"
+}
+trap cleanup EXIT
+cd "$tmp" || exit 1
+failed=0
+
+# check SENTENCE EXIT_CODE PATTERN COMMAND… — the command ends with the code, and its output has a line that fits the pattern
+check() {
+    local sentence=$1 code=$2 pattern=$3 output got
+    shift 3
+    output=$("$@" 2>&1 </dev/null)
+    got=$?
+    if [ $got = "$code" ] && grep -qE -- "$pattern" <<<"$output"; then
+        echo "ok - $sentence"
+    else
+        printf 'not ok - %s\n    exit code %s, expected %s; expected /%s/ in:\n%s\n' "$sentence" $got "$code" "$pattern" "$(sed 's/^/    /' <<<"$output")"
+        failed=1
+    fi
+}
+# within SECONDS COMMAND… — until the command succeeds
+within() {
+    local until=$((SECONDS + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do [ $SECONDS -lt $until ] || return 1; sleep 0.1; done
+}
+# start LOG ARGUMENTS… — a loom in the background on a free port; sets pid and LOOM_URL
+start() {
+    local log=$1
+    shift
+    "$LOOM" "$@" --listen 127.0.0.1:0 >"$log" 2>&1 &
+    pid=$!
+    pids="$pids $pid"
+    within 30 grep -qE 'http://127|"port":' "$log" || { echo "not ok - loom $1 starts"; sed 's/^/    /' "$log"; exit 1; }
+    LOOM_URL=http://127.0.0.1:$(grep -oE '(127\.0\.0\.1:|"port":)[0-9]+' "$log" | grep -oE '[0-9]+$' | head -1)
+    export LOOM_URL
+}
+
+# Words
+check "the version is printed" 0 '^loom [0-9]+\.[0-9]+\.[0-9]+$' "$LOOM" version
+check "help names every command" 0 '^  workflow ' "$LOOM" help
+check "help of a command shows its options" 0 '--replace' "$LOOM" help deploy
+check "an unknown command is a usage error that suggests the nearest" 2 'did you mean `journal`' "$LOOM" jurnal x/y
+check "an option of another command is a usage error" 2 'takes no option --delay' "$LOOM" actors --delay 3
+check "a number that is none is a usage error" 2 'needs a whole number' "$LOOM" actors --limit many
+check "a missing argument is a usage error" 2 'usage: loom call TYPE/KEY' "$LOOM" call
+check "an actor needs type and key" 2 'TYPE/KEY is expected' "$LOOM" call counter
+check "an argument that is not JSON is named with the place of the fault" 1 'not JSON.* at byte' "$LOOM" call counter/a '{"add":'
+check "where no Loom answers, the address and the remedy are named" 1 'no Loom answers at http://127.0.0.1:1; start one with `loom dev`' \
+    "$LOOM" actors --url http://127.0.0.1:1
+
+# Projects
+check "a folder without loom.json is no project" 1 'there is no .*loom.json; `loom new NAME` makes one' "$LOOM" build .
+check "new makes a project" 0 'new  demo/actors/counter/counter.c' "$LOOM" new demo
+check "new overwrites nothing" 1 'exists; choose another name' "$LOOM" new demo
+check "a bad name is a usage error" 2 'is no name' "$LOOM" new 'Bad Name'
+cd demo || exit 1
+check "the new project builds and passes its tests at once" 0 '^6 passed, 0 failed' "$LOOM" test
+check "new adds an actor" 0 'actors/second/second.c' "$LOOM" new actor second
+check "new adds an activity" 0 'activities/send-it/send-it.c' "$LOOM" new activity send-it
+check "they pass their tests at once" 0 '^12 passed, 0 failed' "$LOOM" test
+check "a workflow runs in process when no Loom answers" 0 '' "$LOOM" run workflows/welcome.json --store memory --input '{"name": "Ada"}'
+sed -i 's/"name"/"nam"/' loom.json
+check "an unknown field of loom.json is named" 1 'loom.json: there is no field "nam"' "$LOOM" build
+echo '{"name" "x"}' >loom.json
+check "bad JSON in loom.json is named with line and column" 1 'loom.json:1:9: not JSON' "$LOOM" build
+echo '{"name": "x", "network": {"connectTo": 7}}' >loom.json
+check "a bad field inside loom.json is named" 1 'connectTo' "$LOOM" dev --listen 127.0.0.1:0
+echo '{"name": "demo"}' >loom.json
+cp actors/second/second.c second.c
+echo 'int syntax(' >>actors/second/second.c
+check "a guest that does not compile fails the build by name" 1 'second.wasm could not be built' "$LOOM" build
+mv second.c actors/second/second.c
+
+# A worker with the project: dev
+start "$tmp/dev.log" dev
+check "dev serves what it built" 0 '"count": 2' "$LOOM" call counter/ada '{"add": 2}'
+check "input against the schema is refused" 1 'invalid_input' "$LOOM" call counter/ada '{"add": "x"}'
+check "an unknown actor type is named" 1 'not_found' "$LOOM" call nobody/a 1
+check "send returns when durable" 0 'durable' "$LOOM" send counter/ada '{"add": 3}' --id s1
+check "the same id does nothing twice" 0 'durable' "$LOOM" send counter/ada '{"add": 3}' --id s1
+check "actors keep their state" 0 '^\{"count":5\}$' "$LOOM" call counter/ada '{"add": 0}' --json
+check "actors are listed" 0 'counter/ada' "$LOOM" actors --type counter
+check "an actor is shown with its state" 0 '"count": 5' "$LOOM" inspect counter/ada
+check "its past state is shown" 0 'count' "$LOOM" inspect counter/ada --at 3
+check "its journal is a timeline" 0 'state' "$LOOM" journal counter/ada
+check "modules are listed" 0 'actor\.counter +1\.0\.0' "$LOOM" modules
+check "workflows are listed" 0 'welcome +1\.0\.0' "$LOOM" workflow list
+check "a workflow runs on the server to its result" 0 'Hello, Ada' "$LOOM" run welcome --input '{"name": "Ada"}' --id r1
+check "a run is shown" 0 'completed' "$LOOM" workflow get welcome r1
+check "a workflow that fails ends with its error" 1 'invalid_input' "$LOOM" run welcome --input '{"name": 7}'
+check "an event for an actor is durable" 0 'durable' "$LOOM" event counter/ada poke '{}'
+sed -i 's/Hello/Good day/' activities/hello/hello.c
+within 15 grep -q 'deploy.*hello' <(tail -n +3 -f "$tmp/dev.log")
+check "a change of a source is live without a restart" 0 'Good day, Ada' "$LOOM" run welcome --input '{"name": "Ada"}'
+check "dev shows what happens" 0 'counter/ada .*turn' cat "$tmp/dev.log"
+check "a port in use is named with the remedy" 1 "${LOOM_URL##*:}" "$LOOM" dev --store memory --listen "127.0.0.1:${LOOM_URL##*:}"
+check "a store in use is refused with the pid of its user" 1 "$pid" "$LOOM" dev --listen 127.0.0.1:0
+kill -TERM "$pid"
+wait "$pid"
+check "dev stops gracefully" 0 '' test $? = 0
+
+# A worker, deployed to from outside
+start "$tmp/worker.log" worker --store "$tmp/store"
+check "deploy uploads everything" 0 'deploy  workflows +welcome' "$LOOM" deploy
+check "deploying again changes nothing" 0 'same +workflows +welcome' "$LOOM" deploy
+check "what is deployed works" 0 '"count": 1' "$LOOM" call counter/new '{"add": 1}'
+sed -i 's/Good day/Good night/' activities/hello/hello.c
+check "other content under the same version is refused with the remedy" 1 'raise "version".*--replace' "$LOOM" deploy
+check "--replace overwrites" 0 'deploy +activities +hello' "$LOOM" deploy --replace
+check "the worker logs JSON lines" 0 '^\{"level":30,.*"msg":"serving"\}$' cat "$tmp/worker.log"
+kill -KILL "$pid"
+wait "$pid" 2>/dev/null
+start "$tmp/worker.log" worker --store "$tmp/store"
+check "after kill -9 everything is there" 0 '"count": 2' "$LOOM" call counter/new '{"add": 1}'
+kill -INT "$pid"
+wait "$pid"
+check "the worker stops gracefully" 0 '' test $? = 0
+check "to listen beyond this machine needs keys" 1 'key' "$LOOM" worker --store memory --listen 0.0.0.0:0
+exit $failed
