@@ -4,6 +4,11 @@
 #include "../builtin/activities/echo.c"
 #include "../builtin/activities/email-sender.c"
 #include "../builtin/activities/http-request.c"
+#include "../examples/hello/activities/greet/greet.c"
+#include "../examples/hello/actors/hello/hello.c"
+#include "../examples/hello/actors/review/review.c"
+
+#include <loom/guest_yyjson.h>
 
 static loom_json json(const char *text) {
     return loom_format("%j", (loom_json){text, strlen(text)});
@@ -184,6 +189,55 @@ static void test_activity_ops(void **state) {
          "fail {'code':'stopped','message':'{{secret:API_KEY}}','retryable':true}");
 }
 
+static void test_hello(void **state) {
+    (void)state;
+    PLAY(loom_run_greet, "input null -> {'name':'Ada'}", "return {'text':'Hello, Ada!'}");
+    PLAY(loom_run_hello, "state.get '/visits' -> 4", "state.patch [{'op':'add','path':'/visits','value':5}] -> null",
+         "input null -> {'name':'Ada'}", "activity {'name':'greet','input':{'name':'Ada'}} -> 1",
+         "await {'promises':[1],'mode':'any'} -> {'promise':1,'ok':{'text':'Hi'}}", "return {'text':'Hi','visits':5}");
+}
+
+static void test_review(void **state) {
+    (void)state;
+#define DRAFTED                                                                    \
+    "*input -> {'name':'Ada'}", "*activity -> 1", "*event.wait -> 2",              \
+        "await {'promises':[1],'mode':'any'} -> {'promise':1,'ok':{'text':'Hi'}}", \
+        "state.patch [{'op':'add','path':'/draft','value':{'text':'Hi'}}] -> null"
+    PLAY(loom_run_review, DRAFTED,
+         "await {'promises':[2],'mode':'any'} -> {'promise':2,'ok':{'by':'Bob','approved':true}}",
+         "state.patch [{'op':'add','path':'/approvedBy','value':'Bob'}] -> null",
+         "return {'letter':'Hi','approvedBy':'Bob'}");
+    PLAY(loom_run_review, DRAFTED, "await {'promises':[2],'mode':'any'} -> {'promise':2,'ok':{'by':'Bob'}}",
+         "fail {'code':'refused','message':'Bob refused the draft','retryable':false}");
+    PLAY(loom_run_review, DRAFTED, "await {'promises':[2],'mode':'any'} -> {'promise':2,'error':{'code':'timeout'}}",
+         "fail {'code':'not_reviewed','message':'nobody looked at the draft within a day','retryable':false}");
+}
+
+/* yyjson works on the guest's own memory, growing blocks included. */
+LOOM_ACTIVITY(tree) {
+    loom_json in = loom_input();
+    yyjson_alc alc = loom_yyjson_alc();
+    yyjson_doc *doc = yyjson_read_opts((char *)(uintptr_t)in.p, in.n, 0, &alc, NULL);
+    yyjson_mut_doc *out = yyjson_doc_mut_copy(doc, &alc);
+    yyjson_mut_val *list = yyjson_mut_doc_get_root(out);
+    for (int i = 0; i < 500; i++) yyjson_mut_arr_add_int(out, list, i);
+    loom_json text = {0};
+    text.p = yyjson_mut_write_opts(out, 0, &alc, &text.n, NULL);
+    loom_return("[%d,%j,%j]", (int)loom_count(text), loom_get(text, "/0"), loom_get(text, "/500"));
+}
+static void test_yyjson(void **state) {
+    (void)state;
+    PLAY(loom_run_tree, "input null -> [{'a':1}]", "return [501,{'a':1},499]");
+}
+
+static void test_email_sender(void **state) {
+    (void)state;
+    PLAY(loom_run_email_sender, "input null -> {'to':'a@b.c','subject':'s','text':'t'}",
+         "http {'method':'POST','url':'smtp://','body':{'to':'a@b.c','subject':'s','text':'t'}} -> "
+         "{'status':250,'headers':{},'body':null}",
+         "return {'status':250}");
+}
+
 static void test_echo(void **state) {
     (void)state;
     PLAY(loom_run_echo, "input null -> {'a':[1]}", "return {'a':[1]}");
@@ -219,9 +273,11 @@ static void test_http_request(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_read),         cmocka_unit_test(test_text),  cmocka_unit_test(test_numbers),
-        cmocka_unit_test(test_format),       cmocka_unit_test(test_agent), cmocka_unit_test(test_ops),
-        cmocka_unit_test(test_activity_ops), cmocka_unit_test(test_echo),  cmocka_unit_test(test_http_request),
+        cmocka_unit_test(test_read),         cmocka_unit_test(test_text),         cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_format),       cmocka_unit_test(test_agent),        cmocka_unit_test(test_ops),
+        cmocka_unit_test(test_activity_ops), cmocka_unit_test(test_hello),        cmocka_unit_test(test_review),
+        cmocka_unit_test(test_yyjson),       cmocka_unit_test(test_email_sender), cmocka_unit_test(test_echo),
+        cmocka_unit_test(test_http_request),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
