@@ -1,0 +1,136 @@
+/* file_blob.c: content-addressed bytes as files DIR/ab/cdef…, named by SHA-256, or in a map in memory.
+ *
+ * A blob is written to a file of its own beside its place, synced, renamed, and its folder synced: when put returns it
+ * is durable, and a file under its final name is always whole. The same bytes twice are one file. get compares the hash.
+ * Nothing is deleted here: who counts references sweeps.
+ */
+#include "storage/storage.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct file_blobs {
+    struct blob_store base;
+    char *dir; /* NULL: in memory */
+    pthread_mutex_t lock;
+    struct map blobs; /* in memory: name → struct blob */
+};
+
+struct blob {
+    char name[65];
+    struct str bytes;
+};
+
+static struct file_blobs *self(struct blob_store *s) {
+    return (struct file_blobs *)s;
+}
+
+/* ---- files ---- */
+
+static bool write_all(int fd, struct str bytes) {
+    ssize_t n = 0;
+    for (; bytes.n > 0 && (n = write(fd, bytes.p, bytes.n)) > 0; bytes.p += n) bytes.n -= (size_t)n;
+    return bytes.n == 0;
+}
+
+/* DIR/ab and DIR/ab/cdef… */
+static void place(const struct file_blobs *s, const char *hex, char folder[4096], char path[4200]) {
+    snprintf(folder, 4096, "%s/%.2s", s->dir, hex);
+    snprintf(path, 4200, "%s/%s", folder, hex + 2);
+}
+
+static int file_put(struct blob_store *base, struct str bytes, char hex[65], struct error *err) {
+    struct file_blobs *s = self(base);
+    char folder[4096], path[4200], part[4300];
+    sha256_hex(bytes, hex);
+    place(s, hex, folder, path);
+    snprintf(part, sizeof part, "%s.XXXXXX", path);
+    mkdir(folder, 0700);
+    int fd = access(path, F_OK) == 0 ? -1 : mkstemp(part), rc = LOOM_OK;
+    bool there = fd < 0 ? access(path, F_OK) == 0 : write_all(fd, bytes) && fsync(fd) == 0 && rename(part, path) == 0;
+    /* Also when the file was there: whoever made it may have died before its folders were synced. */
+    if (!there || !path_sync(folder) || !path_sync(s->dir))
+        rc = error_set(err, errno == ENOSPC || errno == EDQUOT ? LOOM_E_DISK_FULL : LOOM_E_STORE,
+                       "cannot write the blob %s: %s", path, strerror(errno));
+    if (fd >= 0) close(fd);
+    if (fd >= 0 && !there) unlink(part);
+    return rc;
+}
+
+static int file_get(struct blob_store *base, const char *hex, struct buf *out, struct error *err) {
+    char folder[4096], path[4200], found[65];
+    size_t before = out->n;
+    ssize_t n = -1;
+    place(self(base), hex, folder, path);
+    bool is_name = strspn(hex, "0123456789abcdef") == 64 && hex[64] == 0;
+    int fd = is_name ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    if (!is_name || (fd < 0 && errno == ENOENT)) return error_set(err, LOOM_E_NOT_FOUND, "there is no blob %s", hex);
+    while (fd >= 0 && (n = read(fd, buf_reserve(out, 65536), 65536)) > 0) out->n += (size_t)n;
+    if (fd >= 0) close(fd);
+    sha256_hex((struct str){out->p + before, out->n - before}, found);
+    if (n == 0 && strcmp(found, hex) == 0) return LOOM_OK;
+    out->n = before;
+    if (n == 0)
+        return error_set(err, LOOM_E_DAMAGED, "the blob %s does not match its name; restore it from a backup", path);
+    return error_set(err, LOOM_E_STORE, "cannot read the blob %s: %s", path, strerror(errno));
+}
+
+/* ---- memory ---- */
+
+static int memory_put(struct blob_store *base, struct str bytes, char hex[65], struct error *err) {
+    (void)err;
+    struct file_blobs *s = self(base);
+    sha256_hex(bytes, hex);
+    pthread_mutex_lock(&s->lock);
+    if (!map_get(&s->blobs, str_of(hex))) {
+        struct blob *b = mem_alloc(sizeof *b);
+        memcpy(b->name, hex, sizeof b->name);
+        b->bytes = (struct str){str_dup(bytes), bytes.n};
+        map_put(&s->blobs, str_of(b->name), b);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return LOOM_OK;
+}
+
+static int memory_get(struct blob_store *base, const char *hex, struct buf *out, struct error *err) {
+    struct file_blobs *s = self(base);
+    pthread_mutex_lock(&s->lock);
+    struct blob *b = map_get(&s->blobs, str_of(hex));
+    pthread_mutex_unlock(&s->lock);
+    if (!b) return error_set(err, LOOM_E_NOT_FOUND, "there is no blob %s", hex);
+    buf_str(out, b->bytes);
+    return LOOM_OK;
+}
+
+/* ---- both ---- */
+
+static void blobs_close(struct blob_store *base) {
+    struct file_blobs *s = self(base);
+    struct blob *b;
+    for (size_t i = 0; (b = map_next(&s->blobs, &i)) != NULL; free(b)) free((void *)(uintptr_t)b->bytes.p);
+    map_free(&s->blobs);
+    pthread_mutex_destroy(&s->lock);
+    free(s->dir);
+    free(s);
+}
+
+static const struct blob_ops file_ops = {"files", file_put, file_get, blobs_close};
+static const struct blob_ops memory_ops = {"memory", memory_put, memory_get, blobs_close};
+
+struct blob_store *blob_file_open(const char *dir, struct error *err) {
+    if (dir && mkdir(dir, 0700) != 0 && errno != EEXIST) {
+        error_set(err, LOOM_E_STORE, "cannot make the folder %s: %s", dir, strerror(errno));
+        return NULL;
+    }
+    struct file_blobs *s = mem_alloc(sizeof *s);
+    s->base.ops = dir ? &file_ops : &memory_ops;
+    s->dir = dir ? str_dup(str_of(dir)) : NULL;
+    pthread_mutex_init(&s->lock, NULL);
+    return &s->base;
+}
