@@ -98,7 +98,7 @@ static bool take_line(struct str *rest, struct str *line) {
 }
 
 struct str http_take_until(struct str *rest, char stop) {
-    const char *at = memchr(rest->p, stop, rest->n);
+    const char *at = rest->n ? memchr(rest->p, stop, rest->n) : NULL;
     struct str part = {rest->p, at ? (size_t)(at - rest->p) : rest->n};
     size_t used = part.n + (at != NULL);
     *rest = (struct str){rest->p + used, rest->n - used};

@@ -118,21 +118,24 @@ static bool path_matches(const char *pattern, struct str path, struct str *vars)
     return p == end;
 }
 
-/* NULL after having put the methods that the path does know into `allow`. */
+/* NULL when there is none; `allow` then is the header that lists the methods the path does know, if it is known. */
 static const struct http_route *find_route(struct str method, struct str path, struct str *vars, struct buf *allow) {
     if (str_eq(method, STR("HEAD"))) method = STR("GET");
     for (const struct http_route *r = routes; r < routes + ROUTES; r++) {
         if (!path_matches(r->path, path, vars)) continue;
-        if (str_eq(method, str_of(r->method))) return r;
+        if (str_eq(method, str_of(r->method))) {
+            buf_clear(allow);
+            return r;
+        }
         buf_json(allow, "%s%s", allow->n ? ", " : "Allow: ", r->method);
     }
+    if (allow->n) buf_str(allow, STR("\r\n"));
     return NULL;
 }
 
 static bool no_route(struct http_conn *c) {
     bool known = c->extra.n > 0;
     struct str method = c->head.method, path = c->head.path;
-    if (known) buf_str(&c->extra, STR("\r\n"));
     http_problem(c, 0, known ? LOOM_E_METHOD_NOT_ALLOWED : LOOM_E_NOT_FOUND,
                  known ? "%.*s is not a method of %.*s; the header Allow lists those it has"
                        : "There is no route %.*s %.*s; GET /openapi.json describes all of them",
@@ -287,7 +290,6 @@ bool http_admit(struct http_conn *c) {
     const struct http_route *r = c->route = find_route(c->head.method, c->head.path, vars, &c->extra);
     if (!http_authorize(c, r && r->open, str_eq(c->head.method, STR("PUT")))) return false;
     if (!r) return no_route(c);
-    buf_clear(&c->extra);
     if (r->local == http_stream_open) c->request.from = -1;
     return read_query(c) && read_path(c, vars) && read_headers(c) && check_body(c);
 }
