@@ -24,24 +24,29 @@ extern char **environ;
 /* Wasmtime prints a chain of causes, the innermost on the last line; "1: " and "wasm trap: " are its decoration. */
 void exec_wasm_error(const wasmtime_error_t *error, const wasm_trap_t *trap, char *out, size_t cap) {
     wasm_byte_vec_t text;
-    if (error) wasmtime_error_message(error, &text);
-    else wasm_trap_message(trap, &text);
+    if (error)
+        wasmtime_error_message(error, &text);
+    else
+        wasm_trap_message(trap, &text);
     const char *p = text.data, *end = p + text.size;
     while (end > p && (end[-1] == '\0' || end[-1] == '\n')) end--;
     const char *line = memrchr(p, '\n', (size_t)(end - p));
     if (line) p = line + 1;
-    p += strspn(p, " 0123456789:");
-    if ((size_t)(end - p) > 11 && !memcmp(p, "wasm trap: ", 11)) p += 11;
     snprintf(out, cap, "%.*s", (int)(end - p), p);
+    p = out + strspn(out, " 0123456789:");
+    if (!strncmp(p, "wasm trap: ", 11)) p += 11;
+    memmove(out, p, strlen(p) + 1);
     wasm_byte_vec_delete(&text);
 }
 
 /* The named export, if it has the kind; its type lives as long as `exports`. */
-static const wasm_externtype_t *export_of(const wasm_exporttype_vec_t *exports, const char *name, wasm_externkind_t kind) {
+static const wasm_externtype_t *export_of(const wasm_exporttype_vec_t *exports, const char *name,
+                                          wasm_externkind_t kind) {
     for (size_t i = 0; i < exports->size; i++) {
         const wasm_name_t *n = wasm_exporttype_name(exports->data[i]);
         const wasm_externtype_t *type = wasm_exporttype_type(exports->data[i]);
-        if (n->size == strlen(name) && !memcmp(n->data, name, n->size) && wasm_externtype_kind(type) == kind) return type;
+        if (n->size == strlen(name) && !memcmp(n->data, name, n->size) && wasm_externtype_kind(type) == kind)
+            return type;
     }
     return NULL;
 }
@@ -64,9 +69,10 @@ int exec_module_check(struct exec_module *m, struct error *err) {
     wasm_exporttype_vec_delete(&exports);
     if (!memory) return error_set(err, LOOM_E_INVALID_MODULE, "the module does not export its memory as \"memory\"");
     if (m->entry) return 0;
-    return error_set(err, LOOM_E_INVALID_MODULE,
-                     "the module does not export a function \"run\" without parameters and results; mark the entry with "
-                     "export_name(\"run\") or use guest.h");
+    return error_set(
+        err, LOOM_E_INVALID_MODULE,
+        "the module does not export a function \"run\" without parameters and results; mark the entry with "
+        "export_name(\"run\") or use guest.h");
 }
 
 /* What is told apart before the compiler looks: each beginner's mistake gets its own words. */
@@ -121,8 +127,10 @@ static bool send_all(int fd, const void *p, size_t n) {
 static void read_all(int fd, struct buf *out) {
     char part[65536];
     for (ssize_t n; (n = read(fd, part, sizeof part)) != 0;) {
-        if (n > 0) buf_add(out, part, (size_t)n);
-        else if (errno != EINTR) return;
+        if (n > 0)
+            buf_add(out, part, (size_t)n);
+        else if (errno != EINTR)
+            return;
     }
 }
 
@@ -183,18 +191,23 @@ static int child_outcome(int status, struct str answer, struct buf *artefact, st
     }
     yyjson_doc *doc = json_parse(answer, NULL);
     struct str message = json_str(yyjson_doc_get_root(doc), "message");
-    if (message.p) error_set(err, LOOM_E_INVALID_MODULE, "%.*s", (int)message.n, message.p);
-    else error_set(err, LOOM_E_INVALID_MODULE, "the module cannot be compiled within %d s and %d MB", COMPILE_SECONDS, COMPILE_MB);
+    if (message.p)
+        error_set(err, LOOM_E_INVALID_MODULE, "%.*s", (int)message.n, message.p);
+    else
+        error_set(err, LOOM_E_INVALID_MODULE, "the module cannot be compiled within %d s and %d MB", COMPILE_SECONDS,
+                  COMPILE_MB);
     yyjson_doc_free(doc);
     return LOOM_E_INVALID_MODULE;
 }
 
-int exec_compile_apart(struct exec_engine *e, const char *program, struct str wasm, struct buf *artefact, struct error *err) {
+int exec_compile_apart(struct exec_engine *e, const char *program, struct str wasm, struct buf *artefact,
+                       struct error *err) {
     if (!program) return exec_compile(e, wasm, artefact, err);
     int rc = check_bytes(wasm, err), fd, status;
     if (rc) return rc;
     pid_t pid = start_child(program, &fd);
-    if (pid < 0) return error_set(err, LOOM_E_INTERNAL, "cannot start %s to compile a module: %s", program, strerror(errno));
+    if (pid < 0)
+        return error_set(err, LOOM_E_INTERNAL, "cannot start %s to compile a module: %s", program, strerror(errno));
     struct buf answer = {0};
     if (send_all(fd, &e->config, sizeof e->config)) send_all(fd, wasm.p, wasm.n);
     shutdown(fd, SHUT_WR);

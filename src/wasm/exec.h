@@ -27,7 +27,8 @@ void exec_engine_free(struct exec_engine *e);
 int exec_compile(struct exec_engine *e, struct str wasm, struct buf *artefact, struct error *err);
 /* The same in a child process (`program` = path of an executable that calls exec_compile_child when argv[1] is
  * "--compile-module"), with limits of time and memory; program NULL: in this process. */
-int exec_compile_apart(struct exec_engine *e, const char *program, struct str wasm, struct buf *artefact, struct error *err);
+int exec_compile_apart(struct exec_engine *e, const char *program, struct str wasm, struct buf *artefact,
+                       struct error *err);
 int exec_compile_child(int in_fd, int out_fd); /* wasm from in_fd, artefact or error JSON to out_fd; the exit code */
 /* A short text that names engine version and settings: part of an artefact's cache key. */
 const char *exec_artefact_key(struct exec_engine *e);
@@ -57,7 +58,8 @@ enum exec_state exec_run(struct exec *x);
 void exec_op(const struct exec *x, struct str *name, struct str *arg);
 /* Result (ok) or error JSON of the op; copied. exec_run() goes on with it. */
 void exec_answer(struct exec *x, bool ok, struct str json);
-bool exec_reusable(const struct exec *x); /* whether exec_run() may go on after EXEC_END: not for native guests and programs */
+bool exec_reusable(
+    const struct exec *x); /* whether exec_run() may go on after EXEC_END: not for native guests and programs */
 void exec_suspended(struct exec *x); /* a suspension: the CPU time of the stretch begins anew */
 void exec_trap(const struct exec *x, struct error *err);
 size_t exec_bytes(const struct exec *x); /* resident memory, estimated: stack and linear memory in use */
@@ -71,13 +73,13 @@ struct activity;
 struct activity_spec {
     struct exec_module *module; /* the attempt takes its own reference */
     struct exec_limits limits;
-    int64_t deadline_mono_ms;   /* end of this attempt's time (env's monotonic clock) */
-    struct str key;             /* idempotency key of the activity: equal in all attempts */
+    int64_t deadline_mono_ms; /* end of this attempt's time (env's monotonic clock) */
+    struct str key;           /* idempotency key of the activity: equal in all attempts */
     struct str ns, name, correlation, traceparent;
-    struct str input;           /* JSON text */
+    struct str input;                /* JSON text */
     const struct net_policy *policy; /* network, mail and secrets it may use; NULL: none (a pure activity) */
-    uint64_t seed;              /* of its random */
-    bool reuse;                 /* the instance may serve further attempts of the same module and namespace */
+    uint64_t seed;                   /* of its random */
+    bool reuse;                      /* the instance may serve further attempts of the same module and namespace */
     void *ctx;
     /* The end, on any thread: result JSON when error is NULL. The activity is freed when it returns. */
     void (*done)(void *ctx, struct str result, const struct error *error);

@@ -16,13 +16,13 @@
 #include <time.h>
 
 enum {
-    STACK_BYTES = 192 << 10, /* of a fiber */
+    STACK_BYTES = 192 << 10,       /* of a fiber */
     GUEST_STACK_BYTES = 128 << 10, /* of these a guest may use so many; host functions need the rest */
     MAPPINGS_PER_GUEST = 5,
     SLOTS_MAX = 12000,
     TABLE_ELEMENTS = 100000,
     KEEP_RESIDENT = 8 << 10, /* of a memory's first bytes: zeroed by hand when its slot is freed, not given back */
-    IDLE_TICKS = 50,          /* without a running instance, then the ticker sleeps */
+    IDLE_TICKS = 50,         /* without a running instance, then the ticker sleeps */
     FUEL_PER_MS = 1000000,
     GUARD_BYTES = 32 << 20,
     INSTANCE_BYTES = 12 << 10, /* a suspended instance's stack, store and bookkeeping (measured) */
@@ -196,7 +196,8 @@ int exec_module_load(struct exec_engine *e, struct str artefact, struct exec_mod
         exec_wasm_error(error, NULL, why, sizeof why);
         wasmtime_error_delete(error);
         exec_module_unref(m);
-        return error_set(err, LOOM_E_INVALID_MODULE, "the artefact cannot be loaded, compile the module again: %s", why);
+        return error_set(err, LOOM_E_INVALID_MODULE, "the artefact cannot be loaded, compile the module again: %s",
+                         why);
     }
     int rc = exec_module_check(m, err);
     if (rc) {
@@ -241,7 +242,8 @@ static void enter(struct exec *x, enum exec_phase phase) {
     struct exec_module *m = x->module;
     x->phase = phase;
     if (phase == PHASE_START) {
-        x->future = wasmtime_instance_pre_instantiate_async(m->pre, x->context, &x->instance, &x->trap_ret, &x->error_ret);
+        x->future = wasmtime_instance_pre_instantiate_async(m->pre, x->context, &x->instance, &x->trap_ret,
+                                                            &x->error_ret);
         return;
     }
     const char *name = phase == PHASE_INITIALIZE ? "_initialize" : m->entry;
@@ -255,15 +257,19 @@ static void enter(struct exec *x, enum exec_phase phase) {
 /* Appends " in f < g < run" to the trap's message: the innermost functions with their names. */
 static void add_backtrace(struct exec *x) {
     wasm_frame_vec_t frames;
-    if (x->trap_ret) wasm_trap_trace(x->trap_ret, &frames);
-    else wasmtime_error_wasm_trace(x->error_ret, &frames);
+    if (x->trap_ret)
+        wasm_trap_trace(x->trap_ret, &frames);
+    else
+        wasmtime_error_wasm_trace(x->error_ret, &frames);
     char *message = x->trap->message;
     size_t n = strlen(message), cap = sizeof x->trap->message;
     for (size_t i = 0; i < frames.size && i < 8 && n < cap; i++) {
         const wasm_name_t *name = wasmtime_frame_func_name(frames.data[i]);
         const char *before = i ? " < " : " in ";
-        if (name) n += (size_t)snprintf(message + n, cap - n, "%s%.*s", before, (int)name->size, name->data);
-        else n += (size_t)snprintf(message + n, cap - n, "%sfunc %u", before, wasm_frame_func_index(frames.data[i]));
+        if (name)
+            n += (size_t)snprintf(message + n, cap - n, "%s%.*s", before, (int)name->size, name->data);
+        else
+            n += (size_t)snprintf(message + n, cap - n, "%sfunc %u", before, wasm_frame_func_index(frames.data[i]));
     }
     wasm_frame_vec_delete(&frames);
 }
@@ -296,8 +302,10 @@ static void next_phase(struct exec *x) {
         return;
     }
     end_call(x);
-    if (x->phase == PHASE_RUN || x->exited) x->phase = PHASE_FLUSH;
-    else enter(x, x->phase == PHASE_START && x->module->initialize ? PHASE_INITIALIZE : PHASE_RUN);
+    if (x->phase == PHASE_RUN || x->exited)
+        x->phase = PHASE_FLUSH;
+    else
+        enter(x, x->phase == PHASE_START && x->module->initialize ? PHASE_INITIALIZE : PHASE_RUN);
 }
 
 /* One poll of the call, and its CPU time; true when the call has ended. */
@@ -390,7 +398,8 @@ struct exec *exec_new(struct exec_module *m, struct exec_limits limits, struct e
     }
     uint64_t memory_max = (uint64_t)(limits.memory_mb ? limits.memory_mb : e->config.memory_mb) << 20;
     if (m->memory_min > memory_max) {
-        exec_fail(x, LOOM_E_TRAP, "the guest's memory is %llu MB at its start, its limit %llu MB; raise limits.maxMemoryMB",
+        exec_fail(x, LOOM_E_TRAP,
+                  "the guest's memory is %llu MB at its start, its limit %llu MB; raise limits.maxMemoryMB",
                   (unsigned long long)(m->memory_min >> 20), (unsigned long long)(memory_max >> 20));
         stop(x);
         return x;
@@ -468,7 +477,8 @@ uint8_t *exec_memory(struct exec *x, wasmtime_caller_t *caller, uint32_t ptr, ui
     assert(found); /* exec_module_check() has seen it */
     size_t size = wasmtime_memory_data_size(x->context, &memory.of.memory);
     if (len <= size && ptr <= size - len) return wasmtime_memory_data(x->context, &memory.of.memory) + ptr;
-    exec_fail(x, LOOM_E_BAD_POINTER, "%u + %llu is beyond the guest's memory of %zu bytes", ptr, (unsigned long long)len, size);
+    exec_fail(x, LOOM_E_BAD_POINTER, "%u + %llu is beyond the guest's memory of %zu bytes", ptr,
+              (unsigned long long)len, size);
     return NULL;
 }
 
@@ -515,8 +525,10 @@ static void op_begin(void *env, wasmtime_caller_t *caller, const wasmtime_val_t 
     struct str name = {.n = (uint32_t)args[1].of.i32}, arg = {.n = (uint32_t)args[3].of.i32};
     name.p = (const char *)exec_memory(x, caller, (uint32_t)args[0].of.i32, name.n);
     arg.p = (const char *)exec_memory(x, caller, (uint32_t)args[2].of.i32, arg.n);
-    if (name.p && arg.p) exec_ask(x, name, arg, op_end);
-    else *trap = exec_host_trap(x);
+    if (name.p && arg.p)
+        exec_ask(x, name, arg, op_end);
+    else
+        *trap = exec_host_trap(x);
 }
 
 static wasm_trap_t *take(void *env, wasmtime_caller_t *caller, const wasmtime_val_t *args, size_t nargs,

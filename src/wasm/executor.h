@@ -15,7 +15,7 @@ struct exec_engine {
     struct exec_config config; /* with the defaults filled in */
     wasm_engine_t *wasm;
     wasmtime_linker_t *linker;
-    atomic_uint live;     /* instances */
+    atomic_uint live; /* instances */
     char artefact_key[96];
 
     /* The ticker raises the epoch while an instance runs, and sleeps otherwise. */

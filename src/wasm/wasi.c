@@ -47,9 +47,12 @@ static void log_line(struct exec *x, size_t n, size_t skip) {
 
 static bool log_next(struct exec *x) {
     char *end = x->line.n ? memchr(x->line.p, '\n', x->line.n) : NULL;
-    if (end) log_line(x, (size_t)(end - x->line.p), 1);
-    else if (x->line.n >= LINE_MAX_BYTES) log_line(x, x->line.n, 0);
-    else return answer(x, WASI_OK);
+    if (end)
+        log_line(x, (size_t)(end - x->line.p), 1);
+    else if (x->line.n >= LINE_MAX_BYTES)
+        log_line(x, x->line.n, 0);
+    else
+        return answer(x, WASI_OK);
     return false;
 }
 
@@ -121,8 +124,10 @@ static int random_get(struct exec *x, wasmtime_caller_t *caller, wasi_args args)
 
 static int proc_exit(struct exec *x, wasmtime_caller_t *caller, wasi_args args) {
     (void)caller;
-    if (U32(0) == 0) x->exited = true;
-    else exec_fail(x, LOOM_E_TRAP, "the guest exited with code %u", U32(0));
+    if (U32(0) == 0)
+        x->exited = true;
+    else
+        exec_fail(x, LOOM_E_TRAP, "the guest exited with code %u", U32(0));
     return ASKED;
 }
 
@@ -181,53 +186,55 @@ static const struct wasi_row {
     const char *name, *params;
     int code; /* the answer of a function that does nothing */
     int (*fn)(struct exec *x, wasmtime_caller_t *caller, wasi_args args);
-} rows[] = {
-    {"args_get", "ii", WASI_OK, NULL},
-    {"args_sizes_get", "ii", 0, sizes_get},
-    {"clock_res_get", "ii", WASI_NOSYS, NULL},
-    {"clock_time_get", "iIi", 0, clock_time_get},
-    {"environ_get", "ii", WASI_OK, NULL},
-    {"environ_sizes_get", "ii", 0, sizes_get},
-    {"fd_advise", "iIIi", WASI_BADF, NULL},
-    {"fd_allocate", "iII", WASI_BADF, NULL},
-    {"fd_close", "i", WASI_OK, NULL},
-    {"fd_datasync", "i", WASI_BADF, NULL},
-    {"fd_fdstat_get", "ii", 0, fd_fdstat_get},
-    {"fd_fdstat_set_flags", "ii", WASI_OK, NULL},
-    {"fd_fdstat_set_rights", "iII", WASI_BADF, NULL},
-    {"fd_filestat_get", "ii", WASI_BADF, NULL},
-    {"fd_filestat_set_size", "iI", WASI_BADF, NULL},
-    {"fd_filestat_set_times", "iIIi", WASI_BADF, NULL},
-    {"fd_pread", "iiiIi", WASI_BADF, NULL},
-    {"fd_prestat_dir_name", "iii", WASI_BADF, NULL},
-    {"fd_prestat_get", "ii", WASI_BADF, NULL},
-    {"fd_pwrite", "iiiIi", WASI_BADF, NULL},
-    {"fd_read", "iiii", 0, fd_read},
-    {"fd_readdir", "iiiIi", WASI_BADF, NULL},
-    {"fd_renumber", "ii", WASI_BADF, NULL},
-    {"fd_seek", "iIii", WASI_SPIPE, NULL},
-    {"fd_sync", "i", WASI_BADF, NULL},
-    {"fd_tell", "ii", WASI_SPIPE, NULL},
-    {"fd_write", "iiii", 0, fd_write},
-    {"path_create_directory", "iii", WASI_BADF, NULL},
-    {"path_filestat_get", "iiiii", WASI_BADF, NULL},
-    {"path_filestat_set_times", "iiiiIIi", WASI_BADF, NULL},
-    {"path_link", "iiiiiii", WASI_BADF, NULL},
-    {"path_open", "iiiiiIIii", WASI_BADF, NULL},
-    {"path_readlink", "iiiiii", WASI_BADF, NULL},
-    {"path_remove_directory", "iii", WASI_BADF, NULL},
-    {"path_rename", "iiiiii", WASI_BADF, NULL},
-    {"path_symlink", "iiiii", WASI_BADF, NULL},
-    {"path_unlink_file", "iii", WASI_BADF, NULL},
-    {"poll_oneoff", "iiii", 0, poll_oneoff},
-    {"proc_raise", "i", WASI_NOSYS, NULL},
-    {"random_get", "ii", 0, random_get},
-    {"sched_yield", "", WASI_OK, NULL},
-    {"sock_accept", "iii", WASI_BADF, NULL},
-    {"sock_recv", "iiiiii", WASI_BADF, NULL},
-    {"sock_send", "iiiii", WASI_BADF, NULL},
-    {"sock_shutdown", "ii", WASI_BADF, NULL},
-}, exit_row = {"proc_exit", "i", 0, proc_exit}, abort_row = {"abort", "iiii", 0, as_abort};
+} rows[] =
+    {
+        {"args_get", "ii", WASI_OK, NULL},
+        {"args_sizes_get", "ii", 0, sizes_get},
+        {"clock_res_get", "ii", WASI_NOSYS, NULL},
+        {"clock_time_get", "iIi", 0, clock_time_get},
+        {"environ_get", "ii", WASI_OK, NULL},
+        {"environ_sizes_get", "ii", 0, sizes_get},
+        {"fd_advise", "iIIi", WASI_BADF, NULL},
+        {"fd_allocate", "iII", WASI_BADF, NULL},
+        {"fd_close", "i", WASI_OK, NULL},
+        {"fd_datasync", "i", WASI_BADF, NULL},
+        {"fd_fdstat_get", "ii", 0, fd_fdstat_get},
+        {"fd_fdstat_set_flags", "ii", WASI_OK, NULL},
+        {"fd_fdstat_set_rights", "iII", WASI_BADF, NULL},
+        {"fd_filestat_get", "ii", WASI_BADF, NULL},
+        {"fd_filestat_set_size", "iI", WASI_BADF, NULL},
+        {"fd_filestat_set_times", "iIIi", WASI_BADF, NULL},
+        {"fd_pread", "iiiIi", WASI_BADF, NULL},
+        {"fd_prestat_dir_name", "iii", WASI_BADF, NULL},
+        {"fd_prestat_get", "ii", WASI_BADF, NULL},
+        {"fd_pwrite", "iiiIi", WASI_BADF, NULL},
+        {"fd_read", "iiii", 0, fd_read},
+        {"fd_readdir", "iiiIi", WASI_BADF, NULL},
+        {"fd_renumber", "ii", WASI_BADF, NULL},
+        {"fd_seek", "iIii", WASI_SPIPE, NULL},
+        {"fd_sync", "i", WASI_BADF, NULL},
+        {"fd_tell", "ii", WASI_SPIPE, NULL},
+        {"fd_write", "iiii", 0, fd_write},
+        {"path_create_directory", "iii", WASI_BADF, NULL},
+        {"path_filestat_get", "iiiii", WASI_BADF, NULL},
+        {"path_filestat_set_times", "iiiiIIi", WASI_BADF, NULL},
+        {"path_link", "iiiiiii", WASI_BADF, NULL},
+        {"path_open", "iiiiiIIii", WASI_BADF, NULL},
+        {"path_readlink", "iiiiii", WASI_BADF, NULL},
+        {"path_remove_directory", "iii", WASI_BADF, NULL},
+        {"path_rename", "iiiiii", WASI_BADF, NULL},
+        {"path_symlink", "iiiii", WASI_BADF, NULL},
+        {"path_unlink_file", "iii", WASI_BADF, NULL},
+        {"poll_oneoff", "iiii", 0, poll_oneoff},
+        {"proc_raise", "i", WASI_NOSYS, NULL},
+        {"random_get", "ii", 0, random_get},
+        {"sched_yield", "", WASI_OK, NULL},
+        {"sock_accept", "iii", WASI_BADF, NULL},
+        {"sock_recv", "iiiiii", WASI_BADF, NULL},
+        {"sock_send", "iiiii", WASI_BADF, NULL},
+        {"sock_shutdown", "ii", WASI_BADF, NULL},
+},
+  exit_row = {"proc_exit", "i", 0, proc_exit}, abort_row = {"abort", "iiii", 0, as_abort};
 
 static void begin(void *env, wasmtime_caller_t *caller, wasi_args args, size_t nargs, wasmtime_val_t *results,
                   size_t nresults, wasm_trap_t **trap, wasmtime_async_continuation_t *k) {
@@ -236,9 +243,12 @@ static void begin(void *env, wasmtime_caller_t *caller, wasi_args args, size_t n
     struct exec *x = exec_of(caller);
     exec_host_begin(x, results, k);
     int code = row->fn ? row->fn(x, caller, args) : row->code;
-    if (x->trap) *trap = exec_host_trap(x);
-    else if (x->exited) *trap = wasmtime_trap_new("exit", 4);
-    else if (nresults && code != ASKED) answer(x, code);
+    if (x->trap)
+        *trap = exec_host_trap(x);
+    else if (x->exited)
+        *trap = wasmtime_trap_new("exit", 4);
+    else if (nresults && code != ASKED)
+        answer(x, code);
 }
 
 static void define(wasmtime_linker_t *linker, const char *module, const struct wasi_row *row, const char *results) {
