@@ -29,43 +29,15 @@ enum { SCRATCH = 64 << 10, ROUND_MAX = 256, IDLE_MS = 75000, STALL_MS = 30000, L
 
 /* ---- answers ---- */
 
-static const char *reason_of(int status) {
-    static const struct {
-        int status;
-        const char *reason;
-    } reasons[] = {
-        {200, "OK"},
-        {201, "Created"},
-        {202, "Accepted"},
-        {400, "Bad Request"},
-        {401, "Unauthorized"},
-        {403, "Forbidden"},
-        {404, "Not Found"},
-        {405, "Method Not Allowed"},
-        {408, "Request Timeout"},
-        {409, "Conflict"},
-        {413, "Content Too Large"},
-        {415, "Unsupported Media Type"},
-        {422, "Unprocessable Content"},
-        {429, "Too Many Requests"},
-        {431, "Request Header Fields Too Large"},
-        {500, "Internal Server Error"},
-        {503, "Service Unavailable"},
-        {507, "Insufficient Storage"},
-    };
-    for (size_t i = 0; i < sizeof reasons / sizeof *reasons; i++)
-        if (reasons[i].status == status) return reasons[i].reason;
-    return "";
-}
-
+/* No reason phrase: nobody may rely on it, and problem documents have a title. */
 void http_respond(struct http_conn *c, int status, const char *type, struct str body) {
     struct buf *out = &c->out;
     struct loom_str correlation = c->request.correlation;
     if (!type) type = c->route->makes ? c->route->makes : "application/json";
     buf_json(out,
-             "HTTP/1.1 %d %s\r\nDate: %s\r\nContent-Type: %s\r\nCache-Control: no-store\r\nX-Content-Type-Options: "
+             "HTTP/1.1 %d \r\nDate: %s\r\nContent-Type: %s\r\nCache-Control: no-store\r\nX-Content-Type-Options: "
              "nosniff\r\n",
-             (int64_t)status, reason_of(status), c->server->date, type);
+             (int64_t)status, c->server->date, type);
     if (body.p) buf_json(out, "Content-Length: %d\r\n", (int64_t)body.n);
     if (c->close_after) buf_str(out, STR("Connection: close\r\n"));
     if (correlation.p) buf_json(out, "Loom-Correlation-Id: %j\r\n", (struct str){correlation.p, correlation.n});
@@ -177,7 +149,7 @@ static bool at_head(struct http_conn *c) {
         error_set(&e, LOOM_E_TOO_LARGE, "The request's head is larger than %d bytes", HTTP_HEAD_MAX);
         return refuse(c, 431, &e);
     }
-    if (n == 0 && c->in.p[0] >= 'A' && c->in.p[0] <= 'Z') return false;
+    if (n == 0 && (c->in.p[0] == '\r' || (c->in.p[0] >= 'A' && c->in.p[0] <= 'Z'))) return false;
     if (n == 0) n = c->in.n; /* not HTTP: refused at once */
     buf_clear(&c->head_text);
     buf_add(&c->head_text, c->in.p, n);
