@@ -150,7 +150,7 @@ static void test_sequence(void **state) {
         "{'name':'one','input':{'v':{'y':[3]},'id':'run-1'},'label':'a','version':'2.0.0','timeoutMs':5000,'retry':{'"
         "maxAttempts':2}} -> 1",
         AWAIT("1", "1,'ok':{'n':7}"), "activity {'name':'two','input':7,'label':'2'} -> 2", AWAIT("2", "2,'ok':null"),
-        "child.spawn {'type':'helper','input':'n is 7','key':'k-7'} -> 3", AWAIT("3", "3,'ok':'done'"),
+        "child.spawn {'type':'helper','input':'n is 7','label':'c','key':'k-7'} -> 3", AWAIT("3", "3,'ok':'done'"),
         "return {'first':{'n':7},'second':'done'}");
 }
 
@@ -294,7 +294,7 @@ static void test_customer_onboarding(void **state) {
         "activity {'name':'create-user-account','input':{'email':'ann@example.com'},'label':'create-account'} -> 2",  \
         AWAIT("2", "2,'ok':{'userId':'u1'}"),                                                                         \
         "child.spawn {'type':'email-verification-agent','input':{\n        'email': 'ann@example.com',\n        "     \
-        "'userId': 'u1'\n      }} -> 3",                                                                              \
+        "'userId': 'u1'\n      },'label':'send-verification'} -> 3",                                                  \
         AWAIT("3", "3,'ok':{'sent':true}"), "event.wait {'type':'email_verified','timeoutMs':3600000} -> 4"
     PLAY(loom_run_wdl, ONBOARDED, AWAIT("4", "4,'ok':{}"),
          "activity {'name':'send-welcome-email','input':{'userId':'u1'},'label':'notify-success.1.1'} -> 5",

@@ -329,8 +329,8 @@ static inline void template_put_string(struct expr *e, struct loom_out *o, loom_
 static inline void template_put(struct expr *e, struct loom_out *o, loom_json template) {
     const char *p = template.p, *end = template.p + template.n;
     while (p < end) {
-        const char *next = *p == '"' ? loom_string_end(p, end) : p + 1;
-        bool key = next < end && *loom_blank(next, end) == ':';
+        const char *next = *p == '"' ? loom_string_end(p, end) : p + 1, *after = loom_blank(next, end);
+        bool key = after < end && *after == ':';
         if (*p == '"' && !key && template_find(p, next, "{{") != next)
             template_put_string(e, o, loom_text((loom_json){p, (size_t)(next - p)}));
         else

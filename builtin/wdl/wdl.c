@@ -138,8 +138,8 @@ static void begin_agent(struct run *run, struct branch *b, loom_json step) {
     loom_result input = fill(run, loom_get(step, "/input")), key = fill(run, loom_get(step, "/key"));
     if (!input.ok || !key.ok) return step_fail(run, b, input.ok ? key.value : input.value);
     step_started(run, b,
-                 loom_op("child.spawn", "{'type':%j,'input':%j%m}", loom_get(step, "/agentType"), input.value, "key",
-                         key.value));
+                 loom_op("child.spawn", "{'type':%j,'input':%j,'label':'%t'%m}", loom_get(step, "/agentType"),
+                         input.value, b->id, "key", key.value));
 }
 static void begin_wait(struct run *run, struct branch *b, loom_json step) {
     loom_json duration = loom_get(step, "/duration");

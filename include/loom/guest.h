@@ -330,7 +330,7 @@ static inline double loom_number(loom_json v) {
     }
     if (p < end && (*p | 32) == 'e') {
         bool down = ++p < end && *p == '-';
-        for (p += p < end && (*p == '-' || *p == '+'); p < end && exponent < 1000; p++)
+        for (p += p < end && (*p == '-' || *p == '+'); p < end && *p >= '0' && *p <= '9' && exponent < 1000; p++)
             exponent = exponent * 10 + (*p - '0');
         e += down ? -exponent : exponent;
     }
