@@ -8,15 +8,6 @@
 
 #include "base/base.h"
 
-/* A secret's value with the places it may go to. Guests only ever see the handle "{{secret:NAME}}". */
-struct secret {
-    struct str name, value;
-    struct str *hosts; /* HOST, HOST:PORT or *.DOMAIN */
-    size_t host_count;
-    struct str *headers; /* header names it may stand in, any case; none: authorization, x-api-key, api-key */
-    size_t header_count;
-};
-
 /* Where an activity may go. Immutable once made; shared by its attempts. */
 struct net_policy {
     bool network_any;   /* any public host */
@@ -34,7 +25,7 @@ bool net_host_allowed(const struct net_policy *p, struct str host, int port);
 
 /* The project's side (loom.json): {network: {allowPrivate: true | [hosts], connectTo: {"HOST:PORT": "HOST:PORT"}, caFile},
  * mail: {server: "smtp://HOST:PORT" or smtps, from, user, password: name of a secret}, secrets: {NAME: {env | file, hosts: […],
- * headers: […]}}}. connectTo works as in curl: only the connection goes elsewhere, host name and TLS name stay. Its targets and
+ * headers: […]}}}. Guests only ever see a secret's handle, "{{secret:NAME}}". connectTo works as in curl: only the connection goes elsewhere, host name and TLS name stay. Its targets and
  * the mail server are allowed even if private. caFile: the only CAs trusted (absent: the system's). */
 struct net_client;
 /* config: the parsed loom.json or NULL; dir: what relative paths in it refer to. INVALID_DOCUMENT names the field. */
@@ -42,7 +33,7 @@ struct net_client *net_client_new(struct env *env, yyjson_val *config, const cha
 void net_client_free(struct net_client *c); /* ends open requests with `cancelled` */
 
 struct net_request {
-    const struct net_policy *policy; /* NULL: nothing is allowed */
+    const struct net_policy *policy; /* must live until done(); NULL: nothing is allowed */
     struct str method, url; /* http, https (method absent: GET); "smtp://": the project's mail server gets the mail that the body
                              * describes: {"from", "to": string or list, "subject", "text", "html", "headers"} */
     yyjson_val *headers;    /* object of strings, may be NULL; values may hold handles of secrets */
@@ -56,7 +47,7 @@ struct net_request {
      * JSON {"code","message","retryable"}: denied, invalid_argument, network, timeout, too_large, cancelled, smtp_NNN. */
     void (*done)(void *ctx, bool ok, struct str json);
 };
-/* Copies what it needs; done() is called once, also when refused, and never inside this call. Answers an id for cancel. */
+/* Copies what it needs but the policy; done() is called once, also when refused, and never inside this call. Answers an id for cancel. */
 uint64_t net_send(struct net_client *c, const struct net_request *r);
 void net_cancel(struct net_client *c, uint64_t id);
 /* The handle of a secret, or DENIED / NOT_FOUND. */

@@ -1,0 +1,387 @@
+/* batch.c: the open batch, group commit, and the effects that wait for it.
+ *
+ * Rows collect in the open batch by key, so that a later write supersedes an earlier one and a row that comes and goes
+ * within one batch is never written. One batch is on its way to the disk (flight) while one fills. Reads see open, then
+ * flight, then the store. Batches commit in order; an effect carries the number of the batch that was open when it was
+ * made and is released when that one has committed. An open batch without rows counts as committed when all before it
+ * have. Values of 256 KiB and more become blobs; the writer syncs a blob before the row that names it commits.
+ * A failed commit drops all that was ahead of the disk (resident_drop_all); nothing runs until a probe commits again.
+ */
+#include "runtime/runtime.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+struct pending_row {
+    struct str key, value; /* key with the kind as first byte; value.p NULL: deleted */
+    bool fresh;            /* the store has no such row */
+};
+struct pending {
+    struct map rows;
+    struct arena mem;
+};
+struct commit_job {
+    struct item item; /* comes back through the inbox */
+    struct loom *l;
+    struct batch batch;
+    struct buf *blobs; /* texts that point to blobs, one per large row */
+    enum commit_outcome outcome;
+    struct error err;
+    int64_t us;
+};
+
+static const char blob_mark[] = "{\"$blob\":\"";
+
+struct pending *pending_new(void) {
+    return mem_alloc(sizeof(struct pending));
+}
+
+void pending_free(struct pending *p) {
+    if (!p)
+        return;
+    map_free(&p->rows);
+    arena_free(&p->mem);
+    free(p);
+}
+
+/* ---- rows ---- */
+
+static struct str kinded(enum row_kind kind, struct str key, char *space, size_t cap, struct arena *mem) {
+    char *p = key.n + 1 <= cap ? space : arena_alloc(mem, key.n + 1);
+    p[0] = (char)kind;
+    memcpy(p + 1, key.p, key.n);
+    return (struct str){p, key.n + 1};
+}
+
+static void put(struct loom *l, enum row_kind kind, struct str key, struct str value, bool fresh) {
+    struct pending *p = l->open;
+    char space[512];
+    struct str full = kinded(kind, key, space, sizeof space, &p->mem);
+    struct pending_row *row = map_get(&p->rows, full);
+    if (row && row->fresh && !value.p) {
+        map_remove(&p->rows, full);
+        return;
+    }
+    if (!row) {
+        row = arena_alloc(&p->mem, sizeof *row);
+        row->key = arena_dup(&p->mem, full);
+        row->fresh = fresh;
+        map_put(&p->rows, row->key, row);
+    }
+    row->value = value.p ? arena_dup(&p->mem, value) : STR_NONE;
+}
+
+void rows_put(struct loom *l, enum row_kind kind, struct str key, struct str value, bool fresh) {
+    put(l, kind, key, value, fresh);
+}
+
+void rows_delete(struct loom *l, enum row_kind kind, struct str key) {
+    put(l, kind, key, STR_NONE, false);
+}
+
+static int resolve(struct loom *l, struct str value, struct buf *out, struct error *err) {
+    if (!str_starts(value, STR("{\"$blob\":\""))) {
+        buf_str(out, value);
+        return 1;
+    }
+    char hex[65] = {0};
+    memcpy(hex, value.p + sizeof blob_mark - 1, value.n - sizeof blob_mark + 1 < 64 ? value.n - sizeof blob_mark + 1 : 64);
+    int rc = l->blobs->ops->get(l->blobs, hex, out, err);
+    return rc < 0 ? rc : 1;
+}
+
+static struct pending_row *uncommitted(const struct loom *l, struct str full) {
+    struct pending_row *row = map_get(&l->open->rows, full);
+    return row || !l->flight ? row : map_get(&l->flight->rows, full);
+}
+
+int rows_load(struct loom *l, enum row_kind kind, struct str key, struct buf *out, struct error *err) {
+    char space[512];
+    struct pending_row *row = uncommitted(l, kinded(kind, key, space, sizeof space, &l->open->mem));
+    if (row) {
+        buf_str(out, row->value);
+        return row->value.p != NULL;
+    }
+    struct buf raw = {0};
+    int rc = l->store->ops->load(l->store, kind, key, &raw, err);
+    if (rc == 1)
+        rc = resolve(l, buf_view(&raw), out, err);
+    buf_free(&raw);
+    return rc;
+}
+
+struct merge {
+    struct loom *l;
+    struct pending_row **rows;
+    size_t count, next;
+    row_fn fn;
+    void *ctx;
+    bool stopped;
+    struct error *err;
+    int rc;
+};
+
+static struct str bare(const struct pending_row *row) {
+    return (struct str){row->key.p + 1, row->key.n - 1};
+}
+
+static int by_key(const void *a, const void *b) {
+    return str_cmp((*(struct pending_row *const *)a)->key, (*(struct pending_row *const *)b)->key);
+}
+
+static void gather(struct merge *m, const struct pending *p, const struct pending *newer, enum row_kind kind, struct str from, struct str to) {
+    struct pending_row *row;
+    for (size_t i = 0; p && (row = map_next(&p->rows, &i)) != NULL;) {
+        struct str key = bare(row);
+        bool inside = row->key.p[0] == (char)kind && str_cmp(key, from) >= 0 && (!to.p || str_cmp(key, to) < 0);
+        if (!inside || (newer && map_get(&newer->rows, row->key)))
+            continue;
+        m->rows = mem_grow(m->rows, (m->count + 1) * sizeof *m->rows);
+        m->rows[m->count++] = row;
+    }
+}
+
+static bool emit_before(struct merge *m, const struct str *limit) {
+    while (!m->stopped && m->next < m->count && (!limit || str_cmp(bare(m->rows[m->next]), *limit) < 0)) {
+        struct pending_row *row = m->rows[m->next++];
+        m->stopped = row->value.p && !m->fn(m->ctx, bare(row), row->value);
+    }
+    return !m->stopped;
+}
+
+static bool merge_row(void *ctx, struct str key, struct str value) {
+    struct merge *m = ctx;
+    if (!emit_before(m, &key))
+        return false;
+    if (m->next < m->count && str_eq(bare(m->rows[m->next]), key))
+        return true; /* superseded: comes with the next emit_before */
+    struct buf whole = {0};
+    m->rc = resolve(m->l, value, &whole, m->err);
+    m->stopped = m->rc < 0 || !m->fn(m->ctx, key, buf_view(&whole));
+    buf_free(&whole);
+    return !m->stopped;
+}
+
+int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx, struct error *err) {
+    struct merge m = {.l = l, .fn = fn, .ctx = ctx, .err = err};
+    gather(&m, l->flight, l->open, kind, from, to);
+    gather(&m, l->open, NULL, kind, from, to);
+    if (m.count)
+        qsort(m.rows, m.count, sizeof *m.rows, by_key);
+    int rc = l->store->ops->scan(l->store, kind, from, to, merge_row, &m, err);
+    if (rc >= 0 && m.rc >= 0)
+        emit_before(&m, NULL);
+    free(m.rows);
+    return m.rc < 0 ? m.rc : rc;
+}
+
+void rows_prefix_end(struct str prefix, struct buf *end) {
+    buf_str(end, prefix);
+    while (end->n > 0 && (unsigned char)end->p[end->n - 1] == 0xff)
+        end->n--;
+    if (end->n > 0)
+        end->p[end->n - 1]++;
+}
+
+/* ---- effects ---- */
+
+void effect_add(struct loom *l, void (*release)(struct loom *, void *, bool), void *ctx) {
+    if (l->effect_count == l->effect_cap) {
+        size_t cap = l->effect_cap ? l->effect_cap * 2 : 64;
+        struct effect *grown = mem_alloc(cap * sizeof *grown);
+        for (size_t i = 0; i < l->effect_count; i++)
+            grown[i] = l->effects[(l->effect_head + i) % l->effect_cap];
+        free(l->effects);
+        l->effects = grown;
+        l->effect_cap = cap;
+        l->effect_head = 0;
+    }
+    l->effects[(l->effect_head + l->effect_count++) % l->effect_cap] = (struct effect){l->open_seq, release, ctx};
+}
+
+static struct effect effect_take(struct loom *l) {
+    struct effect e = l->effects[l->effect_head];
+    l->effect_head = (l->effect_head + 1) % l->effect_cap;
+    l->effect_count--;
+    l->released = true;
+    return e;
+}
+
+bool batch_idle(const struct loom *l) {
+    return !l->flight && l->open->rows.count == 0 && !l->dirty_head;
+}
+
+void effects_release(struct loom *l) {
+    while (l->effect_count > 0) {
+        uint64_t seq = l->effects[l->effect_head].seq;
+        if (seq > l->committed && !(seq == l->open_seq && batch_idle(l)))
+            return;
+        struct effect e = effect_take(l);
+        e.release(l, e.ctx, true);
+    }
+}
+
+/* ---- commit ---- */
+
+bool batch_full(const struct loom *l) {
+    return l->open->rows.count >= BATCH_ROWS_MAX || l->open->mem.bytes >= BATCH_BYTES_MAX;
+}
+
+static int by_row(const void *a, const void *b) {
+    const struct row *x = a, *y = b;
+    return x->kind != y->kind ? (int)x->kind - (int)y->kind : str_cmp(x->key, y->key);
+}
+
+static int move_to_blobs(struct loom *l, struct commit_job *job) {
+    job->blobs = mem_alloc((job->batch.count + 1) * sizeof *job->blobs);
+    for (size_t i = 0; i < job->batch.count; i++) {
+        struct row *row = &job->batch.rows[i];
+        if (row->value.n < BLOB_MIN)
+            continue;
+        char hex[65];
+        int rc = l->blobs->ops->put(l->blobs, row->value, hex, &job->err);
+        if (rc < 0)
+            return rc;
+        buf_json(&job->blobs[i], "{\"$blob\":%z,\"size\":%u}", hex, (uint64_t)row->value.n);
+        row->value = buf_view(&job->blobs[i]);
+    }
+    return 0;
+}
+
+/* On the writer's thread, or on the loop's when nothing else waits. */
+static void job_run(struct loom *l, struct commit_job *job) {
+    int64_t from = l->env->mono_us(l->env);
+    qsort(job->batch.rows, job->batch.count, sizeof *job->batch.rows, by_row);
+    int rc = move_to_blobs(l, job);
+    if (rc < 0)
+        job->outcome = rc == LOOM_E_DISK_FULL ? COMMIT_FULL : COMMIT_FAILED;
+    else
+        job->outcome = l->store->ops->commit(l->store, &job->batch, &job->err);
+    job->us = l->env->mono_us(l->env) - from;
+}
+
+static void job_free(struct commit_job *job) {
+    for (size_t i = 0; job->blobs && i < job->batch.count; i++)
+        buf_free(&job->blobs[i]);
+    free(job->blobs);
+    free(job->batch.rows);
+    free(job);
+}
+
+static void commit_failed(struct loom *l, struct commit_job *job) {
+    log_event(LOG_ERROR, "commit failed", "\"code\":%z,\"detail\":%z", job->err.code, job->err.message);
+    metric_add(METRIC_COMMITS_FAILED, 1);
+    if (job->outcome == COMMIT_FATAL || job->outcome == COMMIT_CONFLICT) {
+        log_event(LOG_FATAL, job->outcome == COMMIT_FATAL ? "the disk lost a write; Loom stops, and checks the store at its next start"
+                                                          : "another worker owns the store; this one stops", "");
+        _exit(70);
+    }
+    l->failed = true;
+    l->failed_code = job->outcome == COMMIT_FULL ? LOOM_E_DISK_FULL : LOOM_E_NOT_COMMITTED;
+    l->probe_at = l->env->mono_ms(l->env) + 200;
+    while (l->effect_count > 0) {
+        struct effect e = effect_take(l);
+        e.release(l, e.ctx, e.seq <= l->committed);
+    }
+    pending_free(l->flight);
+    pending_free(l->open);
+    l->flight = NULL;
+    l->open = pending_new();
+    waiters_fail(l, false);
+    attempts_fail(l);
+    resident_drop_all(l);
+}
+
+static void job_done(struct loom *l, struct item *item) {
+    struct commit_job *job = (struct commit_job *)item;
+    metric_add(METRIC_COMMIT_US, job->us);
+    if (job->outcome == COMMIT_OK) {
+        l->committed = job->batch.seq;
+        metric_add(METRIC_BATCHES, 1);
+        metric_add(METRIC_ROWS, (int64_t)job->batch.count);
+        pending_free(l->flight);
+        l->flight = NULL;
+        effects_release(l);
+    } else {
+        commit_failed(l, job);
+    }
+    job_free(job);
+}
+
+static struct commit_job *job_new(struct loom *l, struct pending *p) {
+    struct commit_job *job = mem_alloc(sizeof *job);
+    job->item.fn = job_done;
+    job->l = l;
+    job->batch = (struct batch){.term = l->term, .seq = l->open_seq};
+    job->batch.rows = mem_alloc((p->rows.count + 1) * sizeof *job->batch.rows);
+    struct pending_row *row;
+    for (size_t i = 0; (row = map_next(&p->rows, &i)) != NULL;)
+        job->batch.rows[job->batch.count++] = (struct row){(enum row_kind)row->key.p[0], bare(row), row->value};
+    return job;
+}
+
+void batch_close(struct loom *l, bool here) {
+    if (l->flight)
+        return;
+    residents_flush(l, true);
+    if (l->open->rows.count == 0) {
+        effects_release(l);
+        return;
+    }
+    struct commit_job *job = job_new(l, l->open);
+    l->flight = l->open;
+    l->open = pending_new();
+    l->open_seq++;
+    l->arrivals = 0;
+    if (here) {
+        job_run(l, job);
+        job_done(l, &job->item);
+        return;
+    }
+    pthread_mutex_lock(&l->lock);
+    l->job = job;
+    pthread_cond_signal(&l->writer_wake);
+    pthread_mutex_unlock(&l->lock);
+}
+
+void batch_probe(struct loom *l) {
+    if (l->env->mono_ms(l->env) < l->probe_at)
+        return;
+    l->probe_at = l->env->mono_ms(l->env) + 500;
+    struct buf value = {0};
+    struct error err;
+    buf_json(&value, "{\"at\":%d}", loom_now(l));
+    struct row row = {ROW_LEASE, STR("probe"), buf_view(&value)};
+    struct batch batch = {.term = l->term, .seq = l->open_seq, .rows = &row, .count = 1};
+    if (l->store->ops->commit(l->store, &batch, &err) == COMMIT_OK) {
+        l->committed = l->open_seq++;
+        l->failed = false;
+        log_event(LOG_INFO, "the store takes batches again", "");
+        if (recover(l, &err) < 0) {
+            log_event(LOG_FATAL, "recovery failed", "\"detail\":%z", err.message);
+            _exit(70);
+        }
+    }
+    buf_free(&value);
+}
+
+void *writer_main(void *arg) {
+    struct loom *l = arg;
+    pthread_mutex_lock(&l->lock);
+    for (;;) {
+        while (!l->job && !l->writer_stop)
+            pthread_cond_wait(&l->writer_wake, &l->lock);
+        struct commit_job *job = l->job;
+        if (!job)
+            break;
+        l->job = NULL;
+        pthread_mutex_unlock(&l->lock);
+        job_run(l, job);
+        loom_post(l, &job->item);
+        pthread_mutex_lock(&l->lock);
+    }
+    pthread_mutex_unlock(&l->lock);
+    return NULL;
+}

@@ -1,0 +1,387 @@
+/* resident.c: actors in memory: loading, writing, eviction.
+ *
+ * Invariant: an actor whose rows have not all committed stays in memory, so loading one never meets uncommitted rows. An
+ * actor with work in flight (a running turn, an activity) has an outbox row and stays too; recovery begins with those.
+ * Crash, eviction and failover take one path: load the document, fold the journal, let the guest replay.
+ */
+#include "runtime/runtime.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- LRU ---- */
+
+static void lru_remove(struct loom *l, struct resident *r) {
+    *(r->older ? &r->older->newer : &l->oldest) = r->newer;
+    *(r->newer ? &r->newer->older : &l->newest) = r->older;
+}
+
+static void lru_append(struct loom *l, struct resident *r) {
+    r->older = l->newest;
+    r->newer = NULL;
+    *(l->newest ? &l->newest->newer : &l->oldest) = r;
+    l->newest = r;
+    r->used_at = l->env->mono_ms(l->env);
+}
+
+void resident_touch(struct loom *l, struct resident *r, bool document) {
+    r->document_dirty |= document;
+    lru_remove(l, r);
+    lru_append(l, r);
+    if (r->dirty)
+        return;
+    r->dirty = true;
+    r->dirty_next = l->dirty_head;
+    l->dirty_head = r;
+}
+
+void resident_queue(struct loom *l, struct resident *r) {
+    if (r->queued)
+        return;
+    r->queued = true;
+    r->run_next = NULL;
+    *l->run_tail = r;
+    l->run_tail = &r->run_next;
+    l->run_count++;
+}
+
+void resident_status(struct loom *l, struct resident *r, enum actor_status status, struct str reason) {
+    size_t n = reason.n < sizeof r->a->reason - 1 ? reason.n : sizeof r->a->reason - 1;
+    r->a->status = status;
+    memcpy(r->a->reason, reason.p ? reason.p : "", n);
+    while (n > 0 && n == sizeof r->a->reason - 1 && ((unsigned char)r->a->reason[n - 1] & 0xc0) == 0x80)
+        n--; /* not within a character */
+    r->a->reason[n] = '\0';
+    resident_touch(l, r, true);
+}
+
+/* ---- loading ---- */
+
+struct load {
+    struct resident *r;
+    struct error *err;
+    int rc;
+};
+
+static bool load_entries(void *ctx, struct str key, struct str value) {
+    struct load *s = ctx;
+    s->rc = journal_load(s->r->a, key, value, s->err);
+    return s->rc >= 0;
+}
+
+static int load_journal(struct loom *l, struct resident *r, struct error *err) {
+    struct load s = {r, err, 0};
+    struct buf from = {0}, to = {0};
+    uint64_t cursor = r->a->cursor;
+    journal_key(r->a->full, r->a->from, &from);
+    journal_key(r->a->full, UINT64_MAX, &to);
+    int rc = rows_scan(l, ROW_JOURNAL, buf_view(&from), buf_view(&to), load_entries, &s, err);
+    if (r->a->cursor < cursor)
+        r->a->cursor = cursor;
+    buf_free(&from);
+    buf_free(&to);
+    return s.rc < 0 ? s.rc : rc;
+}
+
+static void state_key(const struct actor *a, struct buf *key) {
+    buf_str(key, a->full);
+    buf_add(key, "\0s", 2);
+}
+
+static int load_state(struct loom *l, struct resident *r, struct error *err) {
+    struct buf key = {0}, text = {0};
+    state_key(r->a, &key);
+    int rc = rows_load(l, ROW_ACTOR, buf_view(&key), &text, err);
+    if (rc == 0)
+        rc = error_set(err, LOOM_E_DAMAGED, "the state of %s is missing from the store", r->a->id);
+    if (rc == 1) {
+        yyjson_doc *doc = yyjson_read(text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW);
+        struct buf state = {0};
+        json_write(yyjson_obj_get(yyjson_doc_get_root(doc), "state"), &state);
+        state_set(r->a, buf_view(&state));
+        buf_free(&state);
+        yyjson_doc_free(doc);
+    }
+    buf_free(&key);
+    buf_free(&text);
+    return rc;
+}
+
+static void resident_free(struct loom *l, struct resident *r) {
+    resident_drop_guest(l, r);
+    mail_free(r);
+    actor_free(r->a);
+    free(r);
+}
+
+static int load(struct loom *l, struct resident *r, struct str text, struct error *err) {
+    int rc = actor_read(r->a, text, err);
+    if (rc >= 0 && r->a->state_apart)
+        rc = load_state(l, r, err);
+    if (rc >= 0)
+        rc = load_journal(l, r, err);
+    if (rc >= 0)
+        rc = mail_load(l, r, err);
+    return rc;
+}
+
+static struct resident *enter(struct loom *l, struct resident *r) {
+    map_put(&l->actors, r->a->full, r);
+    lru_append(l, r);
+    metric_set(METRIC_ACTORS_LOADED, (int64_t)l->actors.count);
+    return r;
+}
+
+struct resident *resident_get(struct loom *l, struct str ns, struct str type, struct str key, bool create, struct error *err) {
+    struct actor *a = actor_new(ns, type, key);
+    struct resident *r = map_get(&l->actors, a->full);
+    if (r) {
+        actor_free(a);
+        return r;
+    }
+    struct buf text = {0};
+    int rc = rows_load(l, ROW_ACTOR, a->full, &text, err);
+    r = mem_alloc(sizeof *r);
+    r->a = a;
+    if (rc == 1)
+        rc = load(l, r, buf_view(&text), err);
+    else if (rc == 0 && !create)
+        rc = error_set(err, LOOM_E_NOT_FOUND, "there is no actor %s", a->id);
+    buf_free(&text);
+    if (rc >= 0)
+        return enter(l, r);
+    resident_free(l, r);
+    return NULL;
+}
+
+struct resident *resident_by_id(struct loom *l, struct str full) {
+    struct resident *r = map_get(&l->actors, full);
+    const char *ns = memchr(full.p, '/', full.n), *type = ns ? memchr(ns + 1, '/', full.n - (size_t)(ns + 1 - full.p)) : NULL;
+    if (r || !type)
+        return r;
+    struct error err;
+    struct str parts[] = {{full.p, (size_t)(ns - full.p)}, {ns + 1, (size_t)(type - ns - 1)}, {type + 1, full.n - (size_t)(type + 1 - full.p)}};
+    r = resident_get(l, parts[0], parts[1], parts[2], false, &err);
+    if (!r && !str_eq(str_of(err.code), STR("not_found")))
+        log_event(LOG_ERROR, "actor cannot be loaded", "\"actor\":%q,\"code\":%z,\"detail\":%z", full, err.code, err.message);
+    return r;
+}
+
+/* ---- writing ---- */
+
+/* The state goes into the document while small; else into a row of its own, written only when the patches outweigh half of it. */
+static void flush_state(struct loom *l, struct actor *a, struct buf *inline_state) {
+    struct buf state = {0}, key = {0}, row = {0};
+    state_text_stored(a, &state);
+    bool small = state.n < STATE_SMALL;
+    bool write = small || !a->state_apart || a->patch_bytes > state.n / 2;
+    if (write) {
+        a->state_at = a->turn ? a->turn->first - 1 : a->cursor;
+        a->from = a->turn ? a->turn->row : a->cursor + 1;
+        a->patch_bytes = 0;
+    }
+    if (small)
+        buf_str(inline_state, buf_view(&state));
+    if (write && (a->state_apart || !small)) {
+        state_key(a, &key);
+        buf_json(&row, "{\"state\":%j}", buf_view(&state));
+        if (small)
+            rows_delete(l, ROW_ACTOR, buf_view(&key));
+        else
+            rows_put(l, ROW_ACTOR, buf_view(&key), buf_view(&row), false);
+    }
+    a->state_apart = !small;
+    buf_free(&state);
+    buf_free(&key);
+    buf_free(&row);
+}
+
+static bool in_flight(const struct actor *a) {
+    bool running = a->turn && a->status == ACTOR_RUNNING;
+    for (size_t i = 0; a->turn && a->status == ACTOR_SUSPENDED && !running && i < a->turn->promise_count; i++)
+        running = a->turn->promises[i].kind == PROMISE_ACTIVITY && a->turn->promises[i].done_at == ENTRY_NEVER;
+    return running;
+}
+
+static void flush_outbox(struct loom *l, struct resident *r) {
+    struct buf row = {0};
+    bool flying = in_flight(r->a);
+    if (flying == r->in_outbox)
+        return;
+    buf_json(&row, "{\"starts\":%d,\"cursor\":%u}", (int64_t)r->starts, r->starts_cursor);
+    if (flying)
+        rows_put(l, ROW_OUTBOX, r->a->full, buf_view(&row), true);
+    else
+        rows_delete(l, ROW_OUTBOX, r->a->full);
+    r->in_outbox = flying;
+    buf_free(&row);
+}
+
+void resident_flush(struct loom *l, struct resident *r) {
+    struct buf key = {0}, row = {0}, state = {0};
+    if (r->a->tail_first) {
+        journal_key(r->a->full, r->a->tail_first, &key);
+        journal_row(r->a, &row);
+        r->row_sum = hash64(buf_view(&row), 0);
+        rows_put(l, ROW_JOURNAL, buf_view(&key), buf_view(&row), true);
+    }
+    if (r->document_dirty) {
+        flush_state(l, r->a, &state);
+        buf_clear(&row);
+        actor_document(r->a, STR_NONE, state.n ? buf_view(&state) : STR_NONE, &row);
+        rows_put(l, ROW_ACTOR, r->a->full, buf_view(&row), false);
+        r->document_dirty = false;
+    }
+    flush_outbox(l, r);
+    buf_free(&key);
+    buf_free(&row);
+    buf_free(&state);
+}
+
+void residents_flush(struct loom *l, bool close) {
+    for (struct resident *r = l->dirty_head; r; r = r->dirty_next) {
+        resident_flush(l, r);
+        if (!close)
+            continue;
+        stream_publish(l, r);
+        if (r->a->tail_first)
+            r->a->chain = r->row_sum;
+        buf_clear(&r->a->tail);
+        r->a->tail_first = 0;
+        r->dirty = false;
+        r->seq = l->open_seq;
+    }
+    if (close)
+        l->dirty_head = NULL;
+}
+
+/* ---- leaving memory ---- */
+
+void resident_drop_guest(struct loom *l, struct resident *r) {
+    if (!r->exec)
+        return;
+    exec_free(r->exec);
+    r->exec = NULL;
+    l->guest_bytes -= r->bytes;
+    r->bytes = 0;
+    l->guests--;
+    r->rewind = true;
+}
+
+/* The turn from its beginning, for a new guest: ops to be repeated, state as it was then. */
+int resident_rewind(struct loom *l, struct resident *r, struct error *err) {
+    struct actor *a = r->a;
+    struct turn *t = a->turn;
+    uint64_t from = a->from, state_at = a->state_at, chain = a->chain;
+    r->rewind = false;
+    resident_flush(l, r);
+    if (t->before)
+        state_set(a, (struct str){t->before, t->before_n});
+    a->from = t->row;
+    a->state_at = t->first - 1;
+    int rc = load_journal(l, r, err);
+    a->from = from;
+    a->state_at = state_at;
+    a->chain = chain;
+    return rc;
+}
+
+static bool droppable(const struct loom *l, const struct resident *r) {
+    bool mail_waits = false;
+    for (size_t i = 0; i < r->mail_count && !r->a->turn; i++)
+        mail_waits |= !r->mail[i].event && !r->mail[i].due;
+    return !r->dirty && !r->queued && !r->in_outbox && !r->exec && !mail_waits && r->seq <= l->committed;
+}
+
+static void drop(struct loom *l, struct resident *r) {
+    map_remove(&l->actors, r->a->full);
+    lru_remove(l, r);
+    resident_free(l, r);
+    metric_set(METRIC_ACTORS_LOADED, (int64_t)l->actors.count);
+}
+
+void residents_evict(struct loom *l, size_t at_least) {
+    int64_t idle = l->env->mono_ms(l->env) - l->config.idle_ms;
+    size_t dropped = 0, steps = l->actors.count < 256 ? l->actors.count : 256;
+    for (struct resident *r = l->oldest, *next; r && steps-- > 0; r = next) {
+        next = r->newer;
+        bool over = l->guest_bytes > l->config.memory_budget || dropped < at_least;
+        if (over && r->exec && !r->queued && r->a->turn && r->a->turn->await_count > 0) {
+            resident_drop_guest(l, r);
+            metric_add(METRIC_EVICTIONS, 1);
+            dropped++;
+        }
+        if (r->used_at > idle && !over)
+            break;
+        if (r->used_at <= idle && droppable(l, r))
+            drop(l, r);
+    }
+    metric_set(METRIC_GUESTS_RESIDENT, (int64_t)l->guests);
+    metric_set(METRIC_GUEST_BYTES, (int64_t)l->guest_bytes);
+}
+
+void resident_drop_all(struct loom *l) {
+    struct resident *r;
+    for (size_t i = 0; (r = map_next(&l->actors, &i)) != NULL;)
+        resident_free(l, r);
+    map_free(&l->actors);
+    l->oldest = l->newest = l->dirty_head = l->run_head = NULL;
+    l->run_tail = &l->run_head;
+    l->run_count = 0;
+}
+
+/* ---- fork ---- */
+
+struct copying {
+    struct loom *l;
+    struct actor *to;
+    int64_t first, last;
+};
+
+static bool copy_entries(void *ctx, struct str key, struct str value) {
+    struct copying *s = ctx;
+    int64_t number = (int64_t)journal_key_number(key);
+    yyjson_doc *doc = yyjson_read(value.p, value.n, YYJSON_READ_BIGNUM_AS_RAW);
+    yyjson_val *entry;
+    size_t i, n;
+    yyjson_arr_foreach(yyjson_obj_get(yyjson_doc_get_root(doc), "entries"), i, n, entry) {
+        if (number >= s->first && number <= s->last)
+            journal_copy(s->to, entry);
+        number++;
+    }
+    yyjson_doc_free(doc);
+    return number <= s->last;
+}
+
+int resident_fork(struct loom *l, struct resident *r, struct str key, int64_t from, struct resident **out, struct error *err) {
+    struct actor *a = r->a;
+    struct buf state = {0}, begin = {0}, end = {0};
+    if (from < (int64_t)a->last_turn || from > (int64_t)a->cursor || a->last_turn == 0)
+        return error_set(err, LOOM_E_INVALID_ARGUMENT, "from is %" PRId64 "; the last turn of %s has the entries %" PRIu64 " to %" PRIu64, from, a->id, a->last_turn, a->cursor);
+    struct resident *made = resident_get(l, a->ns, a->type, key, true, err);
+    if (!made)
+        return LOOM_E_STORE;
+    if (made->a->created_at)
+        return error_set(err, LOOM_E_EXISTS, "actor %s exists already; choose another key", made->a->id);
+    resident_flush(l, r);
+    int rc = state_at(l, r, (int64_t)a->last_turn - 1, &state, err);
+    if (rc < 0)
+        return rc;
+    state_set(made->a, buf_view(&state));
+    made->a->run = a->run;
+    made->a->created_at = made->a->activated_at = loom_now(l);
+    made->a->correlation = a->correlation ? str_dup(str_of(a->correlation)) : NULL;
+    struct copying s = {l, made->a, (int64_t)a->last_turn, from};
+    journal_key(a->full, 0, &begin);
+    journal_key(a->full, UINT64_MAX, &end);
+    rc = rows_scan(l, ROW_JOURNAL, buf_view(&begin), buf_view(&end), copy_entries, &s, err);
+    resident_status(l, made, made->a->turn ? ACTOR_RUNNING : ACTOR_IDLE, STR_NONE);
+    attempt_recover(l, made);
+    resident_queue(l, made);
+    *out = made;
+    buf_free(&state);
+    buf_free(&begin);
+    buf_free(&end);
+    return rc;
+}

@@ -1,0 +1,453 @@
+/* runtime.c: the loop of one shard: inbox, timers, runnable actors, batch, effects; opening, recovery, shutdown.
+ *
+ * One pass: take what came from other threads, fire timers, let each of the runnable actors have one turn or one slice,
+ * close the batch if the writer is free. While both batches are full nothing runs. After a failed commit nothing runs
+ * either until the store takes a batch again; reads go on.
+ */
+#include "runtime/runtime.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { RUNS_PER_PASS = 256, IDLE_MS = 60000, IDLE_CHECK_MS = 1000 };
+
+int64_t loom_now(struct loom *l) {
+    return l->env->now_ms(l->env);
+}
+
+/* ---- inbox ---- */
+
+void loom_post(struct loom *l, struct item *item) {
+    item->next = NULL;
+    pthread_mutex_lock(&l->lock);
+    bool first = !l->inbox;
+    *l->inbox_tail = item;
+    l->inbox_tail = &item->next;
+    if (first)
+        pthread_cond_signal(&l->wake);
+    pthread_mutex_unlock(&l->lock);
+}
+
+struct submission {
+    struct item item;
+    struct loom_request req;
+    char op[24];
+    struct arena mem;
+};
+
+static void submitted(struct loom *l, struct item *item) {
+    struct submission *s = (struct submission *)item;
+    if (l->stop) {
+        struct error err;
+        error_set(&err, LOOM_E_STOPPING, "Loom stops; repeat the request with the same message id after its restart");
+        reply_error(l, &s->req, &err);
+    } else {
+        operate(l, &s->req);
+    }
+    arena_free(&s->mem);
+    free(s);
+}
+
+void loom_submit(struct loom *l, const struct loom_request *request) {
+    struct submission *s = mem_alloc(sizeof *s);
+    s->item.fn = submitted;
+    s->req = *request;
+    snprintf(s->op, sizeof s->op, "%s", request->op);
+    s->req.op = s->op;
+    struct loom_str *texts[] = {&s->req.ns,      &s->req.type,        &s->req.key,         &s->req.id,    &s->req.event_id, &s->req.body,
+                                &s->req.version, &s->req.correlation, &s->req.traceparent, &s->req.after, &s->req.status};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        if (texts[i]->p)
+            texts[i]->p = arena_dup(&s->mem, (struct str){texts[i]->p, texts[i]->n}).p;
+    loom_post(l, &s->item);
+}
+
+/* ---- one pass ---- */
+
+static int64_t wait_ms(struct loom *l) {
+    int64_t now = loom_now(l), wait = alarms_next(l) - now;
+    if (l->waiters.count > 0 && l->waiters_due - l->env->mono_ms(l->env) < wait)
+        wait = l->waiters_due - l->env->mono_ms(l->env);
+    if (l->oldest && wait > IDLE_CHECK_MS)
+        wait = IDLE_CHECK_MS;
+    return l->failed ? 100 : wait < 0 ? 0 : wait;
+}
+
+static struct item *take_inbox(struct loom *l, bool may_wait) {
+    pthread_mutex_lock(&l->lock);
+    if (!l->inbox && may_wait && !l->stop) {
+        struct timespec until;
+        int64_t ms = wait_ms(l);
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_sec += ms / 1000;
+        until.tv_nsec += ms % 1000 * 1000000;
+        if (until.tv_nsec >= 1000000000) {
+            until.tv_sec++;
+            until.tv_nsec -= 1000000000;
+        }
+        pthread_cond_timedwait(&l->wake, &l->lock, &until);
+    }
+    struct item *items = l->inbox;
+    l->inbox = NULL;
+    l->inbox_tail = &l->inbox;
+    pthread_mutex_unlock(&l->lock);
+    return items;
+}
+
+static void run_actors(struct loom *l) {
+    for (int i = 0; i < RUNS_PER_PASS && l->run_head && !batch_full(l); i++) {
+        struct resident *r = l->run_head;
+        l->run_head = r->run_next;
+        if (!l->run_head)
+            l->run_tail = &l->run_head;
+        l->run_count--;
+        r->queued = false;
+        turn_step(l, r);
+    }
+}
+
+/* Has anything to do but wait for the disk or the inbox? */
+static bool busy(struct loom *l) {
+    return l->run_head && !l->failed && !(l->flight && batch_full(l));
+}
+
+static void pass(struct loom *l) {
+    struct item *items = take_inbox(l, !busy(l)), *next;
+    size_t count = 0;
+    for (; items; items = next, count++) {
+        next = items->next;
+        items->fn(l, items);
+    }
+    waiters_timeout(l);
+    if (l->failed) {
+        batch_probe(l);
+        effects_release(l);
+    } else {
+        alarms_fire(l);
+        run_actors(l);
+        residents_evict(l, 0);
+        /* A lone request commits on this thread: a hop to the writer and back would cost more than it hides. */
+        batch_close(l, count <= 1 && !l->run_head && !l->inbox);
+    }
+    if (l->released && l->config.flushed)
+        l->config.flushed(l->config.flushed_ctx);
+    l->released = false;
+}
+
+/* ---- recovery ---- */
+
+struct found {
+    char **ids;
+    size_t count;
+    int64_t now;
+};
+
+static void found_add(struct found *f, struct str id) {
+    if (f->count > 0 && str_eq(str_of(f->ids[f->count - 1]), id))
+        return;
+    f->ids = mem_grow(f->ids, (f->count + 1) * sizeof *f->ids);
+    f->ids[f->count++] = str_dup(id);
+}
+
+static bool found_outbox(void *ctx, struct str key, struct str value) {
+    (void)value;
+    found_add(ctx, key);
+    return true;
+}
+
+static bool found_mail(void *ctx, struct str key, struct str value) {
+    struct found *f = ctx;
+    yyjson_doc *doc = yyjson_read(value.p, value.n, YYJSON_READ_BIGNUM_AS_RAW);
+    if (json_int(yyjson_doc_get_root(doc), "due", 0) <= f->now)
+        found_add(f, (struct str){key.p + 1, (size_t)((const char *)memchr(key.p, '\0', key.n) - key.p) - 1});
+    yyjson_doc_free(doc);
+    return true;
+}
+
+/* After an unclean start, what was running counts the attempt before it runs; the third time without a new entry it is
+ * given up: it may be what takes the worker down. */
+static void count_start(struct loom *l, struct resident *r) {
+    struct buf row = {0};
+    if (rows_load(l, ROW_OUTBOX, r->a->full, &row, NULL) == 1) {
+        yyjson_doc *doc = yyjson_read(row.p, row.n, 0);
+        bool still = (uint64_t)json_int(yyjson_doc_get_root(doc), "cursor", 0) == r->a->cursor;
+        r->starts = still ? (int32_t)json_int(yyjson_doc_get_root(doc), "starts", 0) : 0;
+        yyjson_doc_free(doc);
+    }
+    buf_free(&row);
+    if (r->starts++ < 3)
+        return;
+    struct str poison = STR("{\"code\":\"poison\",\"message\":\"the worker died 3 times while this message ran; it was given up\",\"retryable\":false}");
+    log_event(LOG_ERROR, "poison message given up", "\"actor\":%q", r->a->full);
+    metric_add(METRIC_DEAD_LETTERS, 1);
+    r->starts = 0;
+    if (r->a->turn) {
+        r->a->turn->op_count = r->a->turn->op_next = 0;
+        turn_end(l, r, END_FAIL, poison);
+    } else if (r->mail_count > 0) {
+        mail_dead_letter(l, r, mail_next(l, r), STR("poison"));
+    }
+}
+
+static void recover_actor(struct loom *l, struct str id, bool unclean) {
+    struct resident *r = resident_by_id(l, id);
+    if (!r)
+        return;
+    struct buf row = {0};
+    if (unclean)
+        count_start(l, r);
+    attempt_recover(l, r);
+    r->starts_cursor = r->a->cursor;
+    buf_json(&row, "{\"starts\":%d,\"cursor\":%u}", (int64_t)r->starts, r->starts_cursor);
+    rows_put(l, ROW_OUTBOX, r->a->full, buf_view(&row), false);
+    r->in_outbox = true;
+    resident_touch(l, r, false);
+    resident_queue(l, r);
+    buf_free(&row);
+}
+
+static int recover_all(struct loom *l, bool unclean, struct error *err) {
+    struct found f = {.now = loom_now(l)};
+    int rc = alarms_recover(l, err);
+    if (rc >= 0)
+        rc = rows_scan(l, ROW_OUTBOX, STR(""), STR_NONE, found_outbox, &f, err);
+    if (rc >= 0)
+        rc = rows_scan(l, ROW_MAILBOX, STR("m"), STR("n"), found_mail, &f, err);
+    for (size_t i = 0; i < f.count; i++) {
+        if (rc >= 0)
+            recover_actor(l, str_of(f.ids[i]), unclean);
+        free(f.ids[i]);
+    }
+    free(f.ids);
+    if (f.count > 0)
+        log_event(LOG_INFO, "recovered", "\"actors\":%u,\"unclean\":%b", (uint64_t)f.count, unclean);
+    return rc;
+}
+
+int recover(struct loom *l, struct error *err) {
+    return recover_all(l, false, err);
+}
+
+static void write_lease(struct loom *l, bool clean) {
+    struct buf row = {0};
+    buf_json(&row, "{\"pid\":%d,\"clean\":%b,\"at\":%d}", (int64_t)getpid(), clean, loom_now(l));
+    rows_put(l, ROW_LEASE, STR("worker"), buf_view(&row), false);
+    buf_free(&row);
+}
+
+static int start(struct loom *l, struct error *err) {
+    struct buf lease = {0};
+    int rc = rows_load(l, ROW_LEASE, STR("worker"), &lease, err);
+    bool unclean = rc == 1 && memmem(lease.p, lease.n, "\"clean\":false", 13);
+    buf_free(&lease);
+    write_lease(l, false);
+    if (rc >= 0)
+        rc = recover_all(l, unclean, err);
+    if (rc < 0)
+        return rc;
+    batch_close(l, true); /* counted attempts are durable before anything runs */
+    return l->failed ? error_set(err, l->failed_code, "the store cannot be written; free space or repair it, then start again") : 0;
+}
+
+/* ---- the loop's thread ---- */
+
+static void *loop_main(void *arg) {
+    struct loom *l = arg;
+    while (!l->stop)
+        pass(l);
+    for (struct item *items = take_inbox(l, false), *next; items; items = next) {
+        next = items->next;
+        items->fn(l, items);
+    }
+    return NULL;
+}
+
+/* ---- open and close ---- */
+
+static char *path_in(const char *dir, const char *name) {
+    struct buf path = {0};
+    buf_json(&path, "%s/%s", dir, name);
+    buf_char(&path, '\0');
+    return path.p;
+}
+
+static int make_dir(const char *path, struct error *err) {
+    for (const char *slash = strchr(path + 1, '/');; slash = strchr(slash + 1, '/')) {
+        char *part = slash ? str_dup((struct str){path, (size_t)(slash - path)}) : str_dup(str_of(path));
+        int rc = mkdir(part, 0700);
+        int why = errno;
+        free(part);
+        if (rc < 0 && why != EEXIST)
+            return error_set(err, LOOM_E_STORE, "folder %s cannot be made: %s", path, strerror(why));
+        if (!slash)
+            return 0;
+    }
+}
+
+static int open_store(struct loom *l, struct error *err) {
+    bool memory = strcmp(l->config.store, "memory") == 0;
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    l->cache_dir = cache && cache[0] == '/' ? path_in(cache, "loom/modules") : path_in(home ? home : "/tmp", ".cache/loom/modules");
+    if (make_dir(l->cache_dir, err) < 0 || (!memory && make_dir(l->config.store, err) < 0))
+        return LOOM_E_STORE;
+    char *file = path_in(l->config.store, "loom.db"), *blobs = path_in(l->config.store, "blobs");
+    l->store = store_sqlite_open(memory ? NULL : file, l->env, l->config.accept_restored, err);
+    l->blobs = l->store ? blob_file_open(memory ? NULL : blobs, err) : NULL;
+    free(file);
+    free(blobs);
+    if (!l->blobs)
+        return LOOM_E_STORE;
+    char writer[64];
+    int n = snprintf(writer, sizeof writer, "%d", (int)getpid());
+    int rc = l->store->ops->claim(l->store, (struct str){writer, (size_t)n}, &l->term, &l->committed, err);
+    l->open_seq = l->committed + 1;
+    return rc;
+}
+
+static int open_parts(struct loom *l, struct error *err) {
+    yyjson_doc *project = l->config.project ? json_parse(str_of(l->config.project), err) : NULL;
+    if (l->config.project && !project)
+        return LOOM_E_INVALID_DOCUMENT;
+    l->net = net_client_new(l->env, yyjson_doc_get_root(project), l->config.project_dir, err);
+    yyjson_doc_free(project);
+    l->engine = l->net ? exec_engine_new(&(struct exec_config){0}, err) : NULL;
+    if (!l->engine)
+        return LOOM_E_INTERNAL;
+    l->pool = activity_pool_new(l->env, l->net, l->config.threads);
+    return registry_open(l, err);
+}
+
+static void release(struct loom *l) {
+    if (l->pool)
+        activity_pool_free(l->pool);
+    if (l->net)
+        net_client_free(l->net);
+    for (struct item *items = take_inbox(l, false), *next; items; items = next) {
+        next = items->next;
+        items->fn(l, items);
+    }
+    while (l->effect_count > 0) { /* answers to what came too late */
+        struct effect e = l->effects[l->effect_head];
+        l->effect_head = (l->effect_head + 1) % l->effect_cap;
+        l->effect_count--;
+        e.release(l, e.ctx, true);
+    }
+    resident_drop_all(l);
+    alarms_free(l);
+    registry_free(l);
+    stream_free(l);
+    if (l->engine)
+        exec_engine_free(l->engine);
+    if (l->store)
+        l->store->ops->close(l->store);
+    if (l->blobs)
+        l->blobs->ops->close(l->blobs);
+    pending_free(l->open);
+    pending_free(l->flight);
+    map_free(&l->attempts);
+    map_free(&l->waiters);
+    free(l->effects);
+    free(l->cache_dir);
+    free((char *)l->config.store);
+    free((char *)l->config.project);
+    free((char *)l->config.project_dir);
+    free((char *)l->config.compiler);
+    free(l);
+}
+
+static const char *copy_or_null(const char *z) {
+    return z ? str_dup(str_of(z)) : NULL;
+}
+
+static struct loom *engine_new(const struct loom_config *config) {
+    struct loom *l = mem_alloc(sizeof *l);
+    pthread_condattr_t monotonic;
+    l->config = *config;
+    l->config.store = copy_or_null(config->store ? config->store : "memory");
+    l->config.project = copy_or_null(config->project);
+    l->config.project_dir = copy_or_null(config->project_dir);
+    l->config.compiler = copy_or_null(config->compiler);
+    l->config.memory_budget = config->memory_budget ? config->memory_budget : 256u << 20;
+    l->config.idle_ms = config->idle_ms ? config->idle_ms : IDLE_MS;
+    l->env = env_system();
+    pthread_mutex_init(&l->lock, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&l->wake, &monotonic);
+    pthread_cond_init(&l->writer_wake, NULL);
+    pthread_condattr_destroy(&monotonic);
+    l->inbox_tail = &l->inbox;
+    l->run_tail = &l->run_head;
+    l->open = pending_new();
+    stream_open(l);
+    return l;
+}
+
+struct loom *loom_open(const struct loom_config *config, char *message, size_t message_cap) {
+    struct loom *l = engine_new(config);
+    struct error err = {0};
+    if (open_store(l, &err) < 0 || open_parts(l, &err) < 0 || start(l, &err) < 0) {
+        snprintf(message, message_cap, "%s", err.message);
+        release(l);
+        return NULL;
+    }
+    pthread_create(&l->writer, NULL, writer_main, l);
+    pthread_create(&l->loop, NULL, loop_main, l);
+    return l;
+}
+
+static void stop_now(struct loom *l, struct item *item) {
+    l->stop = true;
+    free(item);
+}
+
+void loom_close(struct loom *l) {
+    struct item *item = mem_alloc(sizeof *item);
+    item->fn = stop_now;
+    loom_post(l, item);
+    pthread_join(l->loop, NULL);
+    pthread_mutex_lock(&l->lock);
+    l->writer_stop = true;
+    pthread_cond_signal(&l->writer_wake);
+    pthread_mutex_unlock(&l->lock);
+    pthread_join(l->writer, NULL);
+    for (struct item *items = take_inbox(l, false), *next; items; items = next) {
+        next = items->next;
+        items->fn(l, items);
+    }
+    if (!l->failed) {
+        write_lease(l, true);
+        batch_close(l, true);
+    }
+    waiters_fail(l, true);
+    effects_release(l);
+    if (l->config.flushed)
+        l->config.flushed(l->config.flushed_ctx);
+    release(l);
+}
+
+int loom_register_actor(struct loom *l, const char *type, void (*run)(void)) {
+    return registry_native(l, "actor-type", type, run);
+}
+
+int loom_register_activity(struct loom *l, const char *name, void (*run)(void)) {
+    return registry_native(l, "activity", name, run);
+}
+
+const struct loom_op_doc *loom_ops(const char *who) {
+    if (strcmp(who, "actor") == 0)
+        return actor_op_docs();
+    return strcmp(who, "activity") == 0 ? (const struct loom_op_doc *)activity_ops : operator_op_docs();
+}
+
+char *loom_metrics(void) {
+    struct buf out = {0};
+    metrics_write(&out);
+    buf_char(&out, '\0');
+    return out.p;
+}

@@ -1,0 +1,297 @@
+/* runtime.h: the engine of one shard. Everything here belongs to the loop's thread unless it says otherwise.
+ *
+ * The one rule: nothing leaves before its batch commits. The loop runs ahead of the disk; what leaves the shard is an
+ * effect that carries the number of the open batch and is released when that batch has committed.
+ */
+#ifndef LOOM_RUNTIME_H
+#define LOOM_RUNTIME_H
+
+#include "actor/actor.h"
+#include "base/base.h"
+#include "loom/loom.h"
+#include "net/net.h"
+#include <loomdeps.h>
+#include "observe/observe.h"
+#include "patterns/policy.h"
+#include "storage/storage.h"
+#include "wasm/exec.h"
+
+#include <pthread.h>
+
+enum { BATCH_BYTES_MAX = 4 << 20, BATCH_ROWS_MAX = 10000, BLOB_MIN = 256 << 10, MAILBOX_MAX = 10000, BODY_MAX = 2 << 20 };
+
+/* ---- definitions and modules (registry.c) ---- */
+struct definition {
+    char *kind, *ns, *name, *version, *hash; /* kind: activity, actor-type, workflow */
+    yyjson_doc *doc;
+    struct exec_limits limits;
+    int64_t wall_ms;           /* activity: time of one attempt */
+    struct retry_policy retry; /* actor types: max_attempts 1 unless given */
+    struct net_policy *policy; /* activity: NULL when it is pure */
+    struct loom_schema *input, *output;
+    struct exec_module *native; /* registered in process; otherwise the module comes from wasmBlobUrl */
+    bool reuse;
+    struct definition *next; /* all that were ever deployed while this process lives */
+};
+
+/* ---- one message, waiting ---- */
+struct mail {
+    char *key; /* row key */
+    size_t key_n;
+    char *text; /* the message document */
+    size_t text_n;
+    char *id, *event; /* message id; event type or NULL */
+    int32_t priority;
+    uint64_t arrival;
+    int64_t due, expires; /* 0: at once, never */
+};
+
+/* An actor in memory, with what the engine needs to run it. */
+struct resident {
+    struct actor *a;
+    struct exec *exec;     /* suspended or running guest; NULL: to be made (and replayed) */
+    struct definition *definition; /* of the open turn */
+    struct mail *mail;     /* sorted by priority, arrival */
+    size_t mail_count, mail_cap;
+    bool queued;           /* in the run queue */
+    bool dirty;            /* tail or document go into the open batch */
+    bool document_dirty;
+    bool rewind;           /* its guest was dropped: the next one must replay the open turn */
+    bool fresh;            /* the guest has not waited yet */
+    bool in_outbox;        /* the store has an outbox row */
+    uint64_t row_sum;      /* checksum of the journal row last flushed */
+    int32_t starts;        /* times a worker died with this actor in flight and the journal at starts_cursor */
+    uint64_t starts_cursor;
+    uint64_t seq;          /* last batch that holds rows of it */
+    int64_t used_at;       /* monotonic ms */
+    int64_t cpu_us;        /* spent in this stretch by a guest that keeps asking for ops */
+    size_t bytes;          /* of the resident guest */
+    struct resident *run_next, *dirty_next;
+    struct resident *older, *newer; /* LRU */
+};
+
+/* ---- the inbox: closures from other threads ---- */
+struct item {
+    void (*fn)(struct loom *l, struct item *item); /* frees the item */
+    struct item *next;
+};
+
+struct effect {
+    uint64_t seq;
+    void (*release)(struct loom *l, void *ctx, bool committed);
+    void *ctx;
+};
+
+struct alarm {
+    int64_t due; /* wall clock, ms */
+    enum alarm_kind { ALARM_PROMISE, ALARM_RETRY, ALARM_MAIL } kind;
+    char *actor; /* full id */
+    uint64_t turn, promise;
+    bool durable;           /* it has a row */
+};
+
+struct pending; /* uncommitted rows of one batch (batch.c) */
+struct commit_job;
+
+struct loom {
+    struct loom_config config;
+    struct env *env;
+    struct store *store;
+    struct blob_store *blobs;
+    struct exec_engine *engine;
+    struct net_client *net;
+    struct activity_pool *pool;
+    char *cache_dir; /* compiled artefacts; NULL: memory only */
+
+    pthread_mutex_t lock; /* guards the inbox and the writer's slot */
+    pthread_cond_t wake, writer_wake;
+    struct item *inbox, **inbox_tail;
+    size_t inbox_count;
+    bool stop, writer_stop;
+    pthread_t loop, writer;
+
+    /* batch.c */
+    uint64_t term, open_seq, committed; /* the open batch's number; the last one that committed */
+    struct pending *open, *flight;      /* rows being collected; rows on their way to the disk or NULL */
+    struct commit_job *job;             /* the writer's slot: set by the loop, taken by the writer */
+    uint32_t arrivals;                  /* within the open batch */
+    struct effect *effects;             /* ring */
+    size_t effect_head, effect_count, effect_cap;
+    bool released;                      /* effects went out since the last flush callback */
+    bool failed;                        /* the last commit failed: nothing runs until the store takes a batch again */
+    int failed_code;
+    int64_t probe_at;
+
+    struct map actors; /* full id → struct resident */
+    struct resident *run_head, **run_tail, *dirty_head;
+    struct resident *oldest, *newest;
+    size_t run_count, guests;
+    size_t guest_bytes;
+
+    struct alarm *alarms; /* heap by due */
+    size_t alarm_count, alarm_cap;
+    int64_t horizon; /* durable alarms due before it are in the heap */
+
+    struct map definitions, latest, by_hash, modules; /* registry.c */
+    struct definition *all_definitions;
+    struct map attempts;                     /* idempotency key → struct attempt (attempt.c) */
+    struct map waiters;                      /* callers that wait for a reply (mailbox.c) */
+    int64_t waiters_due;                     /* no waiter times out before it (monotonic) */
+    struct subscriber *subscribers;          /* stream.c; guarded by stream_lock, as the ring is */
+    struct stream_event *ring;
+    bool watched; /* someone has subscribed: committed entries are published */
+    uint64_t ring_next; /* id of the next event */
+    pthread_mutex_t stream_lock;
+    uint64_t subscriber_ids;
+};
+
+/* ---- runtime.c: loop, activation, residency ---- */
+int64_t loom_now(struct loom *l);
+void loom_post(struct loom *l, struct item *item); /* any thread */
+struct resident *resident_get(struct loom *l, struct str ns, struct str type, struct str key, bool create, struct error *err); /* NULL: NOT_FOUND, DAMAGED */
+struct resident *resident_by_id(struct loom *l, struct str full); /* existing or NULL */
+void resident_queue(struct loom *l, struct resident *r); /* let it run */
+void resident_touch(struct loom *l, struct resident *r, bool document); /* it has something for the open batch */
+void resident_status(struct loom *l, struct resident *r, enum actor_status status, struct str reason);
+/* Journal and document rows of all that are dirty, into the open batch; close: the batch ends, tails begin anew. */
+void residents_flush(struct loom *l, bool close);
+/* A new actor with the journal up to an entry of the open or last turn, suspended there or running. */
+int resident_fork(struct loom *l, struct resident *r, struct str key, int64_t from, struct resident **out, struct error *err);
+void resident_flush(struct loom *l, struct resident *r); /* of one, so that a read sees them; may be repeated */
+void residents_evict(struct loom *l, size_t at_least); /* guests least recently used, over budget or at_least so many */
+void resident_drop_guest(struct loom *l, struct resident *r);
+int resident_rewind(struct loom *l, struct resident *r, struct error *err);
+int state_at(struct loom *l, struct resident *r, int64_t at, struct buf *out, struct error *err); /* operate.c */
+void resident_drop_all(struct loom *l); /* after a failed commit: memory is ahead of the truth */
+int recover(struct loom *l, struct error *err);
+
+/* ---- turn.c: a turn from message to end ---- */
+void turn_step(struct loom *l, struct resident *r); /* one slice */
+enum turn_end { END_RETURN, END_FINISH, END_CONTINUE, END_FAIL };
+void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str value); /* value: JSON; END_FAIL: error JSON */
+void turn_pause(struct loom *l, struct resident *r, const struct error *why);
+/* An entry that settles a promise, and what follows: the guest goes on. type: its entry type; field: result or error. */
+void promise_done(struct loom *l, struct resident *r, uint64_t promise, const char *type, bool ok, struct str json);
+void promise_event(struct loom *l, struct resident *r, uint64_t promise, struct str message_id, struct str data);
+void turn_cancel(struct loom *l, struct resident *r, struct str reason);
+void promise_abandon(struct loom *l, struct resident *r, uint64_t id); /* undo what an open promise started outside the journal */
+bool turn_resumable(struct resident *r); /* its await is settled */
+
+/* ---- ops.c: the guest's op table ---- */
+enum op_outcome { OP_OK, OP_ERROR, OP_WAIT, OP_ENDED };
+struct op_call {
+    struct loom *l;
+    struct resident *r;
+    struct str name, arg;  /* as the guest gave them */
+    yyjson_val *value;     /* arg parsed, for ops that take JSON */
+    struct buf out;        /* result or error JSON */
+    struct error err;
+};
+enum op_outcome op_run(struct op_call *c);
+enum op_outcome op_await_result(struct op_call *c); /* the answer of a settled await or suspend */
+
+/* ---- batch.c: rows, group commit, effects ---- */
+void rows_put(struct loom *l, enum row_kind kind, struct str key, struct str value, bool fresh); /* fresh: no such row exists */
+void rows_delete(struct loom *l, enum row_kind kind, struct str key);
+int rows_load(struct loom *l, enum row_kind kind, struct str key, struct buf *out, struct error *err); /* 1, 0 or negative */
+int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx, struct error *err);
+void rows_prefix_end(struct str prefix, struct buf *end); /* the smallest key above all with the prefix */
+void batch_close(struct loom *l, bool here); /* hands the open batch to the writer, or commits it here */
+bool batch_full(const struct loom *l);
+bool batch_idle(const struct loom *l); /* nothing uncommitted */
+void batch_probe(struct loom *l); /* after a failure: does the store take a batch again? */
+void *writer_main(void *loom);
+void effect_add(struct loom *l, void (*release)(struct loom *, void *, bool), void *ctx);
+void effects_release(struct loom *l);
+struct pending *pending_new(void);
+void pending_free(struct pending *p);
+
+/* ---- mailbox.c ---- */
+struct message {
+    struct str ns, type, key; /* target */
+    struct str id;            /* absent: made */
+    struct str event;         /* event type; absent: activate */
+    struct str data;          /* JSON text, normalized */
+    struct str sender, correlation, parent, traceparent;
+    struct str reply_to;      /* JSON {"actor","turn","attempt","promise"} or absent */
+    struct str chain;         /* JSON array of waiting actors or absent */
+    struct str version;       /* of the actor type; absent: the last deployed */
+    int64_t delay_ms, ttl_ms;
+    int32_t priority;
+    int32_t attempt;          /* 0: the first */
+    bool run, spawn;          /* the actor ends with its turn; it must not exist yet */
+    bool outside;             /* from a client: deduplicated, mailbox limit applies */
+    bool again;               /* a message of before that goes on (retry, continue): not checked anew */
+    bool replied_outside;     /* `again` of one whose client still waits */
+};
+/* Puts the message in the target's mailbox. 0: accepted, id in id_out. 1: a duplicate. Negative: err. */
+int mail_deliver(struct loom *l, const struct message *m, struct buf *id_out, struct error *err);
+struct mail *mail_next(struct loom *l, struct resident *r); /* the next activate message, due and not expired; NULL: none */
+struct mail *mail_event(struct loom *l, struct resident *r, struct str type); /* the oldest buffered event of the type */
+void mail_remove(struct loom *l, struct resident *r, struct mail *m);
+void mail_dead_letter(struct loom *l, struct resident *r, struct mail *m, struct str reason);
+int mail_load(struct loom *l, struct resident *r, struct error *err);
+void mail_free(struct resident *r);
+/* The end of a message from outside: dedup row and waiting callers. */
+void mail_replied(struct loom *l, struct actor *a, struct str message_id, bool ok, struct str json);
+void reply_send(struct loom *l, const struct loom_request *req, int status, struct str body, struct str message_id);
+void reply_error(struct loom *l, const struct loom_request *req, const struct error *err);
+void waiter_add(struct loom *l, const struct loom_request *req, struct str full_id, struct str message_id);
+void waiters_timeout(struct loom *l);
+void waiters_fail(struct loom *l, bool all); /* those whose message has not committed, or all: Loom stops */
+/* What is known of a message: 1 and the dedup row's text, 0 nothing. */
+int message_status(struct loom *l, struct str full_id, struct str message_id, struct buf *out, struct error *err);
+
+/* ---- alarms.c ---- */
+void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise, bool durable);
+void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise); /* a durable one's row */
+void alarms_fire(struct loom *l);
+int64_t alarms_next(struct loom *l); /* wall ms of the next one; INT64_MAX: none */
+int alarms_recover(struct loom *l, struct error *err);
+void alarms_free(struct loom *l);
+
+/* ---- attempt.c: activities ---- */
+void attempt_schedule(struct loom *l, struct resident *r, uint64_t promise); /* its next attempt, as policy and rule say */
+void attempt_recover(struct loom *l, struct resident *r);  /* after load: link running attempts, the others were interrupted */
+void attempt_cancel(struct loom *l, const struct resident *r, uint64_t promise);
+void attempts_fail(struct loom *l); /* a commit failed: drop those that are not durable */
+void activity_key(const struct actor *a, uint64_t promise, char out[33]);
+
+/* ---- registry.c ---- */
+int registry_open(struct loom *l, struct error *err);
+void registry_free(struct loom *l);
+struct definition *registry_find(struct loom *l, const char *kind, struct str ns, struct str name, struct str version); /* version absent: last deployed */
+struct definition *registry_by_hash(struct loom *l, struct str hash, struct str name);
+int definition_check(const struct definition *d, bool input, struct str json, struct error *err);
+struct exec_module *definition_module(struct loom *l, const struct definition *d, struct str module_hash, char hash_out[65], struct error *err); /* a reference; module_hash absent: as wasmBlobUrl says now */
+int registry_native(struct loom *l, const char *kind, const char *name, void (*run)(void));
+void registry_op_put(struct loom *l, const struct loom_request *req, const char *kind);
+void registry_op_module_put(struct loom *l, const struct loom_request *req);
+void registry_op_modules(struct loom *l, const struct loom_request *req);
+void registry_op_list(struct loom *l, const struct loom_request *req);
+void registry_op_get(struct loom *l, const struct loom_request *req);
+struct builtin_module {
+    const char *name;
+    const unsigned char *start, *end;
+};
+struct builtin_file {
+    const char *path;
+    const unsigned char *start, *end;
+};
+extern const struct builtin_module builtin_modules[];
+extern const size_t builtin_module_count;
+extern const struct builtin_file builtin_files[];
+extern const size_t builtin_file_count;
+
+/* ---- operate.c: the operator's op table ---- */
+void operate(struct loom *l, const struct loom_request *req);
+
+const struct loom_op_doc *actor_op_docs(void);
+const struct loom_op_doc *operator_op_docs(void);
+
+/* ---- stream.c ---- */
+void stream_open(struct loom *l);
+void stream_publish(struct loom *l, struct resident *r); /* the tail of the open batch, as an effect */
+void stream_free(struct loom *l);
+
+#endif
