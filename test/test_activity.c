@@ -1,0 +1,500 @@
+/* Attempts of activities: a guest that runs a script of ops, a pool, the real network client and a small HTTP server. */
+#include "net/net.h"
+#include "observe/observe.h"
+#include "support/guests.h"
+#include "wasm/exec.h"
+#include <arpa/inet.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <sys/socket.h>
+#include <cmocka.h>
+
+/* The input is [[op, argument], …]; the result what each came to. */
+static const char script_source[] =
+    "#include <loom/guest.h>\n"
+    "LOOM_ACTIVITY(script) {\n"
+    "    loom_json all = {0};\n"
+    "    for (struct loom_each it = loom_each(loom_input()); loom_next(&it);) {\n"
+    "        loom_string op = loom_text(loom_item(it.value, 0));\n"
+    "        if (loom_same(op.p, op.n, \"spin\", 4)) for (volatile int i = 0;; i++) {}\n"
+    "        if (loom_same(op.p, op.n, \"trap\", 4)) __builtin_trap();\n"
+    "        if (loom_same(op.p, op.n, \"beat\", 4)) while (!loom_heartbeat(\"null\")) loom_progress(\"1\");\n"
+    "        if (loom_same(op.p, op.n, \"beat\", 4)) loom_progress(\"'seen'\");\n"
+    "        if (loom_same(op.p, op.n, \"beat\", 4)) continue;\n"
+    "        loom_result r = loom_op(op.p, \"%j\", loom_item(it.value, 1));\n"
+    "        loom_json one = r.ok ? r.value : loom_format(\"{'error':%j}\", loom_get(r.value, \"/code\"));\n"
+    "        all = all.n ? loom_format(\"%j,%j\", all, one) : one;\n"
+    "    }\n"
+    "    loom_return(\"[%j]\", all);\n"
+    "}\n";
+
+static struct exec_engine *engine;
+static struct exec_module *script;
+static struct net_client *net;
+static struct net_policy *policy;
+
+/* ---- what came of attempts ---- */
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+
+struct outcome {
+    int ended;
+    char result[4096], notes[4096];
+    struct error error;
+};
+
+static void on_done(void *ctx, struct str result, const struct error *error) {
+    struct outcome *o = ctx;
+    pthread_mutex_lock(&mutex);
+    o->ended++;
+    snprintf(o->result, sizeof o->result, "%.*s", (int)result.n, result.n ? result.p : "");
+    o->error = error ? *error : (struct error){.code = ""};
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&mutex);
+}
+
+static void on_note(void *ctx, int level, struct str json) {
+    struct outcome *o = ctx;
+    pthread_mutex_lock(&mutex);
+    size_t n = strlen(o->notes);
+    if (n < 4000) snprintf(o->notes + n, sizeof o->notes - n, "%d:%.*s ", level, (int)json.n, json.p);
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&mutex);
+}
+
+static void wait_for(struct outcome *o) {
+    pthread_mutex_lock(&mutex);
+    while (!o->ended) pthread_cond_wait(&changed, &mutex);
+    pthread_mutex_unlock(&mutex);
+}
+
+static void wait_for_note(struct outcome *o) {
+    pthread_mutex_lock(&mutex);
+    while (!o->notes[0]) pthread_cond_wait(&changed, &mutex);
+    pthread_mutex_unlock(&mutex);
+}
+
+static int64_t soon(int64_t ms) {
+    return env_system()->mono_ms(env_system()) + ms;
+}
+
+static struct activity_spec spec_of(struct outcome *o, const char *input) {
+    *o = (struct outcome){0};
+    return (struct activity_spec){
+        .module = script,
+        .limits = {.memory_mb = 4, .cpu_ms = 5000},
+        .deadline_mono_ms = soon(30000),
+        .key = STR("KEY"),
+        .ns = STR("default"),
+        .name = STR("script@1"),
+        .input = str_of(input),
+        .seed = 7,
+        .ctx = o,
+        .done = on_done,
+        .note = on_note,
+    };
+}
+
+/* Runs a script to its end, with or without capabilities. */
+static void run_script(struct activity_pool *p, struct outcome *o, const struct net_policy *may, const char *input) {
+    struct activity_spec spec = spec_of(o, input);
+    spec.policy = may;
+    activity_start(p, &spec, false);
+    wait_for(o);
+}
+
+static void expect_result(struct activity_pool *p, const struct net_policy *may, const char *input, const char *result) {
+    struct outcome o;
+    run_script(p, &o, may, input);
+    if (o.error.code[0]) fail_msg("%s: %s", o.error.code, o.error.message);
+    assert_string_equal(o.result, result);
+}
+
+static void expect_error(struct activity_pool *p, const char *input, const char *code, bool retryable, const char *text) {
+    struct outcome o;
+    run_script(p, &o, NULL, input);
+    assert_string_equal(o.error.code, code);
+    assert_int_equal(o.error.retryable, retryable);
+    if (!strstr(o.error.message, text)) fail_msg("\"%s\" lacks \"%s\"", o.error.message, text);
+}
+
+/* ---- a server: /echo tells what it was sent, /never does not answer ---- */
+
+static int server_fd, server_port;
+static atomic_int waiting;
+
+static void header_of(const char *request, const char *name, char *out, size_t cap) {
+    const char *at = strcasestr(request, name);
+    snprintf(out, cap, "%.*s", at ? (int)strcspn(at + strlen(name), "\r") : 0, at ? at + strlen(name) : "");
+}
+
+static void *serve(void *arg) {
+    int fd = (int)(intptr_t)arg;
+    char request[4096] = "", key[100], type[100], body[600], answer[1000];
+    for (size_t n = 0; !strstr(request, "\r\n\r\n") || (strstr(request, "POST") && !strstr(request, "!"));) {
+        ssize_t got = recv(fd, request + n, sizeof request - 1 - n, 0);
+        if (got <= 0) break;
+        n += (size_t)got;
+        request[n] = 0;
+    }
+    header_of(request, "\r\nIdempotency-Key: ", key, sizeof key);
+    header_of(request, "\r\nContent-Type: ", type, sizeof type);
+    if (strstr(request, "/never")) {
+        waiting++;
+        recv(fd, request, 1, 0);
+    } else {
+        int n = snprintf(body, sizeof body, "{\"key\":\"%s\",\"type\":\"%s\",\"bytes\":%zu}", key, type,
+                         strlen(strstr(request, "\r\n\r\n") + 4));
+        n = snprintf(answer, sizeof answer, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+                                            "Connection: close\r\n\r\n%s", n, body);
+        send(fd, answer, (size_t)n, MSG_NOSIGNAL);
+    }
+    close(fd);
+    return NULL;
+}
+
+static void *accept_all(void *arg) {
+    for (int fd; (fd = accept(server_fd, NULL, NULL)) >= 0;) {
+        pthread_t t;
+        pthread_create(&t, NULL, serve, (void *)(intptr_t)fd);
+        pthread_detach(t);
+    }
+    return arg;
+}
+
+static pthread_t server;
+
+static int open_all(void **state) {
+    (void)state;
+    struct error err;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t n = sizeof address;
+    server_fd = socket(AF_INET, SOCK_STREAM, 0);
+    bind(server_fd, (struct sockaddr *)&address, n);
+    listen(server_fd, 1024);
+    getsockname(server_fd, (struct sockaddr *)&address, &n);
+    server_port = ntohs(address.sin_port);
+    pthread_create(&server, NULL, accept_all, NULL);
+    log_open(-1, LOG_FATAL);
+    engine = exec_engine_new(&(struct exec_config){.slots = 300}, &err);
+    struct buf wasm = guest_c(script_source), artefact = {0};
+    if (exec_compile(engine, buf_view(&wasm), &artefact, &err)) fail_msg("%s", err.message);
+    if (exec_module_load(engine, buf_view(&artefact), &script, &err)) fail_msg("%s", err.message);
+    buf_free(&wasm);
+    buf_free(&artefact);
+    yyjson_doc *config = json_parse(STR("{\"network\":{\"allowPrivate\":true},\"secrets\":{\"token\":"
+                                        "{\"env\":\"HOME\",\"hosts\":[\"127.0.0.1\"]}}}"),
+                                    &err);
+    net = net_client_new(env_system(), yyjson_doc_get_root(config), ".", &err);
+    yyjson_doc_free(config);
+    yyjson_doc *may = json_parse(STR("{\"network\":[\"127.0.0.1\"],\"secrets\":[\"token\"]}"), &err);
+    if (!net || net_policy_new(yyjson_doc_get_root(may), &policy, &err)) fail_msg("%s", err.message);
+    yyjson_doc_free(may);
+    return 0;
+}
+
+static int close_all(void **state) {
+    (void)state;
+    net_client_free(net);
+    free(policy);
+    exec_module_unref(script);
+    exec_engine_free(engine);
+    shutdown(server_fd, SHUT_RDWR);
+    pthread_join(server, NULL);
+    close(server_fd);
+    return 0;
+}
+
+/* ---- ops ---- */
+
+static void runs_inline(void **state) {
+    (void)state; /* A pure activity that is done within its slice has ended when activity_start() returns. */
+    struct activity_pool *p = activity_pool_new(env_system(), net, 1);
+    struct outcome o;
+    struct activity_spec spec = spec_of(&o, "[[\"input\", null]]");
+    bool again = activity_start(p, &spec, true) != NULL; /* a slow machine may need a second slice */
+    assert_true(again || o.ended == 1);
+    wait_for(&o);
+    assert_string_equal(o.result, "[[[\"input\",null]]]");
+    spec = spec_of(&o, "[[\"spin\", null]]");
+    spec.limits.cpu_ms = 20;
+    assert_non_null(activity_start(p, &spec, true)); /* the rest of it runs on the pool */
+    wait_for(&o);
+    assert_string_equal(o.error.code, "limit_time");
+    activity_pool_free(p);
+}
+
+static void simple_ops(void **state) {
+    (void)state; /* What needs no capability works without one. */
+    struct activity_pool *p = activity_pool_new(env_system(), net, 2);
+    struct outcome o;
+    run_script(p, &o, NULL, "[[\"random\",null],[\"random\",3],[\"random\",0],[\"random\",257],[\"heartbeat\",1],[\"now\",null]]");
+    double number, again;
+    char hex[10], rest[100];
+    long long now;
+    assert_int_equal(sscanf(o.result, "[%lf,\"%6[0-9a-f]\",{\"error\":\"invalid_argument\"},{\"error\":\"invalid_argument\"},"
+                                      "{\"cancelled\":false},%lld%s", &number, hex, &now, rest), 4);
+    assert_true(number >= 0 && number < 1);
+    assert_true(llabs(now - (long long)env_system()->now_ms(env_system())) < 60000);
+    run_script(p, &o, NULL, "[[\"random\",null]]");
+    assert_int_equal(sscanf(o.result, "[%lf]", &again), 1);
+    assert_true(number == again); /* of the seed */
+    run_script(p, &o, NULL, "[[\"log\",{\"level\":\"warn\",\"msg\":\"m\"}],[\"progress\",[5]],[\"log\",{}]]");
+    assert_string_equal(o.result, "[null,null,null]");
+    assert_string_equal(o.notes, "40:{\"level\":\"warn\",\"msg\":\"m\"} 0:[5] 30:{} ");
+    activity_pool_free(p);
+}
+
+static void endings(void **state) {
+    (void)state; /* Each way to end tells what happened: fail, trap, unknown op, output that is not JSON. */
+    struct activity_pool *p = activity_pool_new(env_system(), net, 2);
+    expect_error(p, "[[\"fail\",{\"code\":\"no_money\",\"message\":\"none left\",\"retryable\":true}]]", "no_money", true, "none left");
+    expect_error(p, "[[\"fail\",7]]", "failed", false, "");
+    expect_error(p, "[[\"trap\",null]]", "trap", false, "wasm `unreachable` instruction executed in loom_run_script");
+    expect_error(p, "[[\"state.get\",\"\"]]", "unknown_op", false, "activities have no op \"state.get\"");
+    expect_error(p, "[[\"return\",[1,2,,3]]]", "invalid_output", false, ": [1,2,,3]");
+    expect_result(p, NULL, "[[\"return\", {\"a\" : 1.0} ]]", "{\"a\":1.0}");
+    activity_pool_free(p);
+}
+
+static void nothing_returned(void **state) {
+    (void)state; /* Coming out of run without an ending op returns null. */
+    struct buf wasm = guest_wat("(module (memory (export \"memory\") 1) (func (export \"run\")))"), artefact = {0};
+    struct activity_pool *p = activity_pool_new(env_system(), net, 1);
+    struct outcome o;
+    struct activity_spec spec = spec_of(&o, "null");
+    exec_compile(engine, buf_view(&wasm), &artefact, NULL);
+    assert_int_equal(exec_module_load(engine, buf_view(&artefact), &spec.module, NULL), 0);
+    activity_start(p, &spec, true);
+    exec_module_unref(spec.module);
+    wait_for(&o);
+    assert_string_equal(o.result, "null");
+    activity_pool_free(p);
+    buf_free(&wasm);
+    buf_free(&artefact);
+}
+
+/* ---- network ---- */
+
+static void http_keys_and_bodies(void **state) {
+    (void)state; /* The k-th request carries KEY-k unless the guest gave a key; a body that is no string goes as JSON. */
+    struct activity_pool *p = activity_pool_new(env_system(), net, 2);
+    struct outcome o;
+    char input[1000];
+    snprintf(input, sizeof input,
+             "[[\"http\",{\"url\":\"http://127.0.0.1:%d/echo\"}],"
+             "[\"http\",{\"url\":\"http://127.0.0.1:%d/echo\",\"headers\":{\"idempotency-KEY\":\"mine\"}}],"
+             "[\"http\",{\"url\":\"http://127.0.0.1:%d/echo\",\"method\":\"POST\",\"body\":{\"a\":\"!\"}}],"
+             "[\"http\",{\"url\":\"http://127.0.0.1:%d/echo\",\"method\":\"POST\",\"body\":\"text!\"}]]",
+             server_port, server_port, server_port, server_port);
+    run_script(p, &o, policy, input);
+    assert_non_null(strstr(o.result, "{\"key\":\"KEY-1\",\"type\":\"\",\"bytes\":0}"));
+    assert_non_null(strstr(o.result, "{\"key\":\"mine\",\"type\":\"\",\"bytes\":0}"));
+    assert_non_null(strstr(o.result, "{\"key\":\"KEY-3\",\"type\":\"application/json\",\"bytes\":9}"));
+    assert_non_null(strstr(o.result, "{\"key\":\"KEY-4\","));
+    assert_non_null(strstr(o.result, "\"bytes\":5}"));
+    assert_non_null(strstr(o.result, "\"status\":200"));
+    activity_pool_free(p);
+}
+
+static void capabilities(void **state) {
+    (void)state; /* What the definition does not grant is denied, and the activity may go on. */
+    struct activity_pool *p = activity_pool_new(env_system(), net, 2);
+    expect_result(p, NULL, "[[\"http\",{\"url\":\"http://127.0.0.1/\"}],[\"secret\",\"token\"],[\"secret\",1]]",
+                  "[{\"error\":\"denied\"},{\"error\":\"denied\"},{\"error\":\"invalid_argument\"}]");
+    expect_result(p, policy, "[[\"http\",{\"url\":\"smtp://mail\"}],[\"http\",{\"url\":\"http://localhost:1/\"}],"
+                             "[\"secret\",\"other\"],[\"secret\",\"token\"]]",
+                  "[{\"error\":\"denied\"},{\"error\":\"denied\"},{\"error\":\"denied\"},\"{{secret:token}}\"]");
+    expect_result(p, policy, "[[\"http\",{}],[\"http\",{\"url\":\"http://127.0.0.1/\",\"headers\":[]}],"
+                             "[\"http\",{\"url\":\"http://127.0.0.1/\",\"headers\":{\"a\":1}}]]",
+                  "[{\"error\":\"invalid_argument\"},{\"error\":\"invalid_argument\"},{\"error\":\"invalid_argument\"}]");
+    activity_pool_free(p);
+}
+
+static char never_answered[200];
+
+/* An attempt that waits for an answer that never comes. */
+static struct activity *park(struct activity_pool *p, struct outcome *o, int64_t ms) {
+    snprintf(never_answered, sizeof never_answered,
+             "[[\"http\",{\"url\":\"http://127.0.0.1:%d/never\"}],[\"progress\",\"after\"]]", server_port);
+    struct activity_spec spec = spec_of(o, never_answered);
+    spec.policy = policy;
+    spec.deadline_mono_ms = soon(ms);
+    return activity_start(p, &spec, false);
+}
+
+static void many_waits_one_thread(void **state) {
+    (void)state; /* Attempts that wait for the network take no thread: one serves them all, and others meanwhile. */
+    enum { COUNT = 100 };
+    static struct outcome waits[COUNT];
+    struct activity_pool *p = activity_pool_new(env_system(), net, 1);
+    int before = waiting;
+    for (int i = 0; i < COUNT; i++) park(p, &waits[i], 60000);
+    while (waiting - before < COUNT) usleep(1000);
+    expect_result(p, NULL, "[[\"heartbeat\",null]]", "[{\"cancelled\":false}]");
+    activity_pool_free(p);
+    for (int i = 0; i < COUNT; i++) {
+        assert_int_equal(waits[i].ended, 1);
+        assert_string_equal(waits[i].error.code, "interrupted");
+        assert_true(waits[i].error.retryable);
+    }
+}
+
+static void deadlines(void **state) {
+    (void)state; /* An attempt ends with `timeout` at its deadline, whether it runs or waits. */
+    struct activity_pool *p = activity_pool_new(env_system(), net, 1);
+    struct outcome running, parked;
+    struct activity_spec spec = spec_of(&running, "[[\"spin\",null]]");
+    spec.deadline_mono_ms = soon(50);
+    park(p, &parked, 100);
+    activity_start(p, &spec, true);
+    wait_for(&running);
+    wait_for(&parked);
+    assert_string_equal(running.error.code, "timeout");
+    assert_true(running.error.retryable);
+    assert_string_equal(parked.error.code, "timeout");
+    assert_string_equal(parked.notes, "");
+    activity_pool_free(p);
+}
+
+static void cancelling(void **state) {
+    (void)state; /* A cancelled attempt sees it by heartbeat, its requests are cut, and it ends with `cancelled`. */
+    struct activity_pool *p = activity_pool_new(env_system(), net, 1);
+    struct outcome parked, looping, beating;
+    int before = waiting;
+    struct activity *a = park(p, &parked, 60000);
+    while (waiting == before) usleep(1000);
+    activity_cancel(a);
+    wait_for(&parked);
+    assert_string_equal(parked.error.code, "cancelled");
+    struct activity_spec spec = spec_of(&looping, "[[\"progress\",1],[\"spin\",null]]");
+    a = activity_start(p, &spec, false);
+    wait_for_note(&looping);
+    activity_cancel(a);
+    wait_for(&looping);
+    assert_string_equal(looping.error.code, "cancelled");
+    spec = spec_of(&beating, "[[\"beat\",null]]");
+    a = activity_start(p, &spec, false);
+    wait_for_note(&beating);
+    activity_cancel(a);
+    wait_for(&beating);
+    assert_string_equal(beating.error.code, "cancelled");
+    activity_pool_free(p);
+}
+
+static void shutdown_ends_all(void **state) {
+    (void)state; /* activity_pool_free() ends what runs, waits and is queued, each once, with `interrupted`. */
+    static struct outcome o[60];
+    struct activity_pool *p = activity_pool_new(env_system(), net, 2);
+    for (int i = 0; i < 60; i++) {
+        struct activity_spec spec = spec_of(&o[i], "[[\"spin\",null]]");
+        if (i % 3) activity_start(p, &spec, i % 3 == 1);
+        else park(p, &o[i], 60000);
+    }
+    activity_pool_free(p);
+    for (int i = 0; i < 60; i++) {
+        assert_int_equal(o[i].ended, 1);
+        assert_string_equal(o[i].error.code, "interrupted");
+    }
+}
+
+static void more_attempts_than_slots(void **state) {
+    (void)state; /* Attempts that find no free instance wait for one. */
+    static struct outcome o[100];
+    struct error err;
+    struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 3}, &err);
+    struct buf wasm = guest_c(script_source), artefact = {0};
+    struct exec_module *m;
+    exec_compile(e, buf_view(&wasm), &artefact, &err);
+    assert_int_equal(exec_module_load(e, buf_view(&artefact), &m, &err), 0);
+    struct activity_pool *p = activity_pool_new(env_system(), net, 2);
+    char input[200];
+    snprintf(input, sizeof input, "[[\"http\",{\"url\":\"http://127.0.0.1:%d/echo\"}]]", server_port);
+    for (int i = 0; i < 100; i++) {
+        struct activity_spec spec = spec_of(&o[i], input);
+        spec.module = m;
+        spec.policy = policy;
+        activity_start(p, &spec, false);
+    }
+    for (int i = 0; i < 100; i++) wait_for(&o[i]);
+    for (int i = 0; i < 100; i++) assert_string_equal(o[i].error.code, "");
+    activity_pool_free(p);
+    exec_module_unref(m);
+    exec_engine_free(e);
+    buf_free(&wasm);
+    buf_free(&artefact);
+}
+
+static void reuse(void **state) {
+    (void)state; /* With reuse an instance serves the namespace's next attempt; not another namespace's, not after a trap. */
+    const char *counter =
+        "(module (import \"loom\" \"op\" (func $op (param i32 i32 i32 i32) (result i32))) (memory (export \"memory\") 1)"
+        "(data (i32.const 0) \"return0trap\") (global $n (mut i32) (i32.const 0)) (func (export \"run\")"
+        "(global.set $n (i32.add (global.get $n) (i32.const 1)))"
+        "(i32.store8 (i32.const 6) (i32.add (i32.const 48) (global.get $n)))"
+        "(drop (call $op (i32.const 0) (i32.const 6) (i32.const 6) (i32.const 1)))"
+        "(if (i32.eq (global.get $n) (i32.const 3)) (then unreachable))))";
+    struct buf wasm = guest_wat(counter), artefact = {0};
+    struct activity_pool *p = activity_pool_new(env_system(), net, 1);
+    struct outcome o;
+    static const struct {
+        const char *ns, *result;
+    } cases[] = {{"a", "1"}, {"a", "2"}, {"b", "1"}, {"a", "3"}, {"a", "1"}, {"b", "2"}};
+    struct exec_module *m;
+    exec_compile(engine, buf_view(&wasm), &artefact, NULL);
+    assert_int_equal(exec_module_load(engine, buf_view(&artefact), &m, NULL), 0);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct activity_spec spec = spec_of(&o, "null");
+        spec.module = m;
+        spec.reuse = true;
+        spec.ns = str_of(cases[i].ns);
+        activity_start(p, &spec, true);
+        wait_for(&o);
+        assert_string_equal(o.error.code, "");
+        assert_string_equal(o.result, cases[i].result);
+    }
+    for (int i = 0; i < 40; i++) { /* more namespaces than are kept */
+        char ns[20];
+        snprintf(ns, sizeof ns, "ns%d", i);
+        struct activity_spec spec = spec_of(&o, "null");
+        spec.module = m;
+        spec.reuse = true;
+        spec.ns = str_of(ns);
+        activity_start(p, &spec, true);
+        wait_for(&o);
+        assert_string_equal(o.result, "1");
+    }
+    activity_pool_free(p);
+    exec_module_unref(m);
+    buf_free(&wasm);
+    buf_free(&artefact);
+}
+
+static void op_table(void **state) {
+    (void)state; /* The op table documents each op. */
+    int n = 0;
+    for (const struct op_doc *op = activity_ops; op->name; op++, n++) assert_true(op->argument[0] && op->doc[0]);
+    assert_int_equal(n, 10);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(runs_inline),
+        cmocka_unit_test(simple_ops),
+        cmocka_unit_test(endings),
+        cmocka_unit_test(nothing_returned),
+        cmocka_unit_test(http_keys_and_bodies),
+        cmocka_unit_test(capabilities),
+        cmocka_unit_test(many_waits_one_thread),
+        cmocka_unit_test(deadlines),
+        cmocka_unit_test(cancelling),
+        cmocka_unit_test(shutdown_ends_all),
+        cmocka_unit_test(more_attempts_than_slots),
+        cmocka_unit_test(reuse),
+        cmocka_unit_test(op_table),
+    };
+    return cmocka_run_group_tests(tests, open_all, close_all);
+}
