@@ -51,7 +51,7 @@ HEADERS     := $(wildcard include/loom/*.h builtin/*/*.h)
 FILES := $(wildcard builtin/*/*.json builtin/*/*.md src/http/ui/*) $(sort $(shell find src/cli/template -type f 2>/dev/null)) \
          $(wildcard include/loom/guest*.h) $(DEPS)/include/yyjson.h $(GUESTLIB)
 
-all: $(O)/loom
+all: check $(O)/loom
 	@:
 
 $(O)/loom: $(CLI:%.c=$(O)/obj/%.o) $(O)/libloom.a
@@ -64,10 +64,10 @@ $(O)/asan/libloom.a: $(LIB:%.c=$(O)/asan/%.o) $(BUILTIN)
 	@rm -f $@
 	$(call say,ar) ar rcs $@ $^
 
-$(O)/obj/%.o: %.c $(O)/flags
+$(O)/obj/%.o: %.c $(O)/flags | $(DEPSLIB)
 	@mkdir -p $(@D)
 	$(call say,cc) $(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
-$(O)/asan/%.o: %.c $(O)/flags
+$(O)/asan/%.o: %.c $(O)/flags | $(DEPSLIB)
 	@mkdir -p $(@D)
 	$(call say,cc) $(CC) $(CFLAGS) $(ASAN) -MMD -MP -c -o $@ $<
 -include $(shell find $(O) -name '*.d' 2>/dev/null)
@@ -76,9 +76,8 @@ $(O)/asan/%.o: %.c $(O)/flags
 STAMP := $(CC) $(CFLAGS) $(GUESTFLAGS) $(GUESTLINK)
 $(shell mkdir -p $(O); cmp -s $(O)/flags <<<'$(subst ','\'',$(STAMP))' || cat >$(O)/flags <<<'$(subst ','\'',$(STAMP))')
 $(shell cmp -s $(O)/builtins <<<'$(WASM) $(FILES)' || cat >$(O)/builtins <<<'$(WASM) $(FILES)')
-$(O)/flags: | check $(DEPSLIB)
 $(DEPSLIB): | check
-	scripts/deps $(PROFILE)
+	@scripts/deps $(PROFILE) >/dev/null
 
 # Guests, and everything that is embedded.
 .SECONDEXPANSION:
@@ -88,7 +87,7 @@ $(WASM): $(O)/guest/%.wasm: $$(wildcard builtin/$$*/*.c builtin/activities/$$*.c
 $(GUESTLIB): $(DEPS)/src/yyjson.c $(O)/flags | $(DEPSLIB)
 	@mkdir -p $(@D)
 	$(call say,guest) $(GUESTFLAGS) -DYYJSON_DISABLE_NON_STANDARD=1 -w -c -o $@ $<
-$(DEPS)/src/yyjson.c: | $(DEPSLIB)
+$(DEPS)/src/yyjson.c $(DEPS)/include/yyjson.h: | $(DEPSLIB) ;
 
 $(O)/builtin.c: $(WASM) $(FILES) $(O)/builtins scripts/embed
 	$(call say,embed) scripts/embed $(WASM) $(FILES) >$@
