@@ -13,10 +13,17 @@ enum { EXIT_OK, EXIT_FAILED, EXIT_USAGE };
 
 /* ---- main.c: a command line, taken apart ---- */
 struct options {
-    const char *url, *key, *ns, *listen, *keys, *store, *input, *id, *version, *type, *status, *reason;
-    int64_t delay, timeout, priority, ttl, limit, from, at;
-    bool json, replace, help;
+    const char *url, *key, *listen, *keys, *store, *input, *reason;
+    bool json, help;
+    struct loom_request request; /* options that are fields of requests stand where requests have them */
 };
+extern const struct option {
+    const char *name, *argument; /* argument NULL: a switch; name NULL: the end */
+    enum { OPTION_TEXT, OPTION_STR, OPTION_INT, OPTION_INT32, OPTION_BOOL } kind;
+    size_t at;         /* in struct options */
+    const char *query; /* its name in the query of an HTTP request, or NULL */
+    const char *doc;
+} options[];
 struct cli {
     struct options o;
     const char *command, *usage;
@@ -40,9 +47,12 @@ void format_clock(int64_t ms, char out[32]); /* 12:03:04.123, local time */
 /* Journal entries as lines for people; remembers what began when, so that ends show names and durations. */
 struct view {
     struct map begun;
+    int64_t zero; /* `at` of the timeline's first entry */
 };
 void view_entry(struct view *v, struct str actor, yyjson_val *entry, struct buf *line); /* without time and newline */
+void view_timeline(struct view *v, yyjson_val *entries); /* printed, with cursor and times */
 void view_free(struct view *v);
+void print_table(yyjson_val *rows, const char *cols); /* cols: "FIELD:WIDTH FIELD:WIDTH" */
 
 /* ---- client.c: the door to a Loom, in this process or behind a URL ---- */
 struct door {
@@ -50,19 +60,24 @@ struct door {
     const char *url, *key;
 };
 struct door door_remote(const struct cli *c);
-/* Sends a request (loom_submit's words on both ways) and waits. Answers the status and appends the body, with errors as
- * {"code","message","retryable"}; 0: nobody answers. */
+/* Sends a request (loom_submit's words on both ways) and waits. Answers the status and appends the body; an error's is
+ * {"code","message",…}, over HTTP {"code","detail",…}. 0: nobody answers. */
 int ask(const struct door *d, const struct loom_request *r, struct buf *body);
 /* The same; prints what went wrong and answers false when the status is not 2xx. */
 bool ask_ok(const struct door *d, const struct loom_request *r, struct buf *body);
 void print_problem(const struct door *d, int status, struct str body);
+/* Waits for the reply of the message r.id to r.type/r.key and prints it; `live` shows the actor's journal meanwhile. */
+int await_reply(const struct cli *c, const struct door *d, struct loom_request r, bool live);
+static inline struct loom_str loom_of(struct str s) {
+    return (struct loom_str){s.p, s.n};
+}
 struct loom_request request_of(const struct cli *c, const char *op);
 
 /* ---- project.c: a project folder ---- */
 struct unit_kind;
 struct unit {
     const struct unit_kind *kind;
-    struct str folder, file; /* of the definition */
+    const char *folder, *file; /* of the definition */
     struct str name, version, text;
     const char *wasm; /* the file that the build makes; NULL: the definition names a module that exists already */
 };

@@ -5,12 +5,12 @@
  */
 #include "cli/cli.h"
 #include <curl/curl.h>
-#include <pthread.h>
+#include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-/* %t type · %k key · %i id · %d the plural of a kind of definition · behind ?: fields of the request, sent unless zero */
+/* %t type · %k key · %i id · behind ?: options that go into the query */
 static const struct route {
     const char *op, *method, *path;
 } routes[] = {
@@ -30,37 +30,34 @@ static const struct route {
     {"activity.put", "PUT", "/v1/activities/%t/%k?replace"},
     {"actor-type.put", "PUT", "/v1/actor-types/%t/%k?replace"},
     {"workflow.put", "PUT", "/v1/workflows/%t/%k?replace"},
-    {"definitions", "GET", "/v1/%d"},
+    {"definitions", "GET", "/v1/workflows"},
     {"run", "POST", "/v1/workflows/%t/runs?key&version"},
     {"ready", "GET", "/readyz"},
 };
 
 /* ---- in process ---- */
 struct answer {
-    pthread_mutex_t lock;
-    pthread_cond_t come;
-    int status; /* 0: not yet */
+    sem_t come;
+    int status;
     struct buf *body;
 };
 
 static void on_reply(void *ctx, const struct loom_reply *reply) {
     struct answer *a = ctx;
-    pthread_mutex_lock(&a->lock);
     buf_add(a->body, reply->body.p, reply->body.n);
     a->status = reply->status;
-    pthread_cond_signal(&a->come);
-    pthread_mutex_unlock(&a->lock);
+    sem_post(&a->come);
 }
 
-static int ask_here(struct loom *l, const struct loom_request *request, struct buf *body) {
-    struct answer a = {.lock = PTHREAD_MUTEX_INITIALIZER, .come = PTHREAD_COND_INITIALIZER, .body = body};
-    struct loom_request r = *request;
+static int ask_here(struct loom *l, struct loom_request r, struct buf *body) {
+    struct answer a = {.body = body};
+    sem_init(&a.come, 0, 0);
     r.reply = on_reply;
     r.ctx = &a;
     loom_submit(l, &r);
-    pthread_mutex_lock(&a.lock);
-    while (!a.status) pthread_cond_wait(&a.come, &a.lock);
-    pthread_mutex_unlock(&a.lock);
+    while (sem_wait(&a.come))
+        ;
+    sem_destroy(&a.come);
     return a.status;
 }
 
@@ -71,55 +68,46 @@ static void add_escaped(struct buf *out, struct loom_str s) {
     curl_free(text);
 }
 
-static void add_query(struct buf *url, const char *names, const struct loom_request *r) {
-    const struct {
-        const char *name;
-        int64_t number;
-        struct loom_str text;
-    } fields[] = {
-        {"timeoutMs", r->timeout_ms, {0}},
-        {"priority", r->priority, {0}},
-        {"ttlMs", r->ttl_ms, {0}},
-        {"delayMs", r->delay_ms, {0}},
-        {"from", r->from, {0}},
-        {"limit", r->limit, {0}},
-        {"at", r->at > 0 ? r->at : 0, {0}},
-        {"type", 0, r->type},
-        {"status", 0, r->status},
-        {"after", 0, r->after},
-        {"key", 0, r->key},
-        {"version", 0, r->version},
-        {"replace", 0, r->replace ? (struct loom_str){"true", 4} : (struct loom_str){0}},
-    };
-    char mark = '?';
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
-        const char *at = strstr(names, fields[i].name);
-        size_t n = strlen(fields[i].name);
-        if (!at || (at[n] && at[n] != '&') || (!fields[i].number && !fields[i].text.n)) continue;
-        buf_char(url, mark), mark = '&';
-        buf_json(url, "%s=", fields[i].name);
-        if (fields[i].number) buf_json(url, "%d", fields[i].number);
-        add_escaped(url, fields[i].text);
+/* One name=value of the query, when the route takes it and it is set. */
+static void add_query(struct buf *url, const char *taken, const char *name, struct str value) {
+    const char *at = strstr(taken, name);
+    size_t n = strlen(name);
+    if (!at || (at[n] && at[n] != '&') || !value.n) return;
+    buf_json(url, "%s%s=", memchr(url->p, '?', url->n) ? "&" : "?", name);
+    add_escaped(url, loom_of(value));
+}
+
+/* An option's value as text; empty when it is not set. */
+static struct str option_text(const struct option *q, const struct options *o, struct arena *a) {
+    const char *field = (const char *)o + q->at;
+    switch (q->kind) {
+    case OPTION_TEXT: return STR_NONE;
+    case OPTION_STR: return *(const struct str *)field;
+    case OPTION_BOOL: return *(const bool *)field ? STR("true") : STR_NONE;
+    case OPTION_INT32:
+        return *(const int32_t *)field ? arena_json(a, "%d", (int64_t) * (const int32_t *)field) : STR_NONE;
+    case OPTION_INT: return *(const int64_t *)field > 0 ? arena_json(a, "%d", *(const int64_t *)field) : STR_NONE;
     }
+    return STR_NONE;
 }
 
 static void add_url(struct buf *url, const struct door *d, const struct route *route, const struct loom_request *r) {
-    size_t n = strlen(d->url);
-    buf_add(url, d->url, n && d->url[n - 1] == '/' ? n - 1 : n);
+    struct arena a = {0};
+    struct options *o = arena_alloc(&a, sizeof *o);
+    o->request = *r;
     const char *p = route->path;
-    for (; *p && *p != '?'; p++) {
+    buf_str(url, str_of(d->url));
+    while (url->n && url->p[url->n - 1] == '/') url->n--;
+    for (; *p && *p != '?'; p++)
         if (*p != '%')
             buf_char(url, *p);
-        else if (*++p == 'd')
-            buf_json(url, "%s",
-                     r->type.p[0] == 'w'                          ? "workflows"
-                     : r->type.p[2] == 't' && r->type.p[3] == 'o' ? "actor-types"
-                                                                  : "activities");
         else
-            add_escaped(url, *p == 't' ? r->type : *p == 'k' ? r->key : r->id);
-    }
-    if (*p) add_query(url, p + 1, r);
+            p++, add_escaped(url, *p == 't' ? r->type : *p == 'k' ? r->key : r->id);
+    for (const struct option *q = options; q->name; q++)
+        if (q->query) add_query(url, p, q->query, option_text(q, o, &a));
+    add_query(url, p, "key", (struct str){r->key.p, r->key.n});
     buf_char(url, '\0');
+    arena_free(&a);
 }
 
 static size_t on_body(char *p, size_t size, size_t n, void *ctx) {
@@ -149,27 +137,9 @@ static struct curl_slist *headers(const struct door *d, const struct loom_reques
     return list;
 }
 
-/* problem+json → the error shape that loom_submit answers. */
-static void problem_to_error(struct buf *body, size_t from, long status) {
-    yyjson_doc *doc = yyjson_read(body->p + from, body->n - from, 0);
-    yyjson_val *root = yyjson_doc_get_root(doc);
-    struct str detail = json_str(root, "detail"), code = json_str(root, "code"), title = json_str(root, "title");
-    struct buf error = {0};
-    buf_json(&error, "{\"code\":%q,\"message\":%q,\"retryable\":%b}", code.p ? code : STR("http"),
-             detail.p  ? detail
-             : title.p ? title
-                       : STR("the answer is not one of Loom's"),
-             (int)json_bool(root, "retryable", status >= 500));
-    body->n = from;
-    buf_str(body, buf_view(&error));
-    buf_free(&error);
-    yyjson_doc_free(doc);
-}
-
 static int ask_there(const struct door *d, const struct loom_request *r, struct buf *body) {
     const struct route *route = routes;
     while (strcmp(route->op, r->op)) route++;
-    size_t from = body->n;
     struct buf url = {0};
     add_url(&url, d, route, r);
     struct curl_slist *list = headers(d, r);
@@ -188,7 +158,6 @@ static int ask_there(const struct door *d, const struct loom_request *r, struct 
     }
     long status = 0;
     if (curl_easy_perform(curl) == CURLE_OK) curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
-    if (status >= 300) problem_to_error(body, from, status);
     curl_easy_cleanup(curl);
     curl_slist_free_all(list);
     buf_free(&url);
@@ -201,7 +170,7 @@ struct door door_remote(const struct cli *c) {
 }
 
 int ask(const struct door *d, const struct loom_request *r, struct buf *body) {
-    return d->loom ? ask_here(d->loom, r, body) : ask_there(d, r, body);
+    return d->loom ? ask_here(d->loom, *r, body) : ask_there(d, r, body);
 }
 
 void print_problem(const struct door *d, int status, struct str body) {
@@ -211,8 +180,9 @@ void print_problem(const struct door *d, int status, struct str body) {
     }
     yyjson_doc *doc = yyjson_read(body.p, body.n, 0);
     yyjson_val *root = yyjson_doc_get_root(doc);
-    struct str code = json_str(root, "code"), message = json_str(root, "message");
-    fail("%.*s (%.*s)%s", (int)message.n, message.p ? message.p : "", (int)code.n, code.p ? code.p : "",
+    struct str code = json_str(root, "code"), message = json_str(root, "message"), detail = json_str(root, "detail");
+    message = message.p ? message : detail.p ? detail : STR("the answer is not one of Loom's");
+    fail("%.*s (%.*s)%s", (int)message.n, message.p, (int)code.n, code.p ? code.p : "",
          status == 401 ? "; give the API key with --key or LOOM_API_KEY" : "");
     yyjson_doc_free(doc);
 }
@@ -225,24 +195,13 @@ bool ask_ok(const struct door *d, const struct loom_request *r, struct buf *body
 }
 
 static struct loom_str text(const char *z) {
-    return (struct loom_str){z, z ? strlen(z) : 0};
+    return loom_of(str_of(z));
 }
 
 struct loom_request request_of(const struct cli *c, const char *op) {
-    const struct options *o = &c->o;
-    return (struct loom_request){.op = op,
-                                 .ns = text(o->ns),
-                                 .id = text(o->id),
-                                 .version = text(o->version),
-                                 .status = text(o->status),
-                                 .delay_ms = o->delay,
-                                 .ttl_ms = o->ttl,
-                                 .timeout_ms = o->timeout,
-                                 .at = o->at,
-                                 .from = o->from,
-                                 .limit = o->limit,
-                                 .priority = (int32_t)o->priority,
-                                 .replace = o->replace};
+    struct loom_request r = c->o.request;
+    r.op = op;
+    return r;
 }
 
 /* ---- commands on one actor ---- */
@@ -277,42 +236,61 @@ int command_operate(struct cli *c) {
     if (strcmp(r.op, "cancel") == 0)
         buf_json(&body, "{\"reason\":%z}", c->o.reason ? c->o.reason : "cancelled by an operator");
     else if (strcmp(r.op, "fork") == 0)
-        buf_json(&body, c->o.from ? "{\"key\":%z,\"from\":%d}" : "{\"key\":%z}", c->args[1], c->o.from);
+        buf_json(&body, c->o.request.from ? "{\"key\":%z,\"from\":%d}" : "{\"key\":%z}", c->args[1], c->o.request.from);
     else if (!json_argument(c->arg_count > body_at ? c->args[body_at] : "null", &body))
         return EXIT_FAILED;
-    r.body = (struct loom_str){body.p, body.n};
+    r.body = loom_of(buf_view(&body));
     r.from = 0;
     int code = ask_and_print(c, &r, "durable");
     buf_free(&body);
     return code;
 }
 
-/* Waits for the reply of a message that took longer than the door holds a call. */
-static int await_reply(const struct cli *c, const struct door *d, struct loom_request r, struct buf *body) {
-    yyjson_doc *doc = yyjson_read(body->p, body->n, 0);
-    char *id = str_dup(json_str(yyjson_doc_get_root(doc), "messageId"));
+/* Prints the reply or error that a message has by now; −1: none yet. */
+static int print_outcome(const struct cli *c, const struct door *d, struct str message) {
+    yyjson_doc *doc = yyjson_read(message.p, message.n, 0);
+    yyjson_val *root = yyjson_doc_get_root(doc), *reply = yyjson_obj_get(root, "reply"),
+               *error = yyjson_obj_get(root, "error");
+    struct buf value = {0};
+    if (reply || error) json_write(reply ? reply : error, &value);
+    if (reply)
+        print_json(buf_view(&value), !c->o.json);
+    else if (error)
+        print_problem(d, 422, buf_view(&value));
+    buf_free(&value);
     yyjson_doc_free(doc);
-    r.op = "message";
-    r.id = text(id);
-    int code = EXIT_FAILED;
-    for (bool wait = true; wait; doc = NULL) {
-        body->n = 0;
-        wait = ask_ok(d, &r, body);
-        doc = yyjson_read(body->p, body->n, 0);
-        yyjson_val *root = yyjson_doc_get_root(doc), *reply = yyjson_obj_get(root, "reply"),
-                   *error = yyjson_obj_get(root, "error");
-        struct buf text_of = {0};
-        if (wait && (reply || error)) json_write(reply ? reply : error, &text_of);
-        if (text_of.n && reply)
-            print_json(buf_view(&text_of), !c->o.json), code = EXIT_OK;
-        else if (text_of.n)
-            print_problem(d, 422, buf_view(&text_of));
-        wait = wait && !text_of.n;
-        buf_free(&text_of);
-        yyjson_doc_free(doc);
-        if (wait) usleep(200000);
+    return reply ? EXIT_OK : error ? EXIT_FAILED : -1;
+}
+
+/* Prints what is new in the journal; answers the next cursor, or −1 when there is an error, which has been printed. */
+static int64_t print_news(const struct door *d, struct loom_request r, struct view *v, bool json) {
+    struct buf answer = {0};
+    r.op = "journal", r.id = (struct loom_str){0};
+    bool ok = ask_ok(d, &r, &answer);
+    yyjson_doc *doc = ok ? yyjson_read(answer.p, answer.n, 0) : NULL;
+    yyjson_val *entries = yyjson_obj_get(yyjson_doc_get_root(doc), "entries");
+    if (ok && json)
+        print_json(buf_view(&answer), false);
+    else
+        view_timeline(v, entries);
+    int64_t next = ok ? json_int(yyjson_arr_get_last(entries), "cursor", r.from - 1) + 1 : -1;
+    yyjson_doc_free(doc);
+    buf_free(&answer);
+    return next;
+}
+
+int await_reply(const struct cli *c, const struct door *d, struct loom_request r, bool live) {
+    struct view view = {0};
+    int code = -1;
+    for (r.op = "message", r.from = 0; code < 0; r.op = "message") {
+        struct buf message = {0};
+        bool ok = ask_ok(d, &r, &message);
+        if (ok && live) ok = (r.from = print_news(d, r, &view, false)) >= 0;
+        code = ok ? print_outcome(c, d, buf_view(&message)) : EXIT_FAILED;
+        buf_free(&message);
+        if (code < 0) usleep(d->loom ? 20000 : 100000);
     }
-    free(id);
+    view_free(&view);
     return code;
 }
 
@@ -320,17 +298,18 @@ int command_call(struct cli *c) {
     struct door d = door_remote(c);
     struct buf body = {0}, answer = {0};
     struct loom_request r = actor_request(c, "call");
-    int code = EXIT_FAILED;
-    if (json_argument(c->args[1] ? c->args[1] : "null", &body)) {
-        r.body = (struct loom_str){body.p, body.n};
-        int status = ask(&d, &r, &answer);
-        if (status == 202 && !c->o.timeout)
-            code = await_reply(c, &d, r, &answer);
-        else if (status >= 200 && status <= 299)
-            print_json(buf_view(&answer), !c->o.json), code = EXIT_OK;
-        else
-            print_problem(&d, status, buf_view(&answer));
-    }
+    if (!json_argument(c->args[1] ? c->args[1] : "null", &body)) return EXIT_FAILED;
+    r.body = loom_of(buf_view(&body));
+    int status = ask(&d, &r, &answer), code = status >= 200 && status <= 299 ? EXIT_OK : EXIT_FAILED;
+    yyjson_doc *doc = status == 202 ? yyjson_read(answer.p, answer.n, 0) : NULL;
+    r.id = loom_of(json_str(yyjson_doc_get_root(doc), "messageId"));
+    if (status == 202 && !c->o.request.timeout_ms) /* it takes longer than the door holds a call */
+        code = await_reply(c, &d, r, false);
+    else if (code == EXIT_OK)
+        print_json(buf_view(&answer), !c->o.json);
+    else
+        print_problem(&d, status, buf_view(&answer));
+    yyjson_doc_free(doc);
     buf_free(&body);
     buf_free(&answer);
     return code;
@@ -338,125 +317,44 @@ int command_call(struct cli *c) {
 
 /* ---- looking ---- */
 
-/* Asks for {list: [objects]} and prints the columns (fields of the objects, separated by spaces) as a table. */
-static int print_table(const struct cli *c, const struct loom_request *r, const char *list, const char *columns) {
+static int ask_for_table(const struct cli *c, const struct loom_request *r, const char *list, const char *cols) {
     struct door d = door_remote(c);
     struct buf answer = {0};
-    if (!ask_ok(&d, r, &answer)) return buf_free(&answer), EXIT_FAILED;
-    yyjson_doc *doc = yyjson_read(answer.p, answer.n, 0);
-    yyjson_val *rows = yyjson_obj_get(yyjson_doc_get_root(doc), list), *row;
-    if (c->o.json) print_json(buf_view(&answer), false);
-    size_t i, n, shown = c->o.json ? 0 : yyjson_arr_size(rows);
-    char name[32];
-    int used;
-    for (const char *p = columns; shown && sscanf(p, " %31[^:]:%*d%n", name, &used) == 1; p += used)
-        printf("%s%-*s%s ", paint(DIM), atoi(strchr(p, ':') + 1), name, paint(PLAIN));
-    if (shown) putchar('\n');
-    yyjson_arr_foreach(rows, i, n, row) {
-        for (const char *p = columns; shown && sscanf(p, " %31[^:]:%*d%n", name, &used) == 1; p += used) {
-            struct str s = json_str(row, name);
-            char number[32] = "";
-            if (!s.p && yyjson_is_int(yyjson_obj_get(row, name)))
-                snprintf(number, sizeof number, "%lld", (long long)json_int(row, name, 0));
-            printf("%-*.*s ", atoi(strchr(p, ':') + 1), s.p ? (int)s.n : 31, s.p ? s.p : number);
-        }
-        if (shown) putchar('\n');
-    }
-    if (!shown && !c->o.json) printf("no %s\n", list);
+    bool ok = ask_ok(&d, r, &answer);
+    yyjson_doc *doc = ok ? yyjson_read(answer.p, answer.n, 0) : NULL;
+    if (ok && c->o.json)
+        print_json(buf_view(&answer), false);
+    else if (ok)
+        print_table(yyjson_obj_get(yyjson_doc_get_root(doc), list), cols);
     yyjson_doc_free(doc);
     buf_free(&answer);
-    return EXIT_OK;
+    return ok ? EXIT_OK : EXIT_FAILED;
 }
 
 int command_actors(struct cli *c) {
     struct loom_request r = request_of(c, "actors");
-    r.type = text(c->o.type);
-    return print_table(c, &r, "actors", "id:48 status:10 suspendReason:32");
+    return ask_for_table(c, &r, "actors", "id:48 status:10 suspendReason:32");
 }
 
 int command_modules(struct cli *c) {
     struct loom_request r = request_of(c, "module.list");
-    return print_table(c, &r, "modules", "name:32 version:10 size:9 sha256:64");
-}
-
-/* The document for people: one line of what it is, then its state. */
-static void print_actor(yyjson_val *doc, struct str state) {
-    struct str id = json_str(doc, "id"), status = json_str(doc, "status"), reason = json_str(doc, "suspendReason");
-    yyjson_val *meta = yyjson_obj_get(doc, "metadata");
-    struct str parent = json_str(meta, "parentActorId");
-    char created[32];
-    format_clock(json_int(meta, "createdAt", 0), created);
-    printf("%s%.*s%s  %.*s%s%.*s\n", paint(BOLD), (int)id.n, id.p, paint(PLAIN), (int)status.n, status.p,
-           reason.n ? ": " : "", (int)reason.n, reason.p ? reason.p : "");
-    printf("%screated %s, journal at %lld, %lld activations%s%.*s%s\n", paint(DIM), created,
-           (long long)json_int(yyjson_obj_get(doc, "journal"), "cursor", 0),
-           (long long)json_int(meta, "activationCount", 0), parent.n ? ", child of " : "", (int)parent.n,
-           parent.p ? parent.p : "", paint(PLAIN));
-    print_json(state, true);
+    return ask_for_table(c, &r, "modules", "name:32 version:10 size:9 sha256:64");
 }
 
 int command_inspect(struct cli *c) {
-    struct door d = door_remote(c);
-    struct buf answer = {0}, state = {0};
-    struct loom_request r = actor_request(c, "get");
-    int code = EXIT_FAILED;
-    if (ask_ok(&d, &r, &answer)) {
-        r.op = "state";
-        if (c->o.at >= 0 || !c->o.json) code = ask_ok(&d, &r, &state) ? EXIT_OK : EXIT_FAILED;
-        yyjson_doc *doc = yyjson_read(answer.p, answer.n, 0);
-        if (c->o.json)
-            print_json(buf_view(c->o.at >= 0 ? &state : &answer), false), code = c->o.at >= 0 ? code : EXIT_OK;
-        else if (code == EXIT_OK)
-            print_actor(yyjson_doc_get_root(doc), buf_view(&state));
-        yyjson_doc_free(doc);
-    }
-    buf_free(&answer);
-    buf_free(&state);
-    return code;
-}
-
-static void print_timeline(struct view *v, yyjson_val *entries, int64_t *zero) {
-    yyjson_val *entry;
-    size_t i, n;
-    yyjson_arr_foreach(entries, i, n, entry) {
-        struct buf line = {0};
-        char clock[32], since[32];
-        int64_t at = json_int(entry, "at", 0);
-        *zero = *zero ? *zero : at;
-        format_clock(at, clock);
-        format_ms(at - *zero, since);
-        view_entry(v, STR_NONE, entry, &line);
-        printf("%s%5lld  %s %10s%s  %.*s\n", paint(DIM), (long long)json_int(entry, "cursor", 0), clock, since,
-               paint(PLAIN), (int)line.n, line.p);
-        buf_free(&line);
-    }
+    struct loom_request r = actor_request(c, c->o.request.at >= 0 ? "state" : "get");
+    return ask_and_print(c, &r, NULL);
 }
 
 int command_journal(struct cli *c) {
     struct door d = door_remote(c);
-    struct buf answer = {0};
-    struct view view = {0};
     struct loom_request r = actor_request(c, "journal");
-    int64_t zero = 0, left = c->o.limit;
-    bool ok = true;
-    for (bool more = true; more;) {
-        answer.n = 0;
-        if (!(ok = ask_ok(&d, &r, &answer))) break;
-        yyjson_doc *doc = yyjson_read(answer.p, answer.n, 0);
-        yyjson_val *root = yyjson_doc_get_root(doc), *entries = yyjson_obj_get(root, "entries");
-        if (c->o.json)
-            print_json(buf_view(&answer), false);
-        else
-            print_timeline(&view, entries, &zero);
-        r.from = json_int(root, "next", 0);
-        left -= (int64_t)yyjson_arr_size(entries);
-        more = r.from && !c->o.json && (!c->o.limit || left > 0);
-        r.limit = c->o.limit ? left : 0;
-        yyjson_doc_free(doc);
-    }
+    struct view view = {0};
+    int64_t end = c->o.request.limit ? c->o.request.from + c->o.request.limit : INT64_MAX, next = 0;
+    do r.from = next ? next : c->o.request.from, next = print_news(&d, r, &view, c->o.json);
+    while (next > r.from && next < end && !c->o.json);
     view_free(&view);
-    buf_free(&answer);
-    return ok ? EXIT_OK : EXIT_FAILED;
+    return next >= 0 ? EXIT_OK : EXIT_FAILED;
 }
 
 /* ---- workflow ---- */
@@ -464,13 +362,13 @@ int command_journal(struct cli *c) {
 static int workflow_list(struct cli *c) {
     struct loom_request r = request_of(c, "definitions");
     r.type = text("workflow");
-    return print_table(c, &r, "definitions", "name:40 version:10 hash:64");
+    return ask_for_table(c, &r, "definitions", "name:40 version:10 hash:64");
 }
 
 static int workflow_deploy(struct cli *c) {
     struct door d = door_remote(c);
     struct buf name = {0};
-    bool ok = workflow_put(c->args[1], &d, c->o.replace, true, &name);
+    bool ok = workflow_put(c->args[1], &d, c->o.request.replace, true, &name);
     buf_free(&name);
     return ok ? EXIT_OK : EXIT_FAILED;
 }
@@ -482,19 +380,19 @@ static int workflow_run(struct cli *c) {
     r.type = text(c->args[1]);
     r.key = r.id; /* the run's key makes it happen once */
     r.id = (struct loom_str){0};
-    r.body = (struct loom_str){body.p, body.n};
+    r.body = loom_of(buf_view(&body));
     int code = ask_and_print(c, &r, NULL);
     buf_free(&body);
     return code;
 }
 
 static int workflow_get(struct cli *c) {
-    struct buf actor = {0};
-    buf_json(&actor, "workflow.%s/%s", c->args[1], c->args[2]);
-    buf_char(&actor, '\0');
-    c->args[0] = actor.p;
-    int code = command_inspect(c);
-    buf_free(&actor);
+    struct arena a = {0};
+    struct loom_request r = request_of(c, "get");
+    r.type = loom_of(arena_json(&a, "workflow.%s", c->args[1]));
+    r.key = text(c->args[2]);
+    int code = ask_and_print(c, &r, NULL);
+    arena_free(&a);
     return code;
 }
 

@@ -11,6 +11,7 @@
 #include "runtime/runtime.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -98,19 +99,17 @@ static void show_feed(struct served *s) {
 /* ---- watching ---- */
 
 static void watch(struct served *s) {
-    const uint32_t mask = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_CREATE | IN_DELETE | IN_ONLYDIR;
-    static const char *const folders[] = {"", "/activities", "/actors", "/workflows"};
-    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
-        struct arena a = {0};
-        inotify_add_watch(s->changes, arena_json(&a, "%s%s", s->dir, folders[i]).p, mask);
-        arena_free(&a);
+    static const char *const folders[] = {"", "/*", "/a*/*", "/a*/*/src"}; /* hidden ones do not match */
+    struct arena a = {0};
+    for (size_t f = 0; f < sizeof folders / sizeof *folders; f++) {
+        glob_t found = {0};
+        glob(arena_json(&a, "%s%s", s->dir, folders[f]).p, GLOB_ONLYDIR, NULL, &found);
+        for (size_t i = 0; i < found.gl_pathc; i++)
+            inotify_add_watch(s->changes, found.gl_pathv[i],
+                              IN_CLOSE_WRITE | IN_MOVE | IN_CREATE | IN_DELETE | IN_ONLYDIR);
+        globfree(&found);
     }
-    for (size_t i = 0; i < s->project.count; i++) {
-        struct arena a = {0};
-        inotify_add_watch(s->changes, s->project.units[i].folder.p, mask);
-        inotify_add_watch(s->changes, arena_json(&a, "%j/src", s->project.units[i].folder).p, mask);
-        arena_free(&a);
-    }
+    arena_free(&a);
 }
 
 /* An editor writes in several steps: what comes within a moment is one change. Hidden files do not count. */

@@ -57,38 +57,34 @@ static const struct command {
     {"help", "[COMMAND]", 0, 1, command_help, "show this, or one command's options"},
 };
 
-static const struct option {
-    const char *name, *argument; /* argument NULL: a switch */
-    bool number, global;
-    size_t at;
-    const char *doc;
-} options[] = {
-    {"--url", "URL", false, true, offsetof(struct options, url),
-     "the Loom to talk to (LOOM_URL; http://127.0.0.1:7100)"},
-    {"--key", "KEY", false, true, offsetof(struct options, key), "API key (LOOM_API_KEY)"},
-    {"--ns", "NAME", false, true, offsetof(struct options, ns), "namespace (default)"},
-    {"--json", NULL, false, true, offsetof(struct options, json), "print JSON for programs"},
-    {"--help", NULL, false, true, offsetof(struct options, help), "show help"},
-    {"--listen", "ADDR:PORT", false, false, offsetof(struct options, listen), "where to serve (127.0.0.1:7100)"},
-    {"--keys", "FILE", false, false, offsetof(struct options, keys),
-     "API keys: {\"keys\": [{\"sha256\", \"namespace\", \"role\"}]}; needed to listen beyond this machine"},
-    {"--store", "DIR", false, false, offsetof(struct options, store), "folder of the store, or memory"},
-    {"--input", "JSON", false, false, offsetof(struct options, input),
-     "the workflow's input: text, @FILE or - for stdin"},
-    {"--id", "ID", false, false, offsetof(struct options, id), "idempotency key: the same id again does nothing twice"},
-    {"--version", "V", false, false, offsetof(struct options, version), "instead of the version deployed last"},
-    {"--type", "TYPE", false, false, offsetof(struct options, type), "only actors of this type"},
-    {"--status", "STATUS", false, false, offsetof(struct options, status), "only actors in this status"},
-    {"--reason", "TEXT", false, false, offsetof(struct options, reason), "is written into the journal"},
-    {"--delay", "MS", true, false, offsetof(struct options, delay), "deliver after this time"},
-    {"--timeout", "MS", true, false, offsetof(struct options, timeout), "stop waiting for the reply after this time"},
-    {"--priority", "N", true, false, offsetof(struct options, priority), "lower goes first (0)"},
-    {"--ttl", "MS", true, false, offsetof(struct options, ttl), "drop the message when it waits longer"},
-    {"--limit", "N", true, false, offsetof(struct options, limit), "at most so many"},
-    {"--from", "CURSOR", true, false, offsetof(struct options, from), "journal position"},
-    {"--at", "CURSOR", true, false, offsetof(struct options, at), "journal position of a past moment"},
-    {"--replace", NULL, false, false, offsetof(struct options, replace), "overwrite versions that exist"},
+#define AT(field) offsetof(struct options, field)
+const struct option options[] = {
+    {"--url", "URL", OPTION_TEXT, AT(url), NULL, "the Loom to talk to (LOOM_URL; http://127.0.0.1:7100)"},
+    {"--key", "KEY", OPTION_TEXT, AT(key), NULL, "API key (LOOM_API_KEY)"},
+    {"--ns", "NAME", OPTION_STR, AT(request.ns), NULL, "namespace (default)"},
+    {"--json", NULL, OPTION_BOOL, AT(json), NULL, "print JSON for programs"},
+    {"--help", NULL, OPTION_BOOL, AT(help), NULL, "show help"},
+    {"--listen", "ADDR:PORT", OPTION_TEXT, AT(listen), NULL, "where to serve (127.0.0.1:7100)"},
+    {"--keys", "FILE", OPTION_TEXT, AT(keys), NULL,
+     "API keys: {\"keys\": [{\"sha256\", \"namespace\", \"role\"}]}; beyond this machine they must be"},
+    {"--store", "DIR", OPTION_TEXT, AT(store), NULL, "folder of the store, or memory"},
+    {"--input", "JSON", OPTION_TEXT, AT(input), NULL, "the workflow's input: text, @FILE or - for stdin"},
+    {"--reason", "TEXT", OPTION_TEXT, AT(reason), NULL, "is written into the journal"},
+    {"--id", "ID", OPTION_STR, AT(request.id), NULL, "idempotency key: the same id again does nothing twice"},
+    {"--version", "V", OPTION_STR, AT(request.version), "version", "instead of the version deployed last"},
+    {"--type", "TYPE", OPTION_STR, AT(request.type), "type", "only actors of this type"},
+    {"--status", "STATUS", OPTION_STR, AT(request.status), "status", "only actors in this status"},
+    {"--delay", "MS", OPTION_INT, AT(request.delay_ms), "delayMs", "deliver after this time"},
+    {"--timeout", "MS", OPTION_INT, AT(request.timeout_ms), "timeoutMs", "stop waiting for the reply after this time"},
+    {"--priority", "N", OPTION_INT32, AT(request.priority), "priority", "lower goes first (0)"},
+    {"--ttl", "MS", OPTION_INT, AT(request.ttl_ms), "ttlMs", "drop the message when it waits longer"},
+    {"--limit", "N", OPTION_INT, AT(request.limit), "limit", "at most so many"},
+    {"--from", "CURSOR", OPTION_INT, AT(request.from), "from", "journal position"},
+    {"--at", "CURSOR", OPTION_INT, AT(request.at), "at", "journal position of a past moment"},
+    {"--replace", NULL, OPTION_BOOL, AT(request.replace), "replace", "overwrite versions that exist"},
+    {NULL, NULL, OPTION_BOOL, 0, NULL, NULL},
 };
+enum { GLOBAL_OPTIONS = 5 }; /* the first ones are taken by every command */
 
 #define COUNT(a) (sizeof(a) / sizeof *(a))
 
@@ -185,15 +181,15 @@ static int unknown_command(const struct cli *c, const char *name) {
 
 /* Usage lines say which options a command takes. */
 static bool takes_option(const struct command *cmd, const struct option *o) {
-    const char *at = strstr(cmd->usage, o->name);
-    return o->global || (at && !islower((unsigned char)at[strlen(o->name)]));
+    const char *at = cmd ? strstr(cmd->usage, o->name) : NULL;
+    return o < options + GLOBAL_OPTIONS || (at && !islower((unsigned char)at[strlen(o->name)]));
 }
 
 static void print_options(const struct command *cmd) {
-    for (size_t i = 0; i < COUNT(options); i++)
-        if (cmd ? takes_option(cmd, &options[i]) : options[i].global)
-            printf("  %s%-10s%s %-10s %s\n", paint(BOLD), options[i].name, paint(PLAIN),
-                   options[i].argument ? options[i].argument : "", options[i].doc);
+    for (const struct option *o = options; o->name; o++)
+        if (takes_option(cmd, o))
+            printf("  %s%-10s%s %-10s %s\n", paint(BOLD), o->name, paint(PLAIN), o->argument ? o->argument : "",
+                   o->doc);
 }
 
 static int command_help(struct cli *c) {
@@ -221,35 +217,38 @@ static int command_version(struct cli *c) {
     return EXIT_OK;
 }
 
+static bool option_set(void *field, const struct option *o, const char *value) {
+    char *end = NULL;
+    int64_t n = o->kind == OPTION_INT || o->kind == OPTION_INT32 ? strtoll(value, &end, 10) : 0;
+    if (o->kind == OPTION_TEXT)
+        *(const char **)field = value;
+    else if (o->kind == OPTION_STR)
+        *(struct loom_str *)field = loom_of(str_of(value));
+    else if (o->kind == OPTION_INT)
+        *(int64_t *)field = n;
+    else
+        *(int32_t *)field = (int32_t)n;
+    return !end || (end != value && !*end);
+}
+
 /* Takes one option; *i moves past its value. */
 static int option_read(struct cli *c, const struct command *cmd, char **argv, int *i) {
     char *arg = argv[*i], *equals = strchr(arg, '=');
     size_t n = equals ? (size_t)(equals - arg) : strlen(arg);
-    const struct option *o = NULL;
-    for (size_t k = 0; k < COUNT(options) && !o; k++)
-        if (strlen(options[k].name) == n && strncmp(options[k].name, arg, n) == 0) o = &options[k];
-    if (!o || (cmd && !takes_option(cmd, o)))
-        return fail_usage(c, "%s%s takes no option %.*s", cmd ? "loom " : "loom", cmd ? cmd->name : "", (int)n, arg);
-    char *field = (char *)&c->o + o->at;
-    if (!o->argument) {
-        *(bool *)field = true;
-        return EXIT_OK;
-    }
+    const struct option *o = options;
+    while (o->name && (strlen(o->name) != n || strncmp(o->name, arg, n))) o++;
+    if (!o->name || !takes_option(cmd, o)) return fail_usage(c, "loom %s takes no option %.*s", cmd->name, (int)n, arg);
+    void *field = (char *)&c->o + o->at;
+    if (o->kind == OPTION_BOOL) return *(bool *)field = true, EXIT_OK;
     const char *value = equals ? equals + 1 : argv[*i + 1] ? argv[++*i] : NULL;
     if (!value) return fail_usage(c, "%s needs a value: %s %s", o->name, o->name, o->argument);
-    char *end = NULL;
-    errno = 0;
-    if (!o->number)
-        *(const char **)field = value;
-    else if ((*(int64_t *)field = strtoll(value, &end, 10)), errno || end == value || *end)
-        return fail_usage(c, "%s needs a whole number, not `%s`", o->name, value);
-    return EXIT_OK;
+    return option_set(field, o, value) ? EXIT_OK : fail_usage(c, "%s needs a whole number, not `%s`", o->name, value);
 }
 
 int main(int argc, char **argv) {
     if (argc == 2 && strcmp(argv[1], "--compile-module") == 0) return exec_compile_child(0, 1);
     signal(SIGPIPE, SIG_IGN);
-    struct cli c = {.o = {.url = getenv("LOOM_URL"), .key = getenv("LOOM_API_KEY"), .at = -1}};
+    struct cli c = {.o = {.url = getenv("LOOM_URL"), .key = getenv("LOOM_API_KEY"), .request.at = -1}};
     const char *first = argc > 1 ? argv[1] : "help";
     const struct command *cmd = NULL;
     int i = 2;

@@ -10,8 +10,8 @@
  */
 #include "cli/cli.h"
 #include "runtime/runtime.h"
-#include <dirent.h>
 #include <errno.h>
+#include <glob.h>
 #include <spawn.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,25 +22,20 @@
 extern char **environ;
 
 struct unit_kind {
-    const char *folder, *file; /* file NULL: the folder's *.json themselves */
-    const char *name;          /* field that names the unit */
+    const char *folder, *files;
+    const char *name; /* field that names the unit */
     const char *op;
     const char *prefix; /* of the module's name: an actor and an activity may have the same */
 };
 static const struct unit_kind kinds[] = {
-    {"activities", "activity.json", "activityName", "activity.put", "activity."},
-    {"actors", "actor.json", "actorType", "actor-type.put", "actor."},
-    {"workflows", NULL, "name", "workflow.put", ""},
+    {"activities", "activities/*/activity.json", "activityName", "activity.put", "activity."},
+    {"actors", "actors/*/actor.json", "actorType", "actor-type.put", "actor."},
+    {"workflows", "workflows/*.json", "name", "workflow.put", ""},
 };
 enum { WORKFLOWS = 2 };
 
 const char *unit_folder(const struct unit *u) {
     return u->kind->folder;
-}
-
-static bool ends_with(const char *s, const char *end) {
-    size_t n = strlen(s), m = strlen(end);
-    return n >= m && strcmp(s + n - m, end) == 0;
 }
 
 static const char *join(struct arena *a, const char *dir, const char *name) {
@@ -98,55 +93,34 @@ static bool read_config(struct project *p, bool needed) {
     return ok;
 }
 
-static bool add_unit(struct project *p, const struct unit_kind *kind, const char *folder, const char *file) {
-    struct unit u = {.kind = kind, .folder = str_of(folder), .file = str_of(file)};
+static bool add_unit(struct project *p, const struct unit_kind *kind, const char *file) {
+    const char *slash = strrchr(file, '/');
+    struct str path = arena_dup(&p->arena, str_of(file)), folder = {file, slash ? (size_t)(slash - file) : 0};
+    struct unit u = {.kind = kind, .file = path.p, .folder = slash ? arena_dup(&p->arena, folder).p : "."};
     yyjson_doc *doc = read_json(p, file, &u.text);
     yyjson_val *root = yyjson_doc_get_root(doc);
     u.name = arena_dup(&p->arena, json_str(root, kind->name));
     u.version = arena_dup(&p->arena, json_str(root, "version"));
     struct str module = arena_dup(&p->arena, json_str(root, "wasmBlobUrl"));
-    bool ok = doc != NULL;
-    if (ok && (!u.name.n || !u.version.n || (kind->file && !module.n)))
-        ok = fail("%s: the field \"%s\" is missing or no text", file,
-                  !u.name.n      ? kind->name
-                  : !u.version.n ? "version"
-                                 : "wasmBlobUrl") == EXIT_OK;
-    if (kind->file && module.n && !memchr(module.p, ':', module.n)) u.wasm = join(&p->arena, folder, module.p);
-    yyjson_doc_free(doc);
+    const char *missing = *kind->prefix && !module.n ? "wasmBlobUrl" : NULL;
+    missing = !u.name.n ? kind->name : !u.version.n ? "version" : missing;
+    if (doc && missing) fail("%s: the field \"%s\" is missing or no text", file, missing);
+    if (*kind->prefix && !memchr(module.p, ':', module.n)) u.wasm = join(&p->arena, u.folder, module.p);
     p->units = mem_grow(p->units, (p->count + 1) * sizeof *p->units);
-    p->units[p->count] = u;
-    p->count += ok;
-    return ok;
-}
-
-static int by_name(const struct dirent **a, const struct dirent **b) {
-    return strcmp((*a)->d_name, (*b)->d_name);
-}
-
-static int visible(const struct dirent *d) {
-    return d->d_name[0] != '.';
-}
-
-static bool read_units(struct project *p, const struct unit_kind *kind) {
-    const char *folder = join(&p->arena, p->dir, kind->folder);
-    struct dirent **names = NULL;
-    int n = scandir(folder, &names, visible, by_name);
-    bool ok = true;
-    for (int i = 0; i < n; i++) {
-        const char *path = join(&p->arena, folder, names[i]->d_name);
-        const char *file = kind->file ? join(&p->arena, path, kind->file) : path;
-        if (ok && (kind->file ? access(file, F_OK) == 0 : ends_with(file, ".json")))
-            ok = add_unit(p, kind, kind->file ? path : folder, file);
-        free(names[i]);
-    }
-    free(names);
-    return ok;
+    p->units[p->count++] = u;
+    yyjson_doc_free(doc);
+    return doc && !missing;
 }
 
 bool project_open(struct project *p, const char *dir, bool units) {
     *p = (struct project){.dir = dir};
     bool ok = read_config(p, units);
-    for (size_t i = 0; ok && units && i < sizeof kinds / sizeof *kinds; i++) ok = read_units(p, &kinds[i]);
+    for (size_t k = 0; ok && units && k < sizeof kinds / sizeof *kinds; k++) {
+        glob_t found;
+        if (glob(join(&p->arena, dir, kinds[k].files), 0, NULL, &found)) continue;
+        for (size_t i = 0; ok && i < found.gl_pathc; i++) ok = add_unit(p, &kinds[k], found.gl_pathv[i]);
+        globfree(&found);
+    }
     return ok;
 }
 
@@ -157,48 +131,29 @@ void project_close(struct project *p) {
 }
 
 char *project_find(const char *start) {
-    char *dir = realpath(start, NULL);
-    for (char *slash = dir; slash; slash = strrchr(dir, '/')) {
-        struct buf file = {0};
-        buf_json(&file, "%s/loom.json", dir);
-        buf_char(&file, '\0');
-        bool found = access(file.p, F_OK) == 0;
-        buf_free(&file);
-        if (found) return dir;
+    char *dir = realpath(start, NULL), *slash = dir;
+    struct arena a = {0};
+    while (slash && access(join(&a, dir, "loom.json"), F_OK))
         if ((slash = strrchr(dir, '/'))) *slash = '\0';
-    }
+    arena_free(&a);
+    if (slash) return dir;
     free(dir);
     return NULL;
 }
 
 /* ---- building ---- */
 
-/* What of a folder a build reads: its newest time, and which language it is in. */
-struct source {
-    int64_t newest;
-    bool c, cargo;
-    struct arena *arena;
-    const char *c_files[64];
-    size_t c_count;
-};
-
 static int64_t changed_at(const char *path) {
     struct stat st;
     return stat(path, &st) ? -1 : (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
 }
 
-static void look_at_sources(struct source *s, const char *folder) {
-    DIR *d = opendir(folder);
-    for (struct dirent *e; d && (e = readdir(d));) {
-        const char *path = join(s->arena, folder, e->d_name);
-        bool c = ends_with(path, ".c");
-        s->cargo = s->cargo || strcmp(e->d_name, "Cargo.toml") == 0;
-        if (!c && !ends_with(path, ".h") && !ends_with(path, ".rs") && !ends_with(path, ".toml")) continue;
-        int64_t at = changed_at(path);
-        s->newest = at > s->newest ? at : s->newest;
-        if (c && s->c_count < sizeof s->c_files / sizeof *s->c_files) s->c_files[s->c_count++] = path;
-    }
-    if (d) closedir(d);
+/* Files in the unit's folder and its src/; globfree(). */
+static glob_t files_of(const struct unit *u, const char *pattern, struct arena *a) {
+    glob_t found = {0};
+    glob(arena_json(a, "%s/%s", u->folder, pattern).p, 0, NULL, &found);
+    glob(arena_json(a, "%s/src/%s", u->folder, pattern).p, GLOB_APPEND, NULL, &found);
+    return found;
 }
 
 static bool write_changed(const char *path, struct str text) {
@@ -235,71 +190,57 @@ static bool run_tool(const char *const *argv, const char *packages) {
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
+#define LINK "-Wl,--no-entry", "-Wl,--strip-debug", "-Wl,--stack-first", "-Wl,-z,stack-size=65536"
+
 /* Without libc, unless a source asks for the JSON library: that one needs the headers of wasi-libc. */
-static bool build_c(const struct unit *u, struct source *s, const char *sdk) {
-    const char *argv[96] = {"clang",
-                            "-std=c11",
-                            "-O2",
-                            "-mbulk-memory",
-                            "-Wall",
-                            "-Wextra",
-                            "-isystem",
-                            sdk,
-                            "-Wl,--no-entry",
-                            "-Wl,--strip-debug",
-                            "-Wl,--stack-first",
-                            "-Wl,-z,stack-size=65536",
-                            "-o",
-                            u->wasm};
-    size_t n = 14;
+static bool build_c(const struct unit *u, const glob_t *sources, const char *sdk, struct arena *a) {
+    const char *flags[] = {"clang", "-std=c11", "-O2",   "-mbulk-memory", "-Wall", "-Wextra",
+                           LINK,    "-o",       u->wasm, "-isystem",      sdk};
+    enum { FLAGS = sizeof flags / sizeof *flags };
+    const char **argv = arena_alloc(a, (FLAGS + sources->gl_pathc + 4) * sizeof *argv), **arg = argv + FLAGS;
+    memcpy(argv, flags, sizeof flags);
     bool yyjson = false;
-    for (size_t i = 0; i < s->c_count; i++) {
+    for (size_t i = 0; i < sources->gl_pathc; i++) {
         struct buf text = {0};
-        yyjson = yyjson || (file_read(s->c_files[i], &text) && memmem(text.p, text.n, "guest_yyjson.h", 14));
+        yyjson = yyjson ||
+                 (file_read(sources->gl_pathv[i], &text) && text.n && memmem(text.p, text.n, "guest_yyjson.h", 14));
         buf_free(&text);
-        argv[n++] = s->c_files[i];
+        *arg++ = sources->gl_pathv[i];
     }
-    argv[n++] = yyjson ? "--target=wasm32-wasi" : "--target=wasm32";
-    argv[n++] = yyjson ? "-nostartfiles" : "-nostdlib";
-    if (yyjson) argv[n++] = join(s->arena, sdk, "yyjson.o");
-    return run_tool(
-        argv,
-        "C guests need the packages clang and lld, and wasi-libc for guest_yyjson.h (apt install clang lld wasi-libc)");
+    *arg++ = yyjson ? "--target=wasm32-wasi" : "--target=wasm32";
+    *arg++ = yyjson ? "-nostartfiles" : "-nostdlib";
+    *arg = yyjson ? join(a, sdk, "yyjson.o") : NULL;
+    return run_tool(argv,
+                    "C guests need clang and lld, and wasi-libc for guest_yyjson.h (apt install clang lld wasi-libc)");
 }
 
-static bool build_rust(const struct unit *u, struct arena *a) {
-    const char *manifest = join(a, u->folder.p, "Cargo.toml"),
-               *out = join(a, u->folder.p, "target/wasm32-unknown-unknown/release");
-    const char *argv[] = {"cargo",           "build",  "--quiet", "--release", "--target", "wasm32-unknown-unknown",
-                          "--manifest-path", manifest, NULL};
-    if (!run_tool(argv, "Rust guests need cargo and `rustup target add wasm32-unknown-unknown`")) return false;
-    struct dirent **names = NULL;
-    int n = scandir(out, &names, visible, by_name);
-    const char *made = NULL;
-    for (int i = 0; i < n; i++) {
-        made = ends_with(names[i]->d_name, ".wasm") ? join(a, out, names[i]->d_name) : made;
-        free(names[i]);
-    }
-    free(names);
-    const char *copy[] = {"cp", made, u->wasm, NULL};
-    if (!made) fail("%s made no .wasm in %s: its Cargo.toml needs [lib] crate-type = [\"cdylib\"]", manifest, out);
-    return made && run_tool(copy, "");
+static bool build_rust(const struct unit *u) {
+    static const char script[] =
+        "cargo build --quiet --release --target wasm32-unknown-unknown --manifest-path \"$0/Cargo.toml\" && "
+        "cp \"$0\"/target/wasm32-unknown-unknown/release/*.wasm \"$1\"";
+    const char *argv[] = {"sh", "-c", script, u->folder, u->wasm, NULL};
+    return run_tool(argv, "") || fail("Rust guests need cargo, the target (rustup target add wasm32-unknown-unknown) "
+                                      "and crate-type = [\"cdylib\"]") == EXIT_OK;
 }
 
 static bool build_unit(const struct unit *u, const char *sdk, bool quiet, struct arena *a) {
-    struct source s = {.arena = a};
-    look_at_sources(&s, u->folder.p);
-    look_at_sources(&s, join(a, u->folder.p, "src"));
-    int64_t built = changed_at(u->wasm), header = changed_at(join(a, sdk, "loom/guest.h"));
-    if (!s.cargo && !s.c_count) {
-        if (built >= 0) return true;
-        return fail("%s names %s, but there is neither that file nor a C file or Cargo.toml to make it from", u->file.p,
-                    u->wasm) == EXIT_OK;
+    glob_t c_files = files_of(u, "*.c", a), all = files_of(u, "*.[chr]*", a);
+    int64_t built = changed_at(u->wasm), newest = changed_at(join(a, u->folder, "Cargo.toml"));
+    bool rust = newest >= 0, source = rust || c_files.gl_pathc, ok = true;
+    for (size_t i = 0; i < all.gl_pathc; i++)
+        newest = changed_at(all.gl_pathv[i]) > newest ? changed_at(all.gl_pathv[i]) : newest;
+    if (!rust && changed_at(join(a, sdk, "loom/guest.h")) > newest) newest = changed_at(join(a, sdk, "loom/guest.h"));
+    if (!source && built < 0)
+        ok = fail("%s names %s, but there is neither that file nor a C file or Cargo.toml to make it from", u->file,
+                  u->wasm) == EXIT_OK;
+    if (source && built < newest) {
+        if (!quiet) printf("%s  build%s  %s\n", paint(DIM), paint(PLAIN), u->wasm), fflush(stdout);
+        ok = rust ? build_rust(u) : build_c(u, &c_files, sdk, a);
+        if (!ok) fail("%s could not be built; the reason stands above", u->wasm);
     }
-    if (built >= s.newest && (s.cargo || built >= header)) return true;
-    if (!quiet) printf("%s  build%s  %s\n", paint(DIM), paint(PLAIN), u->wasm), fflush(stdout);
-    if (s.cargo ? build_rust(u, a) : build_c(u, &s, sdk)) return true;
-    return fail("%s could not be built; what the compiler says stands above", u->wasm) == EXIT_OK;
+    globfree(&c_files);
+    globfree(&all);
+    return ok;
 }
 
 bool project_build(const struct project *p, bool quiet) {
@@ -313,50 +254,42 @@ bool project_build(const struct project *p, bool quiet) {
 
 /* ---- deploying ---- */
 
-static struct loom_str loom_of(struct str s) {
-    return (struct loom_str){s.p, s.n};
-}
-
-/* Puts one thing; answers its status, 0 when the error has been printed. */
-static int put(const struct door *d, const struct loom_request *r, const struct unit *u, struct buf *answer) {
-    int status = ask(d, r, answer);
-    if (status >= 200 && status <= 299) return status;
-    if (status == 409 && !r->replace)
+/* Puts a module or definition of the unit; answers its status, 0 when the error has been printed. */
+static int put(const struct door *d, const char *op, const struct unit *u, struct str body, bool replace,
+               struct buf *answer) {
+    struct buf name = {0};
+    struct loom_request r = {.op = op, .key = loom_of(u->version), .body = loom_of(body), .at = -1, .replace = replace};
+    buf_json(&name, "%s%j", op == u->kind->op ? "" : u->kind->prefix, u->name);
+    r.type = loom_of(buf_view(&name));
+    int status = ask(d, &r, answer);
+    bool ok = status >= 200 && status <= 299;
+    if (status == 409 && !replace)
         fail("%s: %.*s %.*s is deployed with other content; raise \"version\" in the file, or overwrite it with "
              "--replace",
-             u->file.p, (int)u->name.n, u->name.p, (int)u->version.n, u->version.p);
-    else if (status)
-        fprintf(stderr, "%s: ", u->file.p), print_problem(d, status, buf_view(answer));
-    else
-        print_problem(d, status, STR_NONE);
-    return 0;
+             u->file, (int)u->name.n, u->name.p, (int)u->version.n, u->version.p);
+    else if (!ok)
+        fprintf(stderr, "%s: ", u->file), print_problem(d, status, buf_view(answer));
+    buf_free(&name);
+    return ok ? status : 0;
 }
 
 /* Uploads the unit's module; appends the definition that names it by its hash. */
 static bool put_module(const struct door *d, const struct unit *u, bool replace, struct buf *definition) {
-    struct buf bytes = {0}, answer = {0};
+    struct buf bytes = {0}, answer = {0}, url = {0};
     if (!file_read(u->wasm, &bytes))
         return fail("cannot read %s: %s; build it with `loom build`", u->wasm, strerror(errno)) == EXIT_OK;
-    struct arena a = {0};
-    struct loom_request r = {.op = "module.put",
-                             .type = loom_of(arena_json(&a, "%s%j", u->kind->prefix, u->name)),
-                             .key = loom_of(u->version),
-                             .body = {bytes.p, bytes.n},
-                             .at = -1,
-                             .replace = replace};
-    bool ok = put(d, &r, u, &answer) != 0;
-    yyjson_doc *doc = ok ? yyjson_read(answer.p, answer.n, 0) : NULL,
-               *text = yyjson_read(u->text.p, u->text.n, YYJSON_READ_BIGNUM_AS_RAW);
-    struct str hash = json_str(yyjson_doc_get_root(doc), "sha256");
+    bool ok = put(d, "module.put", u, buf_view(&bytes), replace, &answer) != 0;
+    yyjson_doc *put_answer = ok ? yyjson_read(answer.p, answer.n, 0) : NULL;
+    yyjson_doc *text = yyjson_read(u->text.p, u->text.n, YYJSON_READ_BIGNUM_AS_RAW);
     yyjson_mut_doc *out = yyjson_doc_mut_copy(text, NULL);
-    struct str url = arena_json(&a, "sha256:%j", hash);
-    yyjson_mut_obj_put(yyjson_mut_doc_get_root(out), yyjson_mut_str(out, "wasmBlobUrl"),
-                       yyjson_mut_strn(out, url.p, url.n));
-    json_write_mut(yyjson_mut_doc_get_root(out), definition);
-    arena_free(&a);
+    buf_json(&url, "sha256:%j", json_str(yyjson_doc_get_root(put_answer), "sha256"));
+    yyjson_mut_val *root = yyjson_mut_doc_get_root(out);
+    yyjson_mut_obj_put(root, yyjson_mut_str(out, "wasmBlobUrl"), yyjson_mut_strn(out, url.p, url.n));
+    json_write_mut(root, definition);
     yyjson_mut_doc_free(out);
     yyjson_doc_free(text);
-    yyjson_doc_free(doc);
+    yyjson_doc_free(put_answer);
+    buf_free(&url);
     buf_free(&answer);
     buf_free(&bytes);
     return ok;
@@ -366,13 +299,7 @@ static bool deploy_unit(const struct unit *u, const struct door *d, bool replace
     struct buf definition = {0}, answer = {0};
     if (!u->wasm) buf_str(&definition, u->text);
     bool ok = !u->wasm || put_module(d, u, replace, &definition);
-    struct loom_request r = {.op = u->kind->op,
-                             .type = loom_of(u->name),
-                             .key = loom_of(u->version),
-                             .body = {definition.p, definition.n},
-                             .at = -1,
-                             .replace = replace};
-    int status = ok ? put(d, &r, u, &answer) : 0;
+    int status = ok ? put(d, u->kind->op, u, buf_view(&definition), replace, &answer) : 0;
     if (status && (all || status == 201))
         printf("%s  %s%s %-10s %s%.*s%s %.*s\n", paint(status == 201 ? GREEN : DIM),
                status == 201 ? "deploy" : "same  ", paint(PLAIN), u->kind->folder, paint(BOLD), (int)u->name.n,
@@ -405,7 +332,7 @@ struct loom *project_engine(const struct project *p, struct loom_config config) 
 
 bool workflow_put(const char *path, const struct door *d, bool replace, bool all, struct buf *name) {
     struct project p = {.dir = "."};
-    bool ok = add_unit(&p, &kinds[WORKFLOWS], ".", path) && deploy_unit(&p.units[0], d, replace, all);
+    bool ok = add_unit(&p, &kinds[WORKFLOWS], path) && deploy_unit(&p.units[0], d, replace, all);
     if (ok) buf_str(name, p.units[0].name);
     project_close(&p);
     return ok;
@@ -414,7 +341,7 @@ bool workflow_put(const char *path, const struct door *d, bool replace, bool all
 static int with_project(const struct cli *c, const struct door *d) {
     struct project p;
     bool ok = project_open(&p, c->arg_count ? c->args[0] : ".", true) && project_build(&p, false);
-    if (ok && d) ok = project_deploy(&p, d, c->o.replace, true);
+    if (ok && d) ok = project_deploy(&p, d, c->o.request.replace, true);
     project_close(&p);
     return ok ? EXIT_OK : EXIT_FAILED;
 }

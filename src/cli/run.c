@@ -11,85 +11,6 @@
 #include "observe/observe.h"
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-
-static struct loom_str loom_of(struct str s) {
-    return (struct loom_str){s.p, s.n};
-}
-
-/* ---- run ---- */
-
-struct followed {
-    const struct cli *cli;
-    const struct door *door;
-    struct view view;
-    struct loom_str type, key, message;
-    int64_t next, zero;
-};
-
-static void show_entry(struct followed *f, yyjson_val *entry) {
-    struct buf line = {0};
-    char since[32];
-    int64_t at = json_int(entry, "at", 0);
-    f->zero = f->zero ? f->zero : at;
-    format_ms(at - f->zero, since);
-    view_entry(&f->view, STR_NONE, entry, &line);
-    struct str reason = json_str(entry, "reason");
-    fprintf(stderr, "%s%10s%s  %.*s\n", paint(DIM), since, paint(PLAIN), (int)line.n, line.p);
-    if (str_eq(json_str(entry, "type"), STR("suspended")) && str_starts(reason, STR("event ")))
-        fprintf(stderr, "%10s  %ssend it with: loom event %.*s/%.*s %.*s%s\n", "", paint(DIM), (int)f->type.n,
-                f->type.p, (int)f->key.n, f->key.p, (int)reason.n - 6, reason.p + 6, paint(PLAIN));
-    buf_free(&line);
-}
-
-/* Shows what is new in the journal. false: the error has been printed. */
-static bool show_news(struct followed *f) {
-    struct loom_request r = request_of(f->cli, "journal");
-    r.type = f->type, r.key = f->key, r.from = f->next;
-    struct buf answer = {0};
-    bool ok = ask_ok(f->door, &r, &answer);
-    yyjson_doc *doc = ok ? yyjson_read(answer.p, answer.n, 0) : NULL;
-    yyjson_val *entries = yyjson_obj_get(yyjson_doc_get_root(doc), "entries"), *entry;
-    size_t i, n;
-    yyjson_arr_foreach(entries, i, n, entry) {
-        f->next = json_int(entry, "cursor", f->next) + 1;
-        if (!f->cli->o.json) show_entry(f, entry);
-    }
-    yyjson_doc_free(doc);
-    buf_free(&answer);
-    return ok;
-}
-
-/* Has the run's message been answered? Appends its status, reply or error. false: printed. */
-static bool message_status(struct followed *f, struct buf *answer) {
-    struct loom_request r = request_of(f->cli, "message");
-    r.type = f->type, r.key = f->key, r.id = f->message;
-    answer->n = 0;
-    return ask_ok(f->door, &r, answer);
-}
-
-static int follow(struct followed *f) {
-    struct buf answer = {0};
-    int code = -1;
-    while (code < 0) {
-        bool ok = message_status(f, &answer) && show_news(f);
-        yyjson_doc *doc = ok ? yyjson_read(answer.p, answer.n, 0) : NULL;
-        yyjson_val *root = yyjson_doc_get_root(doc), *reply = yyjson_obj_get(root, "reply"),
-                   *error = yyjson_obj_get(root, "error");
-        struct buf text = {0};
-        if (reply || error) json_write(reply ? reply : error, &text);
-        if (reply)
-            print_json(buf_view(&text), !f->cli->o.json), code = EXIT_OK;
-        else if (error || !ok)
-            code = EXIT_FAILED;
-        if (error) print_problem(f->door, 422, buf_view(&text));
-        buf_free(&text);
-        yyjson_doc_free(doc);
-        if (code < 0) usleep(f->door->loom ? 20000 : 100000);
-    }
-    buf_free(&answer);
-    return code;
-}
 
 static int start_and_follow(const struct cli *c, const struct door *d, struct str name) {
     struct buf body = {0}, answer = {0};
@@ -98,22 +19,18 @@ static int start_and_follow(const struct cli *c, const struct door *d, struct st
     r.type = loom_of(name);
     r.key = r.id; /* the run's key makes it happen once */
     r.id = (struct loom_str){0};
-    int code = EXIT_FAILED;
-    if (json_argument(c->o.input ? c->o.input : "{}", &body)) {
-        r.body = (struct loom_str){body.p, body.n};
-        if (ask_ok(d, &r, &answer)) {
-            yyjson_doc *doc = yyjson_read(answer.p, answer.n, 0);
-            yyjson_val *root = yyjson_doc_get_root(doc);
-            struct followed f = {.cli = c,
-                                 .door = d,
-                                 .type = loom_of(arena_json(&a, "workflow.%j", name)),
-                                 .key = loom_of(json_str(root, "id")),
-                                 .message = loom_of(json_str(root, "messageId"))};
-            code = follow(&f);
-            view_free(&f.view);
-            yyjson_doc_free(doc);
-        }
-    }
+    bool ok = json_argument(c->o.input ? c->o.input : "{}", &body);
+    r.body = loom_of(buf_view(&body));
+    ok = ok && ask_ok(d, &r, &answer);
+    yyjson_doc *doc = ok ? yyjson_read(answer.p, answer.n, 0) : NULL;
+    yyjson_val *root = yyjson_doc_get_root(doc);
+    r.type = loom_of(arena_json(&a, "workflow.%j", name));
+    r.key = loom_of(json_str(root, "id"));
+    r.id = loom_of(json_str(root, "messageId"));
+    if (ok && !c->o.json)
+        printf("%srun%s workflow.%.*s/%.*s\n", paint(BOLD), paint(PLAIN), (int)name.n, name.p, (int)r.key.n, r.key.p);
+    int code = ok ? await_reply(c, d, r, !c->o.json) : EXIT_FAILED;
+    yyjson_doc_free(doc);
     arena_free(&a);
     buf_free(&body);
     buf_free(&answer);
@@ -129,7 +46,7 @@ static bool is_file(const char *name) {
 static int run_through(const struct cli *c, const struct door *d) {
     const char *target = c->args[0];
     struct buf name = {0};
-    bool ok = !is_file(target) || workflow_put(target, d, c->o.replace || d->loom, false, &name);
+    bool ok = !is_file(target) || workflow_put(target, d, c->o.request.replace || d->loom, false, &name);
     int code = ok ? start_and_follow(c, d, is_file(target) ? buf_view(&name) : str_of(target)) : EXIT_FAILED;
     buf_free(&name);
     return code;
@@ -172,75 +89,64 @@ struct tested {
     int64_t passed, failed;
 };
 
-/* Deploys a workflow of one step that runs the activity; answers its name. */
+/* Deploys a workflow of one step that runs the activity; answers its type. */
 static struct str wrap_activity(struct tested *t, struct str activity, struct str input, int64_t number,
                                 struct arena *a) {
-    struct str name = arena_json(a, "test-%d", number);
-    struct str text = arena_json(a,
-                                 "{\"name\":%q,\"version\":\"1.0.0\",\"steps\":[{\"id\":\"test\",\"type\":\"activity\","
-                                 "\"activity\":%q,\"input\":%j,"
-                                 "\"output\":\"result\"}]}",
-                                 name, activity, input);
+    struct str text = arena_json(
+        a,
+        "{\"name\":\"test-%d\",\"version\":\"1\",\"steps\":[{\"type\":\"activity\",\"activity\":%q,"
+        "\"input\":%j,\"output\":\"result\"}],\"output\":\"{{ result }}\"}",
+        number, activity, input);
     struct loom_request r = {.op = "workflow.put",
-                             .type = loom_of(name),
-                             .key = {"1.0.0", 5},
+                             .type = loom_of(arena_json(a, "test-%d", number)),
+                             .key = {"1", 1},
                              .body = loom_of(text),
                              .replace = true,
                              .at = -1};
     struct buf answer = {0};
     ask_ok(&t->door, &r, &answer);
     buf_free(&answer);
-    return arena_json(a, "workflow.%j", name);
+    return arena_json(a, "workflow.test-%d", number);
 }
 
-/* Runs one case; appends the value or error. Answers whether it went well. */
-static bool run_case(struct tested *t, const struct unit *u, yyjson_val *test, int64_t number, struct buf *out) {
+/* Runs one case and appends the value or error; answers the status. */
+static int run_case(struct tested *t, const struct unit *u, yyjson_val *test, int64_t number, struct buf *out) {
     struct arena a = {0};
-    bool actor = strcmp(unit_folder(u), "actors") == 0;
     struct str input = json_text_of(yyjson_obj_get(test, "input"), &a), key = json_str(test, "key");
+    bool actor = strcmp(unit_folder(u), "actors") == 0;
     input = input.p ? input : STR("null");
-    struct loom_request r = {.op = "call", .at = -1, .timeout_ms = 60000};
+    struct loom_request r = {.op = "call", .at = -1, .timeout_ms = 60000, .body = loom_of(input)};
     r.type = loom_of(actor ? u->name : wrap_activity(t, u->name, input, number, &a));
     r.key = loom_of(key.p ? key : arena_json(&a, "test-%d", number));
-    r.body = loom_of(input);
     int status = ask(&t->door, &r, out);
-    yyjson_doc *doc = yyjson_read(out->p, out->n, 0);
-    yyjson_val *result = yyjson_obj_get(yyjson_doc_get_root(doc), "result");
-    if (!actor && status == 200 && result) /* a workflow's reply is what its steps put out */
-        out->n = 0, json_write(result, out);
-    yyjson_doc_free(doc);
     arena_free(&a);
-    return status == 200;
+    return status;
 }
 
 static void check_case(struct tested *t, const struct unit *u, yyjson_val *test, int64_t number) {
-    struct buf got = {0}, want = {0};
-    yyjson_val *expect = yyjson_obj_get(test, "expect");
-    struct str code = json_str(test, "error");
-    bool good = run_case(t, u, test, number, &got);
+    struct buf got = {0};
+    struct arena a = {0};
+    bool good = run_case(t, u, test, number, &got) == 200;
     yyjson_doc *doc = yyjson_read(got.p, got.n, 0);
-    yyjson_val *value = yyjson_doc_get_root(doc);
-    bool pass = code.p ? !good && str_eq(json_str(value, "code"), code)
-                       : good && (!expect || yyjson_equals(value, expect));
-    if (expect)
-        json_write(expect, &want);
-    else
-        buf_json(&want, "error %j", code);
+    yyjson_val *value = yyjson_doc_get_root(doc), *expect = yyjson_obj_get(test, "expect"),
+               *code = yyjson_obj_get(test, "error");
+    bool pass = code ? !good && yyjson_equals(yyjson_obj_get(value, "code"), code)
+                     : good && (!expect || yyjson_equals(value, expect));
     printf("%s%s%s %s/%.*s, case %lld\n", paint(pass ? GREEN : RED), pass ? "ok" : "not ok", paint(PLAIN),
            unit_folder(u), (int)u->name.n, u->name.p, (long long)number);
-    if (!pass) printf("    expected %.*s\n    got      %.*s\n", (int)want.n, want.p, (int)got.n, got.p);
+    if (!pass) printf("    expected %s\n    got      %.*s\n", json_text_of(test, &a).p, (int)got.n, got.p);
     t->passed += pass;
     t->failed += !pass;
     yyjson_doc_free(doc);
     buf_free(&got);
-    buf_free(&want);
+    arena_free(&a);
 }
 
 static bool test_unit(struct tested *t, const struct unit *u) {
     struct arena a = {0};
     struct buf text = {0};
     struct error err = {0};
-    const char *path = arena_json(&a, "%j/test.json", u->folder).p;
+    const char *path = arena_json(&a, "%s/test.json", u->folder).p;
     bool there = u->wasm && file_read(path, &text);
     yyjson_doc *doc = there ? json_parse(buf_view(&text), &err) : NULL;
     yyjson_val *cases = yyjson_doc_get_root(doc), *test;

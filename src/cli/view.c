@@ -1,4 +1,4 @@
-/* view.c: what people see: colours, durations, and journal entries as one line each.
+/* view.c: what people see: colours, durations, tables, and journal entries as one line each.
  *
  * The table says for each entry type how it looks, which field names it and which shows its value. An entry that opens
  * something is remembered under its id field, so that the entry which ends it shows the name and how long it took.
@@ -18,7 +18,7 @@ static const struct look {
     const char *id;                  /* field that ties the end to the beginning */
     bool begins;
 } looks[] = {
-    {"turn_started", "▶", BOLD, "turn", NULL, "message", NULL, false},
+    {"turn_started", "▶", BOLD, "turn", NULL, "input", NULL, false},
     {"turn_completed", "■", GREEN, "done", NULL, "result", NULL, false},
     {"turn_finished", "■", GREEN, "finished", NULL, "result", NULL, false},
     {"turn_continued", "↻", GREEN, "continues", NULL, "input", NULL, false},
@@ -35,7 +35,7 @@ static const struct look {
     {"child_spawned", "→", BLUE, "child", "actorType", "input", "promise", true},
     {"child_completed", "✓", GREEN, "child", NULL, "result", "promise", false},
     {"child_failed", "✗", RED, "child", NULL, "error", "promise", false},
-    {"event_awaited", "…", YELLOW, "event", "eventType", NULL, "promise", true},
+    {"event_awaited", "…", YELLOW, "event", "event", NULL, "promise", true},
     {"event_received", "✓", GREEN, "event", NULL, "result", "promise", false},
     {"event_timed_out", "✗", RED, "event", NULL, "error", "promise", false},
     {"timer_set", "…", YELLOW, "timer", NULL, NULL, "promise", true},
@@ -119,17 +119,18 @@ static void add_cut(struct buf *line, struct str s, size_t room) {
 static struct str field_text(yyjson_val *entry, const char *name, struct arena *a) {
     yyjson_val *v = name ? yyjson_obj_get(entry, name) : NULL;
     if (yyjson_is_str(v)) return (struct str){yyjson_get_str(v), yyjson_get_len(v)};
-    if (name && strcmp(name, "message") == 0) /* of turn_started: only what it carries */
-        v = json_at(v, STR("/payload/data"));
     return json_text_of(v, a);
 }
 
-static struct begun *begin(struct view *v, struct str key, struct str name, int64_t at) {
-    struct begun *old = map_remove(&v->begun, key), *b = mem_alloc(sizeof *b);
-    if (old) free(old->key), free(old->name), free(old);
+static void forget(struct begun *b) {
+    if (b) free(b->key), free(b->name), free(b);
+}
+
+static void begin(struct view *v, struct str key, struct str name, int64_t at) {
+    struct begun *b = mem_alloc(sizeof *b);
+    forget(map_remove(&v->begun, key));
     *b = (struct begun){at, str_dup(key), str_dup(name.p ? name : STR(""))};
     map_put(&v->begun, str_of(b->key), b);
-    return b;
 }
 
 void view_entry(struct view *v, struct str actor, yyjson_val *entry, struct buf *line) {
@@ -162,6 +163,45 @@ void view_entry(struct view *v, struct str actor, yyjson_val *entry, struct buf 
 
 void view_free(struct view *v) {
     struct begun *b;
-    for (size_t i = 0; (b = map_next(&v->begun, &i)) != NULL;) free(b->key), free(b->name), free(b);
+    for (size_t i = 0; (b = map_next(&v->begun, &i)) != NULL;) forget(b);
     map_free(&v->begun);
+}
+
+void view_timeline(struct view *v, yyjson_val *entries) {
+    yyjson_val *entry;
+    size_t i, n;
+    yyjson_arr_foreach(entries, i, n, entry) {
+        struct buf line = {0};
+        char clock[32], since[32];
+        int64_t at = json_int(entry, "at", 0);
+        v->zero = v->zero ? v->zero : at;
+        format_clock(at, clock);
+        format_ms(at - v->zero, since);
+        view_entry(v, STR_NONE, entry, &line);
+        printf("%s%5lld  %s %10s%s  %.*s\n", paint(DIM), (long long)json_int(entry, "cursor", 0), clock, since,
+               paint(PLAIN), (int)line.n, line.p);
+        buf_free(&line);
+    }
+    fflush(stdout);
+}
+
+static void print_row(const char *cols, yyjson_val *row) {
+    char name[32];
+    int width, used;
+    struct arena a = {0};
+    for (const char *p = cols; sscanf(p, " %31[^:]:%d%n", name, &width, &used) == 2; p += used) {
+        struct str s = row ? field_text(row, name, &a) : str_of(name);
+        printf("%-*.*s ", width, s.p ? (int)s.n : 0, s.p ? s.p : "");
+    }
+    putchar('\n');
+    arena_free(&a);
+}
+
+void print_table(yyjson_val *rows, const char *cols) {
+    yyjson_val *row;
+    size_t i, n;
+    fputs(paint(DIM), stdout);
+    print_row(cols, NULL);
+    fputs(paint(PLAIN), stdout);
+    yyjson_arr_foreach(rows, i, n, row) print_row(cols, row);
 }
