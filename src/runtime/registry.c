@@ -347,10 +347,10 @@ struct exec_module *definition_module(struct loom *l, const struct definition *d
 
 /* ---- deploying ---- */
 
-static void put_reply(struct loom *l, const struct loom_request *req, const struct definition *d, bool created) {
+static void put_reply(struct loom *l, const struct loom_request *req, const struct definition *d, bool changed) {
     struct buf body = {0};
     buf_json(&body, "{\"name\":%z,\"version\":%z,\"hash\":%z}", d->name, d->version, d->hash);
-    reply_send(l, req, created ? 201 : 200, buf_view(&body), STR_NONE);
+    reply_send(l, req, changed ? 201 : 200, buf_view(&body), STR_NONE);
     buf_free(&body);
 }
 
@@ -382,7 +382,7 @@ static void deploy(struct loom *l, const struct loom_request *req, const char *k
         definition_free(d);
         return;
     }
-    put_reply(l, req, d, !old);
+    put_reply(l, req, d, !same);
     definition_store(l, d);
     adopt(l, d);
 }
@@ -502,9 +502,10 @@ struct upload {
 static void upload_done(struct loom *l, struct item *item) {
     struct upload *u = (struct upload *)item;
     struct buf old = {0}, row = {0}, body = {0};
+    bool same = false;
     if (u->rc == 0) {
         u->rc = rows_load(l, ROW_MODULE, u->key, &old, &u->err);
-        bool same = u->rc == 1 && memmem(old.p, old.n, u->hash, 64) != NULL;
+        same = u->rc == 1 && memmem(old.p, old.n, u->hash, 64) != NULL;
         if (u->rc == 1 && !same && !u->req.replace)
             u->rc = error_set(&u->err, LOOM_E_EXISTS, "module %.*s version %.*s holds other bytes; give it a new version, or use ?replace=true", (int)u->name.n, u->name.p, (int)u->version.n, u->version.p);
     }
@@ -513,7 +514,7 @@ static void upload_done(struct loom *l, struct item *item) {
     } else {
         buf_json(&row, "{\"name\":%q,\"version\":%q,\"sha256\":%z,\"size\":%u}", u->name, u->version, u->hash, (uint64_t)u->bytes.n);
         rows_put(l, ROW_MODULE, u->key, buf_view(&row), false);
-        reply_send(l, &u->req, u->rc == 1 ? 200 : 201, buf_view(&row), STR_NONE);
+        reply_send(l, &u->req, same ? 200 : 201, buf_view(&row), STR_NONE);
     }
     buf_free(&old);
     buf_free(&row);
