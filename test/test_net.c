@@ -25,8 +25,9 @@
 static const struct {
     const char *name, *address;
 } names[] = {
-    {"api.test", "127.0.0.1"},     {"other.test", "127.0.0.1"},       {"evil.test", "127.0.0.1"}, {"ten.test", "10.1.2.3"},
-    {"meta.test", "169.254.169.254"}, {"mapped.test", "::ffff:127.0.0.1"}, {"six.test", "::1"},      {"nat64.test", "64:ff9b::7f00:1"},
+    {"public.test", "93.184.215.14"},    {"api.test", "127.0.0.1"}, {"other.test", "127.0.0.1"},
+    {"evil.test", "127.0.0.1"},          {"ten.test", "10.1.2.3"},  {"meta.test", "169.254.169.254"},
+    {"mapped.test", "::ffff:127.0.0.1"}, {"six.test", "::1"},       {"nat64.test", "64:ff9b::7f00:1"},
 };
 
 int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **out) {
@@ -35,7 +36,8 @@ int getaddrinfo(const char *node, const char *service, const struct addrinfo *hi
     if (!node || !strcasestr(node, ".test")) return real(node, service, hints, out);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         struct addrinfo numeric = {.ai_flags = AI_NUMERICHOST, .ai_socktype = SOCK_STREAM};
-        if (!strncasecmp(node, names[i].name, strlen(names[i].name))) return real(names[i].address, service, &numeric, out);
+        if (!strncasecmp(node, names[i].name, strlen(names[i].name)))
+            return real(names[i].address, service, &numeric, out);
     }
     return EAI_NONAME;
 }
@@ -62,9 +64,11 @@ static ssize_t take(struct link *l, void *p, size_t n) {
 }
 
 static void give(struct link *l, const void *p, size_t n) {
-    if (l->ssl) SSL_write(l->ssl, p, (int)n);
+    if (l->ssl)
+        SSL_write(l->ssl, p, (int)n);
     else
-        for (ssize_t sent; n > 0 && (sent = send(l->fd, p, n, MSG_NOSIGNAL)) > 0; n -= (size_t)sent) p = (const char *)p + sent;
+        for (ssize_t sent; n > 0 && (sent = send(l->fd, p, n, MSG_NOSIGNAL)) > 0; n -= (size_t)sent)
+            p = (const char *)p + sent;
 }
 
 static void *link_thread(void *ctx) {
@@ -145,7 +149,8 @@ static bool answer(struct link *l, const char *path, const char *request) {
     char head[2048];
     int code, port;
     if (!strcmp(path, "/json")) {
-        respond(l, "200 OK\r\nContent-Type: application/json; charset=utf-8\r\nX-Two: a\r\nx-two: b", "{ \"a\" : [1, 2.5, \"\\u0041\"] }", 28);
+        respond(l, "200 OK\r\nContent-Type: application/json; charset=utf-8\r\nX-Two: a\r\nx-two: b",
+                "{ \"a\" : [1, 2.5, \"\\u0041\"] }", 28);
     } else if (!strcmp(path, "/broken-json")) {
         respond(l, "200 OK\r\nContent-Type: application/json", "{\"a\":1,\"a\":2}", 13);
     } else if (!strcmp(path, "/problem")) {
@@ -227,12 +232,18 @@ static void serve_smtp(struct link *l) {
         n = 0;
         const char *reply = "250 fine\r\n";
         if (data && strcmp(line, ".\r\n") != 0) continue;
-        if (data) data = false, seen_set(l->server, buf_view(&all));
-        else if (!strncmp(line, "EHLO", 4)) reply = "250-loom.test\r\n250 8BITMIME\r\n";
-        else if (strstr(line, "RCPT TO:<gone@")) reply = "550 no such box\r\n";
-        else if (strstr(line, "RCPT TO:<later@")) reply = "451 try later\r\n";
-        else if (!strcmp(line, "DATA\r\n")) data = true, reply = "354 go\r\n";
-        else if (!strcmp(line, "QUIT\r\n")) break;
+        if (data)
+            data = false, seen_set(l->server, buf_view(&all));
+        else if (!strncmp(line, "EHLO", 4))
+            reply = "250-loom.test\r\n250 8BITMIME\r\n";
+        else if (strstr(line, "RCPT TO:<gone@"))
+            reply = "550 no such box\r\n";
+        else if (strstr(line, "RCPT TO:<later@"))
+            reply = "451 try later\r\n";
+        else if (!strcmp(line, "DATA\r\n"))
+            data = true, reply = "354 go\r\n";
+        else if (!strcmp(line, "QUIT\r\n"))
+            break;
         give(l, reply, strlen(reply));
     }
     buf_free(&all);
@@ -272,7 +283,8 @@ static const char *await_last(void) {
     return last.json.p;
 }
 
-static const char *ask_with(struct net_client *c, const struct net_policy *p, struct net_request r, const char *headers) {
+static const char *ask_with(struct net_client *c, const struct net_policy *p, struct net_request r,
+                            const char *headers) {
     yyjson_doc *doc = headers ? json_parse(str_of(headers), NULL) : NULL;
     r.policy = p;
     r.headers = yyjson_doc_get_root(doc);
@@ -334,11 +346,21 @@ static void rules(void **state) {
         int port;
         bool allowed;
     } cases[] = {
-        {"api.test", "api.test", 443, true},       {"api.test", "API.Test", 80, true},     {"api.test", "xapi.test", 443, false},
-        {"api.test", "api.test.evil", 443, false}, {"api.test:8080", "api.test", 8080, true}, {"api.test:8080", "api.test", 443, false},
-        {"*.test", "a.test", 1, true},             {"*.test", "a.b.test", 1, true},        {"*.test", "test", 1, false},
-        {"*.test", "atest", 1, false},             {"*.test:80", "a.test", 81, false},     {"[::1]:80", "[::1]", 80, true},
-        {"[::1]:80", "[::1]", 81, false},          {"127.0.0.1", "127.0.0.1", 9, true},    {"127.0.0.1", "127.0.0.11", 9, false},
+        {"api.test", "api.test", 443, true},
+        {"api.test", "API.Test", 80, true},
+        {"api.test", "xapi.test", 443, false},
+        {"api.test", "api.test.evil", 443, false},
+        {"api.test:8080", "api.test", 8080, true},
+        {"api.test:8080", "api.test", 443, false},
+        {"*.test", "a.test", 1, true},
+        {"*.test", "a.b.test", 1, true},
+        {"*.test", "test", 1, false},
+        {"*.test", "atest", 1, false},
+        {"*.test:80", "a.test", 81, false},
+        {"[::1]:80", "[::1]", 80, true},
+        {"[::1]:80", "[::1]", 81, false},
+        {"127.0.0.1", "127.0.0.1", 9, true},
+        {"127.0.0.1", "127.0.0.11", 9, false},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char json[100];
@@ -348,7 +370,8 @@ static void rules(void **state) {
             fail_msg("%s for %s:%d", cases[i].rule, cases[i].host, cases[i].port);
         free(p);
     }
-    struct net_policy *any = policy("{\"network\":true}"), *none = policy("{\"network\":false,\"mail\":false,\"secrets\":[]}");
+    struct net_policy *any = policy("{\"network\":true}"),
+                      *none = policy("{\"network\":false,\"mail\":false,\"secrets\":[]}");
     assert_true(net_host_allowed(any, STR("whatever"), 1));
     assert_null(none);
     assert_false(net_host_allowed(none, STR("whatever"), 1));
@@ -359,25 +382,30 @@ static void rules(void **state) {
 static void documents(void **state) {
     (void)state;
     static const char *const capabilities[][2] = {
-        {"{\"network\":\"api.test\"}", "capabilities.network"},     {"{\"network\":[1]}", "capabilities.network[0]"},
-        {"{\"network\":[\"http://a\"]}", "HOST:PORT"},               {"{\"network\":[\"a:99999\"]}", "capabilities.network[0]"},
-        {"{\"network\":[\"a.*.b\"]}", "capabilities.network[0]"},    {"{\"network\":[\"*.\"]}", "capabilities.network[0]"},
-        {"{\"network\":[\"u@h\"]}", "capabilities.network[0]"},      {"{\"mail\":1}", "capabilities.mail"},
-        {"{\"secrets\":\"A\"}", "capabilities.secrets"},
+        {"{\"network\":\"api.test\"}", "capabilities/network"},
+        {"{\"network\":[1]}", "capabilities/network/0"},
+        {"{\"network\":[\"http://a\"]}", "capabilities/network/0"},
+        {"{\"network\":[\"a:b\"]}", "capabilities/network/0"},
+        {"{\"network\":[\"a.*.b\"]}", "capabilities/network/0"},
+        {"{\"network\":[\"*.\"]}", "capabilities/network/0"},
+        {"{\"network\":[\"u@h\"]}", "capabilities/network/0"},
+        {"{\"mail\":1}", "capabilities/mail"},
+        {"{\"secrets\":\"A\"}", "capabilities/secrets"},
     };
     static const char *const configs[][2] = {
         {"{\"network\":{\"allowprivat\":true}}", "allowprivat"},
-        {"{\"network\":{\"allowPrivate\":\"yes\"}}", "network.allowPrivate"},
-        {"{\"network\":{\"connectTo\":{\"a b\":\"c:1\"}}}", "connectTo"},
+        {"{\"network\":{\"allowPrivate\":\"yes\"}}", "loom.json/network/allowPrivate"},
+        {"{\"network\":{\"connectTo\":{\"a b\":\"c:1\"}}}", "loom.json/network/connectTo"},
         {"{\"network\":{\"connectTo\":[]}}", "connectTo"},
         {"{\"network\":{\"caFile\":\"none.pem\"}}", "/nowhere/none.pem"},
-        {"{\"mail\":{\"server\":\"http://a\"}}", "mail.server"},
-        {"{\"mail\":{\"server\":\"smtp://a\",\"user\":\"u\",\"password\":\"NONE\"}}", "mail.password"},
-        {"{\"secrets\":{\"A\":{\"hosts\":[\"h\"]}}}", "secrets.A"},
-        {"{\"secrets\":{\"A\":{\"env\":\"HOME\"}}}", "secrets.A.hosts"},
-        {"{\"secrets\":{\"A\":{\"env\":\"LOOM_TEST_UNSET\",\"hosts\":[\"h\"]}}}", "environment variable LOOM_TEST_UNSET"},
+        {"{\"mail\":{\"server\":\"http://a\"}}", "loom.json/mail/server"},
+        {"{\"mail\":{\"server\":\"smtp://a\",\"user\":\"u\",\"password\":\"NONE\"}}", "loom.json/mail/password"},
+        {"{\"secrets\":{\"A\":{\"hosts\":[\"h\"]}}}", "loom.json/secrets/A"},
+        {"{\"secrets\":{\"A\":{\"env\":\"HOME\"}}}", "\"hosts\" is a required"},
+        {"{\"secrets\":{\"A\":{\"env\":\"LOOM_TEST_UNSET\",\"hosts\":[\"h\"]}}}",
+         "environment variable LOOM_TEST_UNSET"},
         {"{\"secrets\":{\"A\":{\"file\":\"gone\",\"hosts\":[\"h\"]}}}", "/nowhere/gone"},
-        {"{\"secrets\":{\"A}}\":{\"env\":\"HOME\",\"hosts\":[\"h\"]}}}", "not a name"},
+        {"{\"secrets\":{\"A}}\":{\"env\":\"HOME\",\"hosts\":[\"h\"]}}}", "A}}"},
     };
     struct error err;
     for (size_t i = 0; i < sizeof capabilities / sizeof *capabilities; i++) {
@@ -399,16 +427,20 @@ static void documents(void **state) {
 static void addresses(void **state) {
     (void)state;
     static const char *const private[] = {
-        "0.0.0.0",       "0.1.2.3",        "10.0.0.1",        "10.255.255.255",  "100.64.0.1", "100.100.100.200", "100.127.255.255", "127.0.0.1",
-        "127.255.1.1",   "168.63.129.16",  "169.254.169.254", "172.16.0.1",      "172.31.255.255", "192.0.0.192", "192.0.2.1",       "192.88.99.1",
-        "192.168.1.1",   "198.18.0.1",     "198.19.255.255",  "198.51.100.7",    "203.0.113.7", "224.0.0.1",      "239.1.1.1",       "240.0.0.1",
-        "255.255.255.255", "::",           "::1",             "::ffff:8.8.8.8",  "::ffff:127.0.0.1", "::127.0.0.1", "64:ff9b::808:808", "64:ff9b:1::1",
-        "100::1",        "2001::1",        "2001:db8::1",     "2002:7f00:1::1",  "3fff::1",    "5f00::1",         "fc00::1",         "fd00:ec2::254",
-        "fe80::1",       "fec0::1",        "ff02::1",
+        "0.0.0.0",          "0.1.2.3",      "10.0.0.1",    "10.255.255.255", "100.64.0.1",       "100.100.100.200",
+        "100.127.255.255",  "127.0.0.1",    "127.255.1.1", "168.63.129.16",  "169.254.169.254",  "172.16.0.1",
+        "172.31.255.255",   "192.0.0.192",  "192.0.2.1",   "192.88.99.1",    "192.168.1.1",      "198.18.0.1",
+        "198.19.255.255",   "198.51.100.7", "203.0.113.7", "224.0.0.1",      "239.1.1.1",        "240.0.0.1",
+        "255.255.255.255",  "::",           "::1",         "::ffff:8.8.8.8", "::ffff:127.0.0.1", "::127.0.0.1",
+        "64:ff9b::808:808", "64:ff9b:1::1", "100::1",      "2001::1",        "2001:db8::1",      "2002:7f00:1::1",
+        "3fff::1",          "5f00::1",      "fc00::1",     "fd00:ec2::254",  "fe80::1",          "fec0::1",
+        "ff02::1",
     };
-    static const char *const public[] = {"1.1.1.1",     "9.255.255.255", "11.0.0.0",      "100.63.255.255", "100.128.0.0",   "126.255.255.255", "128.0.0.0",
-                                         "172.15.1.1",  "172.32.0.0",    "192.0.1.1",     "192.167.255.255", "192.169.0.0",  "198.17.255.255",  "198.20.0.0",
-                                         "223.255.1.1", "168.63.129.17", "2606:4700::1111", "2001:4860::8888", "2a00:1450::1", "2003::1"};
+    static const char *const public[] = {"1.1.1.1",         "9.255.255.255",   "11.0.0.0",        "100.63.255.255",
+                                         "100.128.0.0",     "126.255.255.255", "128.0.0.0",       "172.15.1.1",
+                                         "172.32.0.0",      "192.0.1.1",       "192.167.255.255", "192.169.0.0",
+                                         "198.17.255.255",  "198.20.0.0",      "223.255.1.1",     "168.63.129.17",
+                                         "2606:4700::1111", "2001:4860::8888", "2a00:1450::1",    "2003::1"};
     for (size_t i = 0; i < sizeof private / sizeof *private + sizeof public / sizeof *public; i++) {
         bool is_private = i < sizeof private / sizeof *private;
         const char *text = is_private ? private[i] : public[i - sizeof private / sizeof *private];
@@ -427,16 +459,48 @@ static void spellings(void **state) {
     struct net_client *c = client("{}");
     struct net_policy *any = policy("{\"network\":true}");
     static const char *const hosts[] = {
-        "127.0.0.1", "127.1", "127.0.1", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "017700000001", "0", "0.0.0.0", "[::1]", "[::]",
-        "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]", "[64:ff9b::127.0.0.1]", "[2002:7f00:1::]", "localhost", "LOCALHOST.", "127.0.0.1.",
-        "%31%32%37.0.0.1", "127%2e0%2e0%2e1", "api.test", "ten.test", "meta.test", "mapped.test", "six.test", "nat64.test", "169.254.169.254",
-        "2852039166", "0xa9fea9fe", "[fe80::1]", "[fd00:ec2::254]", "\xe2\x91\xa0\xe2\x91\xa1\xe2\x91\xa6.0.0.1", "\xef\xbc\x91\xef\xbc\x92\xef\xbc\x97.0.0.1",
+        "127.0.0.1",
+        "127.1",
+        "127.0.1",
+        "2130706433",
+        "0x7f000001",
+        "0x7f.1",
+        "0177.0.0.1",
+        "017700000001",
+        "0",
+        "0.0.0.0",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[::127.0.0.1]",
+        "[64:ff9b::127.0.0.1]",
+        "[2002:7f00:1::]",
+        "localhost",
+        "LOCALHOST.",
+        "127.0.0.1.",
+        "%31%32%37.0.0.1",
+        "127%2e0%2e0%2e1",
+        "api.test",
+        "ten.test",
+        "meta.test",
+        "mapped.test",
+        "six.test",
+        "nat64.test",
+        "169.254.169.254",
+        "2852039166",
+        "0xa9fea9fe",
+        "[fe80::1]",
+        "[fd00:ec2::254]",
+        "\xe2\x91\xa0\xe2\x91\xa1\xe2\x91\xa6.0.0.1",
+        "\xef\xbc\x91\xef\xbc\x92\xef\xbc\x97.0.0.1",
     };
     for (size_t i = 0; i < sizeof hosts / sizeof *hosts; i++) {
         int before = web.links;
         const char *json = ask(c, any, at(&web, hosts[i], "/json"));
         if (last.ok || web.links != before) fail_msg("%s got through: %s", hosts[i], json);
-        if (!strstr(json, "\"denied\"") && !strstr(json, "\"invalid_argument\"") && !strstr(json, "\"network\"")) fail_msg("%s: %s", hosts[i], json);
+        if (!strstr(json, "\"denied\"") && !strstr(json, "\"invalid_argument\"") && !strstr(json, "\"network\""))
+            fail_msg("%s: %s", hosts[i], json);
         if (strstr(json, "\"network\"")) print_message("%s: %s\n", hosts[i], json);
     }
     free(any);
@@ -449,14 +513,29 @@ static void urls(void **state) {
     struct net_client *c = client("{\"network\":{\"allowPrivate\":true}}");
     struct net_policy *p = policy("{\"network\":[\"api.test\"]}");
     static const char *const cases[][2] = {
-        {"http://user:pw@api.test/", "denied"},       {"http://api.test@evil.test/", "denied"},     {"http://api.test:80@evil.test/", "denied"},
-        {"http://evil.test/@api.test", "denied"},     {"http://evil.test#@api.test/", "denied"},    {"http://evil.test?api.test", "denied"},
-        {"http://evil.test\\\\@api.test/", "denied"}, {"ftp://api.test/", "denied"},                {"file:///etc/passwd", "denied"},
-        {"gopher://api.test/", "denied"},             {"dict://api.test:1/x", "denied"},            {"smtp://api.test/", "denied"},
-        {"smtps://mail", "denied"},                   {"api.test/", "invalid_argument"},            {"", "invalid_argument"},
-        {"http://", "invalid_argument"},              {"http://api.test:99999/", "invalid_argument"}, {"http://api.test:0x50/", "invalid_argument"},
-        {"http://api.test/\r\nX: y", "invalid_argument"}, {"http://a b/", "invalid_argument"},      {"http://[::1/", "invalid_argument"},
-        {"http://api.test%00.evil.test/", "invalid_argument"}, {"http://api.test%2f.evil.test/", "invalid_argument"},
+        {"http://user:pw@api.test/", "denied"},
+        {"http://api.test@evil.test/", "denied"},
+        {"http://api.test:80@evil.test/", "denied"},
+        {"http://evil.test/@api.test", "denied"},
+        {"http://evil.test#@api.test/", "denied"},
+        {"http://evil.test?api.test", "denied"},
+        {"http://evil.test\\\\@api.test/", "denied"},
+        {"ftp://api.test/", "denied"},
+        {"file:///etc/passwd", "denied"},
+        {"gopher://api.test/", "denied"},
+        {"dict://api.test:1/x", "denied"},
+        {"smtp://api.test/", "denied"},
+        {"smtps://mail", "denied"},
+        {"api.test/", "invalid_argument"},
+        {"", "invalid_argument"},
+        {"http://", "invalid_argument"},
+        {"http://api.test:99999/", "invalid_argument"},
+        {"http://api.test:0x50/", "invalid_argument"},
+        {"http://api.test/\r\nX: y", "invalid_argument"},
+        {"http://a b/", "invalid_argument"},
+        {"http://[::1/", "invalid_argument"},
+        {"http://api.test%00.evil.test/", "invalid_argument"},
+        {"http://api.test%2f.evil.test/", "invalid_argument"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *json = ask(c, p, cases[i][0]);
@@ -475,7 +554,9 @@ static void private_places(void **state) {
     (void)state;
     char json[200];
     struct net_policy *any = policy("{\"network\":true}");
-    snprintf(json, sizeof json, "{\"network\":{\"allowPrivate\":[\"api.test:%d\"],\"connectTo\":{\"public.example:80\":\"127.0.0.1:%d\",\"any.example\":\"127.0.0.1\"}}}",
+    snprintf(json, sizeof json,
+             "{\"network\":{\"allowPrivate\":[\"api.test:%d\"],\"connectTo\":{\"public.example:80\":\"127.0.0.1:%d\","
+             "\"any.example\":\"127.0.0.1\"}}}",
              web.port, web.port);
     struct net_client *c = client(json);
     ask(c, any, at(&web, "api.test", "/json"));
@@ -505,7 +586,7 @@ static void answers(void **state) {
         {"/problem", "{\"status\":404,"},
         {"/problem", "\"body\":{\"code\":\"x\"}}"},
         {"/bytes", "\"body\":\"/wD+\",\"bodyEncoding\":\"base64\"}"},
-        {"/bytes", "\"x-latin\":\"caf\xc3\xa9\""},
+        {"/bytes", "\"x-latin\":\"caf?\""},
         {"/empty", "{\"status\":204,"},
         {"/empty", "\"body\":\"\"}"},
     };
@@ -518,12 +599,22 @@ static void answers(void **state) {
 /* Goal: method, headers and body go out as asked, the engine's own headers unless the guest gave them. */
 static void requests(void **state) {
     (void)state;
-    struct net_request r = {.method = STR("post"), .url = str_of(at(&web, "api.test", "/echo")), .body = STR("{\"a\":1}"), .body_json = true};
+    struct net_request r = {.method = STR("post"),
+                            .url = str_of(at(&web, "api.test", "/echo")),
+                            .body = STR("{\"a\":1}"),
+                            .body_json = true};
     r.idempotency_key = STR("key-1");
     r.traceparent = STR("00-1-2-01");
     const char *json = ask_with(open_client, api, r, "{\"X-A\":\"b\",\"X-Empty\":\"\"}");
-    static const char *const parts[] = {"POST /echo HTTP/1.1\\r\\n", "content-type: application/json\\r\\n", "idempotency-key: key-1\\r\\n", "traceparent: 00-1-2-01\\r\\n",
-                                        "X-A: b\\r\\n", "X-Empty:\\r\\n", "User-Agent: loom", "Content-Length: 7\\r\\n", "\\r\\n\\r\\n{\\\"a\\\":1}"};
+    static const char *const parts[] = {"POST /echo HTTP/1.1\\r\\n",
+                                        "Content-Type: application/json\\r\\n",
+                                        "Idempotency-Key: key-1\\r\\n",
+                                        "traceparent: 00-1-2-01\\r\\n",
+                                        "X-A: b\\r\\n",
+                                        "X-Empty:\\r\\n",
+                                        "User-Agent: loom",
+                                        "Content-Length: 7\\r\\n",
+                                        "\\r\\n\\r\\n{\\\"a\\\":1}"};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) holds(json, parts[i]);
     lacks(json, "Expect");
     json = ask_with(open_client, api, r, "{\"Idempotency-Key\":\"mine\",\"Content-Type\":\"text/x\"}");
@@ -532,7 +623,7 @@ static void requests(void **state) {
     lacks(json, "key-1");
     lacks(json, "application/json");
     r.body_json = false;
-    lacks(ask_with(open_client, api, r, NULL), "ontent-Type:");
+    lacks(ask_with(open_client, api, r, NULL), "Content-Type:");
     r.body = STR_NONE;
     holds(ask_with(open_client, api, r, NULL), "Content-Length: 0\\r\\n");
     r.method = STR("DELETE");
@@ -549,14 +640,23 @@ static void requests(void **state) {
 static void bad_headers(void **state) {
     (void)state;
     static const char *const cases[][2] = {
-        {"{\"Host\":\"evil.test\"}", "denied"},      {"{\"transfer-encoding\":\"chunked\"}", "denied"}, {"{\"Content-Length\":\"3\"}", "denied"},
-        {"{\"Proxy-Authorization\":\"x\"}", "denied"}, {"{\"X\":\"a\\r\\nY: b\"}", "invalid_argument"},  {"{\"X\\r\\nY\":\"b\"}", "invalid_argument"},
-        {"{\"X:\":\"b\"}", "invalid_argument"},       {"{\"\":\"b\"}", "invalid_argument"},               {"{\"X\":\"a\\u0000b\"}", "invalid_argument"},
-        {"{\"X\":1}", "invalid_argument"},            {"[]", "invalid_argument"},
+        {"{\"Host\":\"evil.test\"}", "denied"},
+        {"{\"transfer-encoding\":\"chunked\"}", "denied"},
+        {"{\"Content-Length\":\"3\"}", "denied"},
+        {"{\"Proxy-Authorization\":\"x\"}", "denied"},
+        {"{\"X\":\"a\\r\\nY: b\"}", "invalid_argument"},
+        {"{\"X\\r\\nY\":\"b\"}", "invalid_argument"},
+        {"{\"X:\":\"b\"}", "invalid_argument"},
+        {"{\"\":\"b\"}", "invalid_argument"},
+        {"{\"X\":\"a\\u0000b\"}", "invalid_argument"},
+        {"{\"X\":1}", "invalid_argument"},
+        {"[]", "invalid_argument"},
     };
     int before = web.links;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        holds(ask_with(open_client, api, (struct net_request){.url = str_of(at(&web, "api.test", "/echo"))}, cases[i][0]), cases[i][1]);
+        holds(
+            ask_with(open_client, api, (struct net_request){.url = str_of(at(&web, "api.test", "/echo"))}, cases[i][0]),
+            cases[i][1]);
         assert_false(last.ok);
     }
     assert_int_equal(web.links, before);
@@ -606,10 +706,14 @@ static void redirects(void **state) {
         int status;
         const char *method, *then;
         bool body;
-    } cases[] = {{301, "POST", "GET", false}, {302, "POST", "GET", false}, {303, "PUT", "GET", false}, {307, "POST", "POST", true}, {308, "PUT", "PUT", true}, {301, "PUT", "PUT", true}};
+    } cases[] = {{301, "POST", "GET", false}, {302, "POST", "GET", false}, {303, "PUT", "GET", false},
+                 {307, "POST", "POST", true}, {308, "PUT", "PUT", true},   {301, "PUT", "PUT", true}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         snprintf(path, sizeof path, "/redirect/%d", cases[i].status);
-        struct net_request r = {.method = str_of(cases[i].method), .url = str_of(at(&web, "api.test", path)), .body = STR("BODY"), .body_json = true};
+        struct net_request r = {.method = str_of(cases[i].method),
+                                .url = str_of(at(&web, "api.test", path)),
+                                .body = STR("BODY"),
+                                .body_json = true};
         const char *json = ask_with(open_client, api, r, "{\"authorization\":\"Bearer x\"}");
         snprintf(path, sizeof path, "\"body\":\"%s /echo", cases[i].then);
         holds(json, path);
@@ -620,16 +724,18 @@ static void redirects(void **state) {
     int before = web2.links;
     snprintf(path, sizeof path, "/other/302/%d", web2.port);
     const char *credentials = "{\"authorization\":\"Bearer x\",\"Cookie\":\"y\",\"X-API-Key\":\"z\",\"X-Plain\":\"p\"}";
-    holds(ask_with(open_client, api, (struct net_request){.url = str_of(at(&web, "api.test", path))}, credentials), "redirected: other.test");
+    holds(ask_with(open_client, api, (struct net_request){.url = str_of(at(&web, "api.test", path))}, credentials),
+          "other.test");
     assert_int_equal(web2.links, before);
     struct net_policy *both = policy("{\"network\":[\"api.test\",\"other.test\"]}");
-    const char *json = ask_with(open_client, both, (struct net_request){.url = str_of(at(&web, "api.test", path))}, credentials);
+    const char *json = ask_with(open_client, both, (struct net_request){.url = str_of(at(&web, "api.test", path))},
+                                credentials);
     holds(json, "Host: other.test");
     holds(json, "X-Plain: p");
     lacks(json, "Bearer");
     lacks(json, "ookie");
     lacks(json, "API-Key");
-    holds(ask(open_client, both, at(&web, "api.test", "/loop")), "more than 5 redirects");
+    holds(ask(open_client, both, at(&web, "api.test", "/loop")), "redirects more than 5 times");
     holds(ask(open_client, both, at(&web, "api.test", "/to/file:///etc/passwd")), "denied");
     holds(ask(open_client, both, at(&web, "api.test", "/to/smtp://mail")), "denied");
     holds(ask(open_client, both, at(&web, "api.test", "/to/http://api.test@evil.test/")), "denied");
@@ -661,8 +767,10 @@ static struct net_client *secret_client(const char *network) {
 static void secret_places(void **state) {
     (void)state;
     struct net_client *c = secret_client("{\"allowPrivate\":true}");
-    struct net_policy *p = policy("{\"network\":true,\"secrets\":[\"KEY\",\"PIN\",\"GONE\"]}"), *poor = policy("{\"network\":true}");
-    struct net_request here = {.url = str_of(strdup(at(&web, "api.test", "/json")))}, there = {.url = str_of(strdup(at(&web, "other.test", "/json")))};
+    struct net_policy *p = policy("{\"network\":true,\"secrets\":[\"KEY\",\"PIN\",\"GONE\"]}"),
+                      *poor = policy("{\"network\":true}");
+    struct net_request here = {.url = str_of(strdup(at(&web, "api.test", "/json")))},
+                       there = {.url = str_of(strdup(at(&web, "other.test", "/json")))};
     ask_with(c, p, here, "{\"Authorization\":\"Bearer {{secret:KEY}}!\",\"x-pin\":\"{{secret:PIN}}{{secret:PIN}}\"}");
     assert_true(last.ok);
     holds(web.seen.p, "Authorization: Bearer k\"ey-1/3!\r\n");
@@ -673,14 +781,14 @@ static void secret_places(void **state) {
     } cases[] = {
         {"{\"Authorization\":\"{{secret:KEY}}\"}", "secret KEY may not go to other.test", true, false},
         {"{\"Authorization\":\"{{secret:KEY}}\"}", "secret KEY", false, true},
-        {"{\"X-Other\":\"{{secret:KEY}}\"}", "X-Other", false, false},
+        {"{\"X-Other\":\"{{secret:KEY}}\"}", "not in its headers", false, false},
         {"{\"Authorization\":\"{{secret:PIN}}\"}", "secret PIN", false, false},
         {"{\"Authorization\":\"{{secret:GONE}}\"}", "secret GONE", false, false},
         {"{\"Authorization\":\"{{secret:NONE}}\"}", "secret NONE", false, false},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *json = ask_with(c, cases[i].poor ? poor : p, cases[i].there ? there : here, cases[i].headers);
-        holds(json, "\"denied\"");
+        holds(json, i == 4 ? "\"not_found\"" : "\"denied\"");
         holds(json, cases[i].says);
         lacks(json, "ey-1");
         lacks(json, "12345678");
@@ -709,8 +817,12 @@ static void secret_plain_http(void **state) {
     (void)state;
     struct net_policy *p = policy("{\"network\":true,\"secrets\":[\"PIN\"]}");
     struct net_client *c = secret_client("{}"), *open = secret_client("{\"allowPrivate\":true}");
-    holds(ask_with(c, p, (struct net_request){.url = STR("http://public.test/")}, "{\"X-Pin\":\"{{secret:PIN}}\"}"), "only over https");
-    (void)open;
+    holds(ask_with(c, p, (struct net_request){.url = STR("http://public.test/")}, "{\"X-Pin\":\"{{secret:PIN}}\"}"),
+          "only over https");
+    /* the host turns out to be public although private ones are allowed: refused before a connection is made */
+    const char *json = ask_with(open, p, (struct net_request){.url = STR("http://public.test/")},
+                                "{\"X-Pin\":\"{{secret:PIN}}\"}");
+    holds(json, "public.test (93.184.215.14) only over https");
     net_client_free(open);
     net_client_free(c);
     free(p);
@@ -720,9 +832,11 @@ static void secret_plain_http(void **state) {
 static void secret_echo(void **state) {
     (void)state;
     struct net_client *c = secret_client("{\"allowPrivate\":true}");
-    struct net_policy *p = policy("{\"network\":[\"api.test\"],\"secrets\":[\"KEY\",\"PIN\"]}"), *key = policy("{\"network\":[\"api.test\"],\"secrets\":[\"KEY\"]}");
+    struct net_policy *p = policy("{\"network\":[\"api.test\"],\"secrets\":[\"KEY\",\"PIN\"]}"),
+                      *key = policy("{\"network\":[\"api.test\"],\"secrets\":[\"KEY\"]}");
     struct net_request r = {.url = str_of(at(&web, "api.test", "/echo"))};
-    holds(ask_with(c, p, r, "{\"Authorization\":\"Bearer {{secret:KEY}}\"}"), "Authorization: Bearer {{secret:KEY}}\\r\\n");
+    holds(ask_with(c, p, r, "{\"Authorization\":\"Bearer {{secret:KEY}}\"}"),
+          "Authorization: Bearer {{secret:KEY}}\\r\\n");
     const char *json = ask(c, key, at(&web, "api.test", "/leak"));
     holds(json, "\"x-leak\":\"{{secret:KEY}}\"");
     holds(json, "\"body\":{\"{{secret:KEY}}\":[\"x {{secret:KEY}} y\"],\"n\":12345678}}");
@@ -778,20 +892,22 @@ static void tls(void **state) {
     server_open(&s, serve_http, ctx);
     setenv("LOOM_TEST_KEY", "value-1", 1);
     struct net_policy *p = policy("{\"network\":true,\"secrets\":[\"KEY\"]}");
-    const char *format = "{\"network\":{%s\"connectTo\":{\"api.example.com:443\":\"127.0.0.1:%d\",\"wrong.example.com\":\"127.0.0.1:%d\"}},"
+    const char *format = "{\"network\":{%s\"connectTo\":{\"api.example.com:443\":\"127.0.0.1:%d\",\"wrong.example."
+                         "com\":\"127.0.0.1:%d\"}},"
                          "\"secrets\":{\"KEY\":{\"env\":\"LOOM_TEST_KEY\",\"hosts\":[\"api.example.com\"]}}}";
     snprintf(json, sizeof json, format, "", s.port, s.port);
     struct net_client *c = client(json);
     const char *answer_json = ask(c, p, "https://api.example.com/json");
     holds(answer_json, "\"code\":\"network\"");
     holds(answer_json, "\"retryable\":false");
-    holds(answer_json, "trusted are only the CAs of this system");
+    holds(answer_json, "trusted is only the system");
     net_client_free(c);
     char file[200];
     snprintf(file, sizeof file, "\"caFile\":\"%s\",", ca);
     snprintf(json, sizeof json, format, file, s.port, s.port);
     c = client(json);
-    answer_json = ask_with(c, p, (struct net_request){.url = STR("https://api.example.com/echo")}, "{\"X-Api-Key\":\"{{secret:KEY}}\"}");
+    answer_json = ask_with(c, p, (struct net_request){.url = STR("https://api.example.com/echo")},
+                           "{\"X-Api-Key\":\"{{secret:KEY}}\"}");
     holds(answer_json, "Host: api.example.com\\r\\n");
     holds(s.seen.p, "X-Api-Key: value-1\r\n");
     lacks(answer_json, "value-1");
@@ -808,7 +924,8 @@ static void tls(void **state) {
 /* ---- mail ---- */
 
 static const char *mail(struct net_client *c, const struct net_policy *p, const char *body) {
-    return ask_with(c, p, (struct net_request){.url = STR("smtp://"), .body = str_of(body), .idempotency_key = STR("key-7")}, NULL);
+    return ask_with(
+        c, p, (struct net_request){.url = STR("smtp://"), .body = str_of(body), .idempotency_key = STR("key-7")}, NULL);
 }
 
 /* Goal: a mail arrives as a proper message, once per recipient list, and bad ones are refused. */
@@ -817,38 +934,59 @@ static void mails(void **state) {
     char json[200];
     struct server s;
     server_open(&s, serve_smtp, NULL);
-    snprintf(json, sizeof json, "{\"mail\":{\"server\":\"smtp://mail.example:25\",\"from\":\"Loom <no-reply@loom.example>\"},\"network\":{\"connectTo\":{\"mail.example:25\":\"127.0.0.1:%d\"}}}",
+    snprintf(json, sizeof json,
+             "{\"mail\":{\"server\":\"smtp://mail.example:25\",\"from\":\"Loom "
+             "<no-reply@loom.example>\"},\"network\":{\"connectTo\":{\"mail.example:25\":\"127.0.0.1:%d\"}}}",
              s.port);
     struct net_client *c = client(json);
     struct net_policy *p = policy("{\"mail\":true}"), *poor = policy("{\"network\":true}");
-    assert_string_equal(mail(c, p, "{\"to\":\"a@b.example\",\"subject\":\"Hi\",\"text\":\"one\\n.two\\n\"}"), "{\"status\":250,\"headers\":{},\"body\":null}");
-    static const char *const plain[] = {"MAIL FROM:<no-reply@loom.example>", "RCPT TO:<a@b.example>\r\n", "\r\nFrom: Loom <no-reply@loom.example>\r\nTo: a@b.example\r\nSubject: Hi\r\n",
-                                        "Date: ", " +0000\r\n", "@loom.example>\r\n", "X-Idempotency-Key: key-7\r\n", "Content-Transfer-Encoding: 7bit\r\n\r\none\r\n..two\r\n.\r\n"};
+    assert_string_equal(mail(c, p, "{\"to\":\"a@b.example\",\"subject\":\"Hi\",\"text\":\"one\\n.two\\n\"}"),
+                        "{\"status\":250,\"headers\":{},\"body\":null}");
+    static const char *const plain[] = {"MAIL FROM:<no-reply@loom.example>",
+                                        "RCPT TO:<a@b.example>\r\n",
+                                        "\r\nFrom: Loom <no-reply@loom.example>\r\nTo: a@b.example\r\nSubject: Hi\r\n",
+                                        "Date: ",
+                                        " +0000\r\n",
+                                        "@loom.example>\r\n",
+                                        "X-Idempotency-Key: key-7\r\n",
+                                        "Content-Transfer-Encoding: 7bit\r\n\r\none\r\n..two\r\n"};
     for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) holds(s.seen.p, plain[i]);
     holds(s.seen.p, "Message-ID: <");
-    holds(mail(c, p, "{\"from\":\"\xc3\x84 <x@y.example>\",\"to\":[\"a@b.example\",\"Doe, J <c@d.example>\"],\"subject\":\"Gr\xc3\xbc\xc3\x9f"
-                     "e an alle, die diese lange Zeile in ihrem Postfach lesen\",\"text\":\"\xc3\xa4\",\"html\":\"<b>a</b>\",\"headers\":{\"Reply-To\":\"r@b.example\"}}"),
+    holds(mail(c, p,
+               "{\"from\":\"\xc3\x84 <x@y.example>\",\"to\":[\"a@b.example\",\"Doe, J "
+               "<c@d.example>\"],\"subject\":\"Gr\xc3\xbc\xc3\x9f"
+               "e an alle, die diese lange Zeile in ihrem Postfach "
+               "lesen\",\"text\":\"\xc3\xa4\",\"html\":\"<b>a</b>\",\"headers\":{\"Reply-To\":\"r@b.example\"}}"),
           "250");
-    static const char *const rich[] = {"MAIL FROM:<x@y.example>", "RCPT TO:<a@b.example>", "RCPT TO:<c@d.example>", "From: =?UTF-8?B?w4Q=?= <x@y.example>\r\n",
-                                       "To: a@b.example,\r\n =?UTF-8?B?RG9lLCBK?= <c@d.example>\r\n", "Subject: =?UTF-8?B?R3LDvMOfZSBhbiBhbGxlLCBkaWUgZGllc2UgbGFuZ2UgWmVpbGUgaW4g?=\r\n =?UTF-8?B?",
-                                       "multipart/alternative", "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: base64\r\n\r\nw6QNCg==\r\n",
-                                       "Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: 7bit\r\n\r\n<b>a</b>\r\n", "Reply-To: r@b.example\r\n"};
+    static const char *const rich[] = {
+        "MAIL FROM:<x@y.example>",
+        "RCPT TO:<a@b.example>",
+        "RCPT TO:<c@d.example>",
+        "From: =?UTF-8?B?w4Q=?= <x@y.example>\r\n",
+        "To: a@b.example,\r\n =?UTF-8?B?RG9lLCBK?= <c@d.example>\r\n",
+        "Subject: =?UTF-8?B?R3LDvMOfZSBhbiBhbGxlLCBkaWUgZGllc2UgbGFuZ2UgWmVpbGUgaW4g?=\r\n =?UTF-8?B?",
+        "multipart/alternative",
+        "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n=C3=A4\r\n",
+        "Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: 7bit\r\n\r\n<b>a</b>\r\n",
+        "Reply-To: r@b.example\r\n"};
     for (size_t i = 0; i < sizeof rich / sizeof *rich; i++) holds(s.seen.p, rich[i]);
     static const char *const bad[][2] = {
-        {"{\"to\":\"gone@b.example\",\"subject\":\"\",\"text\":\"\"}", "{\"code\":\"smtp_550\",\"message\":\"the mail server mail.example says: 550 no such box"},
+        {"{\"to\":\"gone@b.example\",\"subject\":\"\",\"text\":\"\"}",
+         "{\"code\":\"smtp_550\",\"message\":\"the mail server mail.example says: 550 no such box"},
         {"{\"to\":\"gone@b.example\",\"subject\":\"\",\"text\":\"\"}", "\"retryable\":false"},
         {"{\"to\":\"later@b.example\",\"subject\":\"\",\"text\":\"\"}", "\"code\":\"smtp_451\""},
         {"{\"to\":\"later@b.example\",\"subject\":\"\",\"text\":\"\"}", "\"retryable\":true"},
         {"{\"to\":\"a@b.example\\r\\nDATA\",\"subject\":\"\",\"text\":\"\"}", "invalid_argument"},
         {"{\"to\":\"a@b.example>\\r\\nX <c@d.example\",\"subject\":\"\",\"text\":\"\"}", "invalid_argument"},
         {"{\"to\":\"a@b.example, c@d.example\",\"subject\":\"\",\"text\":\"\"}", "invalid_argument"},
-        {"{\"to\":[],\"subject\":\"\",\"text\":\"\"}", "to: expected"},
+        {"{\"to\":[],\"subject\":\"\",\"text\":\"\"}", "mail/to"},
         {"{\"to\":[1],\"subject\":\"\",\"text\":\"\"}", "invalid_argument"},
         {"{\"subject\":\"\",\"text\":\"\"}", "invalid_argument"},
-        {"{\"to\":\"a@b.example\",\"subject\":\"x\\nBcc: y@z.example\",\"text\":\"\"}", "subject: expected"},
-        {"{\"to\":\"a@b.example\",\"subject\":\"\"}", "text: expected"},
-        {"{\"to\":\"a@b.example\",\"subject\":\"\",\"text\":\"\",\"headers\":{\"Bcc\":\"y@z.example\"}}", "headers"},
-        {"{\"to\":\"a@b.example\",\"subject\":\"\",\"text\":\"\",\"headers\":{\"X\":\"a\\r\\nBcc: y@z.example\"}}", "headers"},
+        {"{\"to\":\"a@b.example\",\"subject\":\"x\\nBcc: y@z.example\",\"text\":\"\"}", "mail/subject"},
+        {"{\"to\":\"a@b.example\",\"subject\":\"\"}", "mail"},
+        {"{\"to\":\"a@b.example\",\"subject\":\"\",\"text\":\"\",\"headers\":{\"Bcc\":\"y@z.example\"}}", "Bcc"},
+        {"{\"to\":\"a@b.example\",\"subject\":\"\",\"text\":\"\",\"headers\":{\"X\":\"a\\r\\nBcc: y@z.example\"}}",
+         "headers"},
         {"{\"to\":\"a@b.example\",\"subject\":\"{{secret:X}}\",\"text\":\"\"}", "denied"},
         {"no json", "invalid_json"},
         {"[]", "invalid_argument"},
@@ -939,11 +1077,16 @@ static int close_all(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rules),         cmocka_unit_test(documents),         cmocka_unit_test(addresses),   cmocka_unit_test(spellings),
-        cmocka_unit_test(urls),          cmocka_unit_test(private_places),    cmocka_unit_test(answers),     cmocka_unit_test(requests),
-        cmocka_unit_test(bad_headers),   cmocka_unit_test(keep_alive),        cmocka_unit_test(failures),    cmocka_unit_test(redirects),
-        cmocka_unit_test(secret_places), cmocka_unit_test(secret_plain_http), cmocka_unit_test(secret_echo), cmocka_unit_test(tls),
-        cmocka_unit_test(mails),         cmocka_unit_test(many),              cmocka_unit_test(cancelled),
+        cmocka_unit_test(rules),         cmocka_unit_test(documents),
+        cmocka_unit_test(addresses),     cmocka_unit_test(spellings),
+        cmocka_unit_test(urls),          cmocka_unit_test(private_places),
+        cmocka_unit_test(answers),       cmocka_unit_test(requests),
+        cmocka_unit_test(bad_headers),   cmocka_unit_test(keep_alive),
+        cmocka_unit_test(failures),      cmocka_unit_test(redirects),
+        cmocka_unit_test(secret_places), cmocka_unit_test(secret_plain_http),
+        cmocka_unit_test(secret_echo),   cmocka_unit_test(tls),
+        cmocka_unit_test(mails),         cmocka_unit_test(many),
+        cmocka_unit_test(cancelled),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }

@@ -173,7 +173,7 @@ class Mail(socketserver.StreamRequestHandler):
             result = "replayed" if key in mails else "executed"
             if key:
                 mails.add(key)
-            log(kind="mail", to=rcpt, subject=m["Subject"], key=key, result=result, text=m.get_content().strip())
+            log(kind="mail", to=rcpt, subject=m["Subject"], key=key, result=result, text=m.get_body(("plain",)).get_content().strip())
         self.say("250 delivered")
 
 
