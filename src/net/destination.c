@@ -8,54 +8,48 @@
  * Teredo, IPv4-mapped) are private. Private is refused unless loom.json says network.allowPrivate for the host, or
  * network.connectTo sends the connection there. Rules are written as curl prints hosts: another spelling never matches.
  */
-#include "net/parts.h"
-#include <curl/curl.h>
-#include <errno.h>
+#include <loomdeps.h>
 #include <netinet/in.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <unistd.h>
+
+#include "net/parts.h"
 
 /* ---- rules: HOST (any port), HOST:PORT, *.DOMAIN ---- */
 
-static bool rule_split(struct str rule, struct str *host, int *port) {
-    size_t digits = 0;
-    while (digits < rule.n && rule.p[rule.n - 1 - digits] >= '0' && rule.p[rule.n - 1 - digits] <= '9') digits++;
-    *host = rule;
-    *port = 0;
-    if (digits > 0 && digits < 6 && digits < rule.n && rule.p[rule.n - 1 - digits] == ':') {
-        host->n = rule.n - 1 - digits;
-        for (size_t i = host->n + 1; i < rule.n; i++) *port = *port * 10 + (rule.p[i] - '0');
-    }
-    size_t from = str_starts(*host, STR("*.")) ? 2 : 0;
-    bool ipv6 = host->n > 2 && host->p[0] == '[' && host->p[host->n - 1] == ']';
-    const char *set = ipv6 ? "[]:.0123456789abcdefABCDEF"
-                           : "-._0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
-    for (size_t i = from; i < host->n; i++) {
-        if (host->p[i] == 0 || !strchr(set, host->p[i])) return false;
-    }
-    return host->n > from && *port <= 65535;
+static bool rule_matches(struct str rule, struct str text) {
+    bool wild = str_starts(rule, STR("*."));
+    struct str end = {rule.p + wild, rule.n - wild};
+    return (wild ? text.n > end.n : text.n == end.n) && !strncasecmp(text.p + text.n - end.n, end.p, end.n);
 }
 
-static bool host_matches(struct str rule, struct str host, int port) {
-    struct str name;
-    int rule_port;
-    if (!rule_split(rule, &name, &rule_port) || (rule_port && rule_port != port)) return false;
-    if (!str_starts(name, STR("*."))) return name.n == host.n && !strncasecmp(name.p, host.p, name.n);
-    size_t tail = name.n - 1; /* ".DOMAIN" */
-    return host.n > tail && !strncasecmp(name.p + 1, host.p + host.n - tail, tail);
+static bool matches(struct str rule, struct str host, int port) {
+    char text[300];
+    size_t n = (size_t)snprintf(text, sizeof text, "%.*s:%d", (int)host.n, host.p, port);
+    return n < sizeof text && (rule_matches(rule, host) || rule_matches(rule, (struct str){text, n}));
 }
 
-bool host_listed(struct strings rules, struct str host, int port) {
-    for (size_t i = 0; i < rules.count; i++) {
-        if (host_matches(rules.items[i], host, port)) return true;
+bool host_listed(yyjson_val *rules, struct str host, int port) {
+    size_t i, n;
+    yyjson_val *rule;
+    yyjson_arr_foreach(rules, i, n, rule) {
+        if (matches(str_in(rule), host, port)) return true;
     }
     return false;
 }
 
 bool net_host_allowed(const struct net_policy *p, struct str host, int port) {
-    return p && (p->network_any || host_listed((struct strings){p->hosts, p->host_count}, host, port));
+    for (size_t i = 0; p && i < p->host_count; i++) {
+        if (matches(p->hosts[i], host, port)) return true;
+    }
+    return p && p->network_any;
+}
+
+const char *word_in(const char *const *words, struct str s) {
+    while (*words && (strlen(*words) != s.n || strncasecmp(*words, s.p, s.n) != 0)) words++;
+    return *words;
 }
 
 /* ---- addresses ---- */
@@ -75,197 +69,121 @@ static const struct range private_v6[] = {
     {0x20010000, 23}, {0x20010db8, 32}, {0x20020000, 16}, {0x3fff0000, 20},
 };
 
-static bool within(uint32_t address, const struct range *ranges, size_t count) {
-    for (size_t i = 0; i < count; i++) {
-        if ((address ^ ranges[i].prefix) >> (32 - ranges[i].bits) == 0) return true;
-    }
-    return false;
-}
-
 unsigned address_reach(const struct sockaddr *address) {
-    bool private = true;
+    bool v4 = address->sa_family == AF_INET;
+    const void *bytes = v4 ? (const void *)&((const struct sockaddr_in *)(const void *)address)->sin_addr
+                           : (const void *)&((const struct sockaddr_in6 *)(const void *)address)->sin6_addr;
+    const struct range *ranges = v4 ? private_v4 : private_v6;
+    size_t count = v4 ? sizeof private_v4 / sizeof *ranges : sizeof private_v6 / sizeof *ranges;
     uint32_t top;
-    if (address->sa_family == AF_INET) {
-        top = ntohl(((const struct sockaddr_in *)(const void *)address)->sin_addr.s_addr);
-        private = within(top, private_v4, sizeof private_v4 / sizeof *private_v4);
-    } else if (address->sa_family == AF_INET6) {
-        memcpy(&top, ((const struct sockaddr_in6 *)(const void *)address)->sin6_addr.s6_addr, sizeof top);
-        private = within(ntohl(top), private_v6, sizeof private_v6 / sizeof *private_v6);
+    if (!v4 && address->sa_family != AF_INET6) return REACH_PRIVATE;
+    memcpy(&top, bytes, sizeof top);
+    for (size_t i = 0; i < count; i++) {
+        if ((ntohl(top) ^ ranges[i].prefix) >> (32 - ranges[i].bits) == 0) return REACH_PRIVATE;
     }
-    return private ? REACH_PRIVATE : REACH_PUBLIC;
+    return REACH_PUBLIC;
 }
 
 /* ---- URLs ---- */
 
 static int url_parse(struct str url, struct arena *a, struct destination *out, struct error *err) {
     static const char *const schemes[] = {"http", "https", "smtp", "smtps", NULL};
-    struct str port = STR_NONE;
-    const struct {
-        CURLUPart part;
-        unsigned flags;
-        struct str *to;
-    } parts[] = {{CURLUPART_URL, CURLU_PUNYCODE, &out->url},
-                 {CURLUPART_SCHEME, 0, &out->scheme},
-                 {CURLUPART_HOST, CURLU_PUNYCODE, &out->host},
-                 {CURLUPART_PORT, CURLU_DEFAULT_PORT, &port}};
+    struct str port = STR_NONE, *to[] = {&out->scheme, &out->url, &out->host, &port};
+    const CURLUPart parts[] = {CURLUPART_SCHEME, CURLUPART_URL, CURLUPART_HOST, CURLUPART_PORT};
+    const unsigned flags[] = {0, CURLU_PUNYCODE, CURLU_PUNYCODE, CURLU_DEFAULT_PORT};
     CURLU *u = curl_url();
-    CURLUcode rc = CURLUE_MALFORMED_INPUT;
-    if (url.p && !memchr(url.p, 0, url.n))
-        rc = curl_url_set(u, CURLUPART_URL, arena_dup(a, url).p, CURLU_DISALLOW_USER);
-    for (size_t i = 0; rc == CURLUE_OK && i < sizeof parts / sizeof *parts; i++) {
-        char *text = NULL;
-        rc = curl_url_get(u, parts[i].part, &text, parts[i].flags);
-        if (rc == CURLUE_OK) *parts[i].to = arena_dup(a, str_of(text));
-        curl_free(text);
+    struct str text = arena_dup(a, url.p && !memchr(url.p, 0, url.n) ? url : STR(""));
+    CURLUcode rc = curl_url_set(u, CURLUPART_URL, text.p, CURLU_DISALLOW_USER);
+    for (size_t i = 0; rc == CURLUE_OK && i < 4; i++) {
+        char *got = NULL;
+        rc = curl_url_get(u, parts[i], &got, flags[i]);
+        if (rc == CURLUE_OK) *to[i] = arena_dup(a, str_of(got));
+        curl_free(got);
     }
     curl_url_cleanup(u);
     if (rc == CURLUE_USER_NOT_ALLOWED)
-        return error_set(err, LOOM_E_DENIED,
-                         "the url holds a user name or password; send credentials as a secret in a header");
-    if (rc == CURLUE_UNSUPPORTED_SCHEME || (out->scheme.p && !word_find(schemes, out->scheme)))
+        return error_set(err, LOOM_E_DENIED, "the url holds credentials; send them as a secret in a header");
+    if (rc == CURLUE_UNSUPPORTED_SCHEME || (out->scheme.p && !word_in(schemes, out->scheme)))
         return error_set(err, LOOM_E_DENIED, "the url's scheme must be http, https or smtp");
     if (rc != CURLUE_OK)
-        return error_set(err, LOOM_E_INVALID_ARGUMENT, "the url \"%.*s\" is not valid: %s",
-                         (int)(url.n > 200 ? 200 : url.n), url.p ? url.p : "", curl_url_strerror(rc));
+        return error_set(err, LOOM_E_INVALID_ARGUMENT, "url \"%.200s\": %s", text.p, curl_url_strerror(rc));
     if (out->host.n > 1 && out->host.p[out->host.n - 1] == '.')
         out->host = arena_dup(a, (struct str){out->host.p, out->host.n - 1});
     out->port = atoi(port.p);
     return 0;
 }
 
-int network_find(const struct network *n, struct str url, struct arena *a, struct destination *out, struct error *err) {
+int destination_find(yyjson_val *network, struct str url, struct arena *a, struct destination *out, struct error *err) {
+    yyjson_val *private = yyjson_obj_get(network, "allowPrivate"), *rule, *to;
+    size_t i, n;
     *out = (struct destination){.reach = REACH_PUBLIC};
     int rc = url_parse(url, a, out, err);
     if (rc) return rc;
-    for (size_t i = 0; i < n->mapped.count && !out->connect_to; i++) {
-        if (host_matches(n->mapped.items[i], out->host, out->port)) out->connect_to = n->targets.items[i].p;
+    yyjson_obj_foreach(yyjson_obj_get(network, "connectTo"), i, n, rule, to) {
+        const char *target = yyjson_get_str(to), *last = strrchr(target, ':');
+        if (out->connect_to || !matches(str_in(rule), out->host, out->port)) continue;
+        out->connect_to = arena_json(a, "::%s%s", target, last && !strchr(last, ']') ? "" : ":").p;
     }
-    if (out->connect_to || n->private_any || host_listed(n->private_hosts, out->host, out->port))
+    if (out->connect_to || yyjson_is_true(private) || host_listed(private, out->host, out->port))
         out->reach |= REACH_PRIVATE;
     return 0;
 }
 
-/* ---- what the documents say ---- */
+/* ---- documents ---- */
 
-const char *word_find(const char *const *words, struct str s) {
-    for (; *words; words++) {
-        if (strlen(*words) == s.n && !strncasecmp(*words, s.p, s.n)) return *words;
-    }
-    return NULL;
+int schema_check(const char *schema, yyjson_val *v, int code, const char *what, struct error *err) {
+    char why[600];
+    struct buf json = {0};
+    char *text = str_dup(str_of(schema));
+    for (char *p = text; (p = strchr(p, '\'')) != NULL;) *p = '"';
+    struct loom_schema *s = loom_schema_new(text, strlen(text), why, sizeof why);
+    if (!s) abort(); /* the schema is ours */
+    json_write(v, &json);
+    int rc = loom_schema_check(s, json.p, json.n, why, sizeof why) ? error_set(err, code, "%s%s", what, why) : 0;
+    loom_schema_free(s);
+    buf_free(&json);
+    free(text);
+    return rc;
 }
 
-int fields_check(yyjson_val *obj, const char *const *known, const char *field, struct error *err) {
-    if (obj && !yyjson_is_obj(obj)) return error_set(err, LOOM_E_INVALID_DOCUMENT, "%s must be an object", field);
-    size_t i, n;
-    yyjson_val *key, *value;
-    yyjson_obj_foreach(obj, i, n, key, value) {
-        if (!word_find(known, (struct str){yyjson_get_str(key), yyjson_get_len(key)}))
-            return error_set(err, LOOM_E_INVALID_DOCUMENT, "%s has no field \"%.100s\"", field, yyjson_get_str(key));
-    }
-    return 0;
+struct str str_in(yyjson_val *string) {
+    return (struct str){yyjson_get_str(string), yyjson_get_len(string)};
 }
 
 const char *path_in(const char *dir, struct str path, struct arena *a) {
     return (dir && path.p[0] != '/' ? arena_json(a, "%s/%j", dir, path) : arena_dup(a, path)).p;
 }
 
-int strings_read(yyjson_val *list, bool hosts, const char *field, struct arena *a, struct strings *out,
-                 struct error *err) {
-    *out = (struct strings){arena_alloc(a, (yyjson_arr_size(list) + 1) * sizeof(struct str)), 0};
-    if (list && !yyjson_is_arr(list))
-        return error_set(err, LOOM_E_INVALID_DOCUMENT, "%s must be a list of strings", field);
+/* Moves a list's strings to the end of a policy's block. */
+static size_t pack(yyjson_val *list, struct str *items, char **end) {
     size_t i, n;
     yyjson_val *v;
     yyjson_arr_foreach(list, i, n, v) {
-        struct str s = {yyjson_get_str(v), yyjson_get_len(v)}, host;
-        int port;
-        if (!s.p || s.n == 0) return error_set(err, LOOM_E_INVALID_DOCUMENT, "%s[%zu] must be a string", field, i);
-        if (hosts && !rule_split(s, &host, &port))
-            return error_set(err, LOOM_E_INVALID_DOCUMENT,
-                             "%s[%zu] is \"%.100s\"; expected HOST, HOST:PORT or *.DOMAIN", field, i, s.p);
-        out->items[out->count++] = arena_dup(a, s);
+        struct str s = str_in(v);
+        items[i] = (struct str){memcpy(*end, s.p, s.n), s.n};
+        *end += items[i].n;
     }
-    return 0;
-}
-
-static int connect_to_read(yyjson_val *doc, struct arena *a, struct network *out, struct error *err) {
-    if (doc && !yyjson_is_obj(doc))
-        return error_set(err, LOOM_E_INVALID_DOCUMENT, "network.connectTo must be an object");
-    out->mapped.items = arena_alloc(a, (yyjson_obj_size(doc) + 1) * sizeof(struct str));
-    out->targets.items = arena_alloc(a, (yyjson_obj_size(doc) + 1) * sizeof(struct str));
-    size_t i, n;
-    yyjson_val *key, *value;
-    yyjson_obj_foreach(doc, i, n, key, value) {
-        struct str from = {yyjson_get_str(key), yyjson_get_len(key)},
-                   to = {yyjson_get_str(value), yyjson_get_len(value)}, host;
-        int port;
-        if (!rule_split(from, &host, &port) || !to.p || !rule_split(to, &host, &port))
-            return error_set(err, LOOM_E_INVALID_DOCUMENT,
-                             "network.connectTo[\"%.100s\"]: expected \"HOST:PORT\": \"HOST:PORT\"", from.p);
-        out->mapped.items[out->mapped.count++] = arena_dup(a, from);
-        out->targets.items[out->targets.count++] = arena_json(a, port ? "::%j" : "::%j:", to);
-    }
-    return 0;
-}
-
-int network_read(yyjson_val *doc, const char *dir, struct arena *a, struct network *out, struct error *err) {
-    static const char *const known[] = {"allowPrivate", "connectTo", "caFile", NULL};
-    int rc = fields_check(doc, known, "network", err);
-    if (rc) return rc;
-    yyjson_val *private = yyjson_obj_get(doc, "allowPrivate"), *ca = yyjson_obj_get(doc, "caFile");
-    out->private_any = yyjson_is_true(private);
-    if (!yyjson_is_bool(private)) rc = strings_read(private, true, "network.allowPrivate", a, &out->private_hosts, err);
-    if (!rc) rc = connect_to_read(yyjson_obj_get(doc, "connectTo"), a, out, err);
-    if (rc || !ca) return rc;
-    if (!yyjson_is_str(ca)) return error_set(err, LOOM_E_INVALID_DOCUMENT, "network.caFile must be a path");
-    out->ca_file = path_in(dir, json_str(doc, "caFile"), a);
-    if (access(out->ca_file, R_OK))
-        return error_set(err, LOOM_E_INVALID_DOCUMENT, "network.caFile: cannot read %s: %s", out->ca_file,
-                         strerror(errno));
-    return 0;
-}
-
-/* ---- policies: one block, the strings behind the arrays behind the struct ---- */
-
-static struct str *strings_pack(const struct str *from, size_t count, struct str **items, char **bytes) {
-    struct str *first = *items;
-    for (size_t i = 0; i < count; i++) {
-        memcpy(*bytes, from[i].p, from[i].n);
-        *(*items)++ = (struct str){*bytes, from[i].n};
-        *bytes += from[i].n;
-    }
-    return first;
-}
-
-struct net_policy *net_policy_copy(const struct net_policy *p) {
-    static const struct net_policy nothing;
-    if (!p) p = &nothing;
-    size_t bytes = 0, count = p->host_count + p->secret_count;
-    for (size_t i = 0; i < p->host_count; i++) bytes += p->hosts[i].n;
-    for (size_t i = 0; i < p->secret_count; i++) bytes += p->secrets[i].n;
-    struct net_policy *copy = mem_alloc(sizeof *copy + count * sizeof(struct str) + bytes);
-    struct str *items = (struct str *)(copy + 1);
-    char *text = (char *)(items + count);
-    *copy = *p;
-    copy->hosts = strings_pack(p->hosts, p->host_count, &items, &text);
-    copy->secrets = strings_pack(p->secrets, p->secret_count, &items, &text);
-    return copy;
+    return yyjson_arr_size(list);
 }
 
 int net_policy_new(yyjson_val *capabilities, struct net_policy **out, struct error *err) {
-    yyjson_val *network = yyjson_obj_get(capabilities, "network"), *mail = yyjson_obj_get(capabilities, "mail");
-    struct arena a = {0};
-    struct strings hosts = {0}, secrets = {0};
-    int rc = 0;
+    static const char schema[] = "{'type':'object','properties':{'mail':{'type':'boolean'},"
+                                 "'network':{'type':['boolean','array'],'items':" SCHEMA_HOST "},"
+                                 "'secrets':{'type':'array','items':{'type':'string','minLength':1}}}}";
+    yyjson_val *hosts = yyjson_obj_get(capabilities, "network"), *secrets = yyjson_obj_get(capabilities, "secrets");
+    bool any = yyjson_is_true(hosts), mail = json_bool(capabilities, "mail", false);
+    struct buf text = {0};
     *out = NULL;
-    if (mail && !yyjson_is_bool(mail))
-        rc = error_set(err, LOOM_E_INVALID_DOCUMENT, "capabilities.mail must be true or false");
-    if (!rc && !yyjson_is_bool(network)) rc = strings_read(network, true, "capabilities.network", &a, &hosts, err);
-    if (!rc)
-        rc = strings_read(yyjson_obj_get(capabilities, "secrets"), false, "capabilities.secrets", &a, &secrets, err);
-    struct net_policy p = {yyjson_is_true(network), hosts.items,   hosts.count,
-                           yyjson_is_true(mail),    secrets.items, secrets.count};
-    if (!rc && (p.network_any || p.host_count || p.mail || p.secret_count)) *out = net_policy_copy(&p);
-    arena_free(&a);
-    return rc;
+    int rc = schema_check(schema, capabilities, LOOM_E_INVALID_DOCUMENT, "capabilities", err);
+    size_t items = yyjson_arr_size(hosts) + yyjson_arr_size(secrets);
+    if (rc || !(any || mail || items)) return rc;
+    json_write(capabilities, &text); /* no shorter than all of its strings */
+    struct net_policy *p = *out = mem_alloc(sizeof *p + items * sizeof(struct str) + text.n);
+    *p = (struct net_policy){.network_any = any, .mail = mail, .hosts = (struct str *)(p + 1)};
+    char *end = (char *)(p->hosts + items);
+    p->host_count = pack(hosts, p->hosts, &end);
+    p->secrets = p->hosts + p->host_count;
+    p->secret_count = pack(secrets, p->secrets, &end);
+    buf_free(&text);
+    return 0;
 }

@@ -8,22 +8,41 @@
  * not exist here. Connections are kept alive. There is no limit on open transfers but the process's file descriptors.
  */
 #include "net/parts.h"
-#include <arpa/inet.h>
-#include <curl/curl.h>
+#include <ctype.h>
+#include <errno.h>
 #include <netdb.h>
+#include <openssl/evp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 enum { ANSWER_MAX = 2 * 1024 * 1024, REDIRECTS_MAX = 5, TIMEOUT_MS = 30000, IDLE_CONNECTIONS = 256 };
 
+/* Schema of what loom.json says about the network, mail and secrets; what else it holds is not for this room. */
+static const char schema[] =
+    "{'type':'object','properties':{"
+    "'network':{'type':'object','additionalProperties':false,'properties':{'allowPrivate':{'type':['boolean','array'],'"
+    "items':" SCHEMA_HOST "},"
+    "'caFile':{'type':'string'},'connectTo':{'type':'object','propertyNames':" SCHEMA_HOST
+    ",'additionalProperties':" SCHEMA_HOST "}}},"
+    "'mail':{'type':'object','required':['server'],'additionalProperties':false,'dependentRequired':{'user':['password'"
+    "]},'properties':{"
+    "'server':{'type':'string','pattern':'^smtps?://'},'from':{'type':'string'," SCHEMA_MAILBOX "},"
+    "'user':{'type':'string'},'password':{'type':'string'}}},"
+    "'secrets':{'type':'object','propertyNames':{'pattern':'^[A-Za-z0-9_.-]{1,64}$'},'additionalProperties':{'type':'"
+    "object',"
+    "'required':['hosts'],'oneOf':[{'required':['env']},{'required':['file']}],'additionalProperties':false,'"
+    "properties':{"
+    "'env':{'type':'string'},'file':{'type':'string'},'hosts':{'type':'array','minItems':1,'items':" SCHEMA_HOST "},"
+    "'headers':{'type':'array','minItems':1,'items':{'type':'string'}}}}}}}";
+
 struct header {
-    const char *line; /* as curl takes it */
-    size_t name_len;
-    bool credential, entity; /* not sent to another origin; not sent without a body */
+    struct str name, value; /* with handles */
 };
 
 struct transfer {
@@ -31,19 +50,20 @@ struct transfer {
     struct net_client *client;
     struct transfer *next; /* in the inbox */
     struct arena arena;
-    struct net_policy *policy;
+    const struct net_policy *policy;
     struct destination to;
     const char *method;
-    struct str body;    /* .p NULL: none */
-    size_t sent;        /* of a mail */
-    struct buf headers; /* of struct header */
-    bool mail, too_large, has_secret;
+    struct str body; /* .p NULL: none */
+    struct header *headers;
+    size_t header_count;
+    bool is_mail, foreign; /* foreign: redirected to another origin */
     int redirects;
     int64_t deadline;
     CURL *easy;
-    struct curl_slist *lines, *connect_to, *recipients;
+    struct curl_slist *lines, *connect_to;
+    struct mail mail;
     struct buf answer;  /* HTTP: the body; SMTP: the server's last line */
-    struct error error; /* .code set: refused, before the start or while connecting */
+    struct error error; /* .code set: refused before the start, or by a callback */
     char detail[CURL_ERROR_SIZE];
     void *ctx;
     void (*done)(void *ctx, bool ok, struct str json);
@@ -51,11 +71,13 @@ struct transfer {
 
 struct net_client {
     struct env *env;
-    struct arena arena; /* of what loom.json says; immutable */
-    struct network network;
+    struct arena arena;
+    yyjson_doc *config; /* loom.json; immutable, as all that is made from it */
+    yyjson_val *network, *mail;
+    const char *ca_file;
     struct secrets secrets;
-    struct destination mail_server; /* .host.p NULL: none */
-    struct str mail_from, mail_user, mail_password;
+    struct destination mail_server;
+    const struct secret *mail_password; /* NULL: no login */
     CURLM *multi;
     pthread_t thread;
     struct map open;      /* the net thread's transfers by id */
@@ -66,127 +88,109 @@ struct net_client {
     bool stopping;
 };
 
-/* ---- preparing: any thread ---- */
+#define REFUSE(t, code, ...) error_set(&(t)->error, LOOM_E_##code, __VA_ARGS__)
 
-static bool header_given(const struct transfer *t, const char *name) {
-    const struct header *h = (const struct header *)(const void *)t->headers.p;
-    for (size_t i = 0; i < t->headers.n / sizeof *h; i++) {
-        if (strlen(name) == h[i].name_len && !strncasecmp(h[i].line, name, h[i].name_len)) return true;
+/* ---- preparing: on the caller's thread; for a redirect on the net thread ---- */
+
+/* Adds a header; a default only if there is a value and the guest gave none of its own. */
+static void header_add(struct transfer *t, struct str name, struct str value, bool as_default) {
+    for (size_t i = 0; as_default && i < t->header_count; i++) {
+        if (word_in((const char *[]){name.p, NULL}, t->headers[i].name)) return;
     }
-    return false;
+    if (value.p)
+        t->headers[t->header_count++] = (struct header){arena_dup(&t->arena, name), arena_dup(&t->arena, value)};
 }
 
-static int header_add(struct transfer *t, struct str name, struct str value) {
+static bool header_ok(const struct header *h) {
+    bool ok = h->name.n > 0;
+    for (size_t i = 0; i < h->name.n; i++)
+        ok = ok && h->name.p[i] > 0x20 && h->name.p[i] < 0x7f && !strchr("\"(),/:;<=>?@[\\]{}", h->name.p[i]);
+    for (size_t i = 0; i < h->value.n; i++)
+        ok = ok && ((unsigned char)h->value.p[i] >= 0x20 || h->value.p[i] == '\t') && h->value.p[i] != 0x7f;
+    return ok;
+}
+
+/* The line of a header as curl takes it; what may not go to another origin is left out there. */
+static int header_line(struct transfer *t, const struct header *h) {
     static const char *const ours[] = {
         "host",    "content-length", "transfer-encoding", "connection",          "expect", "upgrade", "te",
         "trailer", "keep-alive",     "proxy-connection",  "proxy-authorization", NULL};
-    if (!header_name_ok(name) || !value.p || !printable(value))
-        return error_set(&t->error, LOOM_E_INVALID_ARGUMENT,
-                         "headers: \"%.*s\" is not a header's name, or its value is not one line of text",
-                         (int)(name.n > 64 ? 64 : name.n), name.p);
-    if (word_find(ours, name))
-        return error_set(&t->error, LOOM_E_DENIED, "headers: %.*s is set by Loom and cannot be given", (int)name.n,
-                         name.p);
+    static const char *const cookie[] = {"cookie", NULL};
+    bool secret = secret_mentioned(h->value);
+    if (!header_ok(h))
+        return REFUSE(t, INVALID_ARGUMENT, "headers: \"%.100s\" is not a name, or its value is not one line",
+                      h->name.p);
+    if (word_in(ours, h->name)) return REFUSE(t, DENIED, "headers: Loom itself sets %s", h->name.p);
+    if (t->foreign && (secret || secret_header(h->name) || word_in(cookie, h->name))) return 0;
+    if (t->redirects && !t->body.p && h->name.n > 8 && !strncasecmp(h->name.p, "content-", 8)) return 0;
     struct buf line = {0};
-    buf_str(&line, name);
-    buf_str(&line, value.n ? STR(": ") : STR(";")); /* ';' is curl's way to say "empty" */
-    int rc = secrets_expand(&t->client->secrets, t->policy, &t->to, name, value, &line, &t->error);
-    bool secret = secret_mentioned(value), cookie = name.n == 6 && !strncasecmp(name.p, "cookie", 6);
-    struct header h = {.line = arena_dup(&t->arena, buf_view(&line)).p,
-                       .name_len = name.n,
-                       .credential = secret || secret_header(name) || cookie,
-                       .entity = name.n > 8 && !strncasecmp(name.p, "content-", 8)};
-    buf_add(&t->headers, &h, sizeof h);
+    buf_json(&line, h->value.n ? "%j: " : "%j;", h->name); /* ';' is curl's way to say "empty" */
+    int rc = secrets_expand(&t->client->secrets, t->policy, &t->to, h->name, h->value, &line, &t->error);
+    buf_char(&line, 0);
+    if (!rc) t->lines = curl_slist_append(t->lines, line.p);
     buf_free(&line);
-    t->has_secret = t->has_secret || secret;
+    /* Over http a secret may go only because the place may be private: then it must be. */
+    if (secret && !t->to.connect_to && str_eq(t->to.scheme, STR("http"))) t->to.reach = REACH_PRIVATE;
     return rc;
 }
 
-static int header_default(struct transfer *t, const char *name, struct str value) {
-    return value.p && !header_given(t, name) ? header_add(t, str_of(name), value) : 0;
-}
-
-static int headers_prepare(struct transfer *t, const struct net_request *r) {
-    int rc = 0;
-    size_t i, n;
-    yyjson_val *key, *value;
-    if (r->headers && !yyjson_is_obj(r->headers))
-        return error_set(&t->error, LOOM_E_INVALID_ARGUMENT, "headers: expected an object of strings");
-    yyjson_obj_foreach(r->headers, i, n, key, value) {
-        struct str name = {yyjson_get_str(key), yyjson_get_len(key)},
-                   text = {yyjson_get_str(value), yyjson_get_len(value)};
-        if ((rc = header_add(t, name, text)) != 0) return rc;
-    }
-    if (r->body_json && r->body.p) rc = header_default(t, "content-type", STR("application/json"));
-    if (!rc) rc = header_default(t, "idempotency-key", r->idempotency_key);
-    return rc ? rc : header_default(t, "traceparent", r->traceparent);
-}
-
-/* Finds the destination of the request or of a redirect and asks the policy. */
+/* Finds the way to a URL, asks the policy, and makes the header lines for it. */
 static int http_aim(struct transfer *t, struct str url) {
-    int rc = network_find(&t->client->network, url, &t->arena, &t->to, &t->error);
+    struct destination from = t->to;
+    int rc = destination_find(t->client->network, url, &t->arena, &t->to, &t->error);
     if (rc) return rc;
-    if (!str_starts(t->to.scheme, STR("http")))
-        return error_set(&t->error, LOOM_E_DENIED,
-                         "mail goes to \"smtp://\", the project's own mail server, not to %.200s", t->to.host.p);
+    if (from.host.p &&
+        (!str_eq(from.scheme, t->to.scheme) || from.port != t->to.port || strcasecmp(from.host.p, t->to.host.p)))
+        t->foreign = true;
+    if (t->to.scheme.p[0] != 'h') return REFUSE(t, DENIED, "mail goes to \"smtp://\", the project's own server");
     if (!net_host_allowed(t->policy, t->to.host, t->to.port))
-        return error_set(&t->error, LOOM_E_DENIED, "%s%.*s:%d is not in the activity's capabilities.network",
-                         t->redirects ? "redirected: " : "", (int)(t->to.host.n > 200 ? 200 : t->to.host.n),
-                         t->to.host.p, t->to.port);
-    return 0;
+        return REFUSE(t, DENIED, "%.200s:%d is not in the activity's capabilities.network", t->to.host.p, t->to.port);
+    curl_slist_free_all(t->lines);
+    t->lines = curl_slist_append(NULL, "Expect:");
+    if (t->body.p)
+        t->lines = curl_slist_append(t->lines, "Content-Type:"); /* none but the guest's, which comes later */
+    for (size_t i = 0; !rc && i < t->header_count; i++) rc = header_line(t, &t->headers[i]);
+    return rc;
 }
 
 static int http_prepare(struct transfer *t, const struct net_request *r) {
     static const char *const methods[] = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", NULL};
-    t->method = r->method.p ? word_find(methods, r->method) : "GET";
-    if (!t->method)
-        return error_set(&t->error, LOOM_E_INVALID_ARGUMENT,
-                         "method: expected GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS");
-    if (r->body.p || t->method[0] == 'P') t->body = arena_dup(&t->arena, r->body.p ? r->body : STR(""));
-    int rc = http_aim(t, r->url);
-    return rc ? rc : headers_prepare(t, r);
-}
-
-static struct str mail_key(struct transfer *t, const struct net_request *r) {
     size_t i, n;
-    yyjson_val *key, *value;
-    yyjson_obj_foreach(r->headers, i, n, key, value) {
-        if (!strcasecmp(yyjson_get_str(key), "idempotency-key") && yyjson_is_str(value))
-            return (struct str){yyjson_get_str(value), yyjson_get_len(value)};
+    yyjson_val *key, *v;
+    t->method = r->method.p ? word_in(methods, r->method) : "GET";
+    if (!t->method) return REFUSE(t, INVALID_ARGUMENT, "method \"%.20s\" is not one of HTTP's", r->method.p);
+    if (r->headers && !yyjson_is_obj(r->headers))
+        return REFUSE(t, INVALID_ARGUMENT, "headers: expected an object of strings");
+    t->headers = arena_alloc(&t->arena, (yyjson_obj_size(r->headers) + 3) * sizeof *t->headers);
+    yyjson_obj_foreach(r->headers, i, n, key, v) {
+        if (!yyjson_is_str(v))
+            return REFUSE(t, INVALID_ARGUMENT, "headers: \"%.100s\" must be a string", yyjson_get_str(key));
+        header_add(t, str_in(key), str_in(v), false);
     }
-    if (r->idempotency_key.n) return r->idempotency_key;
-    uint64_t random;
-    t->client->env->random(t->client->env, &random, sizeof random);
-    return arena_json(&t->arena, "%u", random);
+    header_add(t, STR("Content-Type"), r->body_json && r->body.p ? STR("application/json") : STR_NONE, true);
+    header_add(t, STR("Idempotency-Key"), r->idempotency_key, true);
+    header_add(t, STR("traceparent"), r->traceparent, true);
+    if (r->body.p || t->method[0] == 'P') t->body = arena_dup(&t->arena, r->body.p ? r->body : STR(""));
+    return http_aim(t, r->url);
 }
 
 static int mail_prepare(struct transfer *t, const struct net_request *r) {
     struct net_client *c = t->client;
-    struct mail mail = {0};
-    if (!t->policy->mail) return error_set(&t->error, LOOM_E_DENIED, "the activity's capabilities do not include mail");
-    if (!c->mail_server.host.p)
-        return error_set(&t->error, LOOM_E_DENIED, "loom.json names no mail.server (\"smtp://HOST:PORT\")");
-    yyjson_doc *doc = json_parse(r->body.p ? r->body : STR(""), &t->error);
-    if (!doc) return LOOM_E_INVALID_JSON;
-    int64_t now = c->env->now_ms(c->env);
-    int rc = mail_compose(yyjson_doc_get_root(doc), c->mail_from, mail_key(t, r), now, &t->arena, &mail, &t->error);
-    yyjson_doc_free(doc);
-    if (rc) return rc;
+    struct str key = r->idempotency_key.n ? r->idempotency_key : json_str(r->headers, "Idempotency-Key");
+    if (!t->policy || !t->policy->mail) return REFUSE(t, DENIED, "the activity's capabilities do not include mail");
+    if (!c->mail) return REFUSE(t, DENIED, "loom.json names no mail.server (\"smtp://HOST:PORT\")");
     t->to = c->mail_server;
-    t->body = mail.text;
-    for (size_t i = 0; i < mail.to.count; i++) t->recipients = curl_slist_append(t->recipients, mail.to.items[i].p);
-    curl_easy_setopt(t->easy, CURLOPT_MAIL_FROM, mail.from.p);
-    return 0;
+    return mail_compose(t->easy, r->body, json_str(c->mail, "from"), key, c->env->now_ms(c->env), &t->arena, &t->mail,
+                        &t->error);
 }
 
 static int prepare(struct transfer *t, const struct net_request *r) {
-    if (secret_mentioned(r->url) || secret_mentioned(r->body))
-        return error_set(&t->error, LOOM_E_DENIED,
-                         "a secret's handle stands in the url or the body; it may stand only in a header");
     struct str url = r->url;
+    if (secret_mentioned(r->url) || secret_mentioned(r->body))
+        return REFUSE(t, DENIED, "a secret's handle stands in the url or the body; it may stand only in a header");
     while (url.n > 7 && url.p[url.n - 1] == '/') url.n--;
-    t->mail = str_eq(url, STR("smtp://")) || str_eq(url, STR("smtp://mail"));
-    return t->mail ? mail_prepare(t, r) : http_prepare(t, r);
+    t->is_mail = str_eq(url, STR("smtp://")) || str_eq(url, STR("smtp://mail"));
+    return t->is_mail ? mail_prepare(t, r) : http_prepare(t, r);
 }
 
 /* ---- curl's callbacks ---- */
@@ -197,47 +201,74 @@ static curl_socket_t open_socket(void *ctx, curlsocktype purpose, struct curl_so
     char text[64] = "";
     if (address_reach(&at->addr) & t->to.reach) return socket(at->family, at->socktype | SOCK_CLOEXEC, at->protocol);
     getnameinfo(&at->addr, at->addrlen, text, sizeof text, NULL, 0, NI_NUMERICHOST);
-    if (t->to.reach == REACH_PRIVATE)
-        error_set(&t->error, LOOM_E_DENIED, "a secret goes to %.200s (%s) only over https", t->to.host.p, text);
-    else
-        error_set(&t->error, LOOM_E_DENIED,
-                  "%.200s has the private address %s; network.allowPrivate in loom.json can allow the host",
-                  t->to.host.p, text);
+    REFUSE(t, DENIED,
+           t->to.reach == REACH_PRIVATE
+               ? "a secret goes to %.200s (%s) only over https"
+               : "%.200s has the private address %s; network.allowPrivate in loom.json can allow it",
+           t->to.host.p, text);
     return CURL_SOCKET_BAD;
 }
 
 static size_t take_body(char *p, size_t size, size_t n, void *ctx) {
     struct transfer *t = ctx;
-    t->too_large = t->answer.n + size * n > ANSWER_MAX;
-    if (t->too_large) return 0;
+    if (t->answer.n + size * n > ANSWER_MAX) {
+        REFUSE(t, TOO_LARGE, "the answer of %.200s has more than 2 MB", t->to.host.p);
+        return 0;
+    }
     buf_add(&t->answer, p, size * n);
     return size * n;
 }
 
-static size_t take_mail_reply(char *p, size_t size, size_t n, void *ctx) {
+static size_t take_header(char *p, size_t size, size_t n, void *ctx) {
     struct transfer *t = ctx;
-    buf_clear(&t->answer);
-    buf_add(&t->answer, p, size * n > 400 ? 400 : size * n);
+    if (t->is_mail) { /* a line of the server's reply */
+        buf_clear(&t->answer);
+        buf_add(&t->answer, p, size * n);
+    }
     return size * n;
 }
 
-static size_t give_mail(char *p, size_t size, size_t n, void *ctx) {
-    struct transfer *t = ctx;
-    size_t rest = t->body.n - t->sent, take = rest < size * n ? rest : size * n;
-    memcpy(p, t->body.p + t->sent, take);
-    t->sent += take;
-    return take;
+/* ---- starting ---- */
+
+static void mail_options(struct transfer *t) {
+    CURL *e = t->easy;
+    const struct secret *password = t->client->mail_password;
+    curl_easy_setopt(e, CURLOPT_MAIL_FROM, t->mail.from.p);
+    curl_easy_setopt(e, CURLOPT_MAIL_RCPT, t->mail.to);
+    curl_easy_setopt(e, CURLOPT_HTTPHEADER, t->mail.headers);
+    curl_easy_setopt(e, CURLOPT_MIMEPOST, t->mail.mime);
+    curl_easy_setopt(e, CURLOPT_FORBID_REUSE, 1L); /* a mail cannot be begun again on a connection that went stale */
+    curl_easy_setopt(e, CURLOPT_USE_SSL, (long)(password ? CURLUSESSL_ALL : CURLUSESSL_TRY));
+    if (!password) return;
+    curl_easy_setopt(e, CURLOPT_USERNAME, json_str(t->client->mail, "user").p);
+    curl_easy_setopt(e, CURLOPT_PASSWORD, password->value.p);
 }
 
-/* ---- starting: the options of every transfer, then of a hop ---- */
-
-static void common_options(struct transfer *t) {
+static void http_options(struct transfer *t) {
     CURL *e = t->easy;
+    curl_easy_setopt(e, CURLOPT_HTTPHEADER, t->lines);
+    curl_easy_setopt(e, CURLOPT_HTTPGET, 1L);
+    curl_easy_setopt(e, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)t->body.n);
+    if (t->body.p) curl_easy_setopt(e, CURLOPT_POSTFIELDS, t->body.p);
+    curl_easy_setopt(e, CURLOPT_NOBODY, (long)!strcmp(t->method, "HEAD"));
+    curl_easy_setopt(e, CURLOPT_CUSTOMREQUEST, t->method);
+    curl_easy_setopt(e, CURLOPT_FRESH_CONNECT, (long)(t->to.reach == REACH_PRIVATE));
+}
+
+static void hop_start(struct transfer *t) {
+    CURL *e = t->easy;
+    int64_t rest = t->deadline - t->client->env->mono_ms(t->client->env);
+    curl_slist_free_all(t->connect_to);
+    t->connect_to = t->to.connect_to ? curl_slist_append(NULL, t->to.connect_to) : NULL;
+    t->error.code[0] = 0;
     curl_easy_setopt(e, CURLOPT_PRIVATE, t);
+    curl_easy_setopt(e, CURLOPT_URL, t->to.url.p);
+    curl_easy_setopt(e, CURLOPT_CONNECT_TO, t->connect_to);
+    curl_easy_setopt(e, CURLOPT_TIMEOUT_MS, (long)(rest > 0 ? rest : 1));
     curl_easy_setopt(e, CURLOPT_ERRORBUFFER, t->detail);
     curl_easy_setopt(e, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(e, CURLOPT_QUICK_EXIT, 1L); /* do not wait for the resolver's thread when a transfer ends early */
-    curl_easy_setopt(e, CURLOPT_PROTOCOLS_STR, t->mail ? "smtp,smtps" : "http,https");
+    curl_easy_setopt(e, CURLOPT_PROTOCOLS_STR, t->is_mail ? "smtp,smtps" : "http,https");
     curl_easy_setopt(e, CURLOPT_PROXY, "");
     curl_easy_setopt(e, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
     curl_easy_setopt(e, CURLOPT_USERAGENT, "loom");
@@ -245,232 +276,140 @@ static void common_options(struct transfer *t) {
     curl_easy_setopt(e, CURLOPT_OPENSOCKETDATA, t);
     curl_easy_setopt(e, CURLOPT_WRITEFUNCTION, take_body);
     curl_easy_setopt(e, CURLOPT_WRITEDATA, t);
-    if (!t->client->network.ca_file) return;
-    curl_easy_setopt(e, CURLOPT_CAINFO, t->client->network.ca_file);
-    curl_easy_setopt(e, CURLOPT_CAPATH, NULL);
-}
-
-static void mail_options(struct transfer *t) {
-    struct net_client *c = t->client;
-    curl_easy_setopt(t->easy, CURLOPT_MAIL_RCPT, t->recipients);
-    curl_easy_setopt(t->easy, CURLOPT_UPLOAD, 1L);
-    curl_easy_setopt(t->easy, CURLOPT_READFUNCTION, give_mail);
-    curl_easy_setopt(t->easy, CURLOPT_READDATA, t);
-    curl_easy_setopt(t->easy, CURLOPT_INFILESIZE_LARGE, (curl_off_t)t->body.n);
-    curl_easy_setopt(t->easy, CURLOPT_HEADERFUNCTION, take_mail_reply);
-    curl_easy_setopt(t->easy, CURLOPT_HEADERDATA, t);
-    curl_easy_setopt(t->easy, CURLOPT_FORBID_REUSE,
-                     1L); /* a mail cannot be begun again on a connection that went stale */
-    curl_easy_setopt(t->easy, CURLOPT_USE_SSL, (long)(c->mail_user.p ? CURLUSESSL_ALL : CURLUSESSL_TRY));
-    if (!c->mail_user.p) return;
-    curl_easy_setopt(t->easy, CURLOPT_USERNAME, c->mail_user.p);
-    curl_easy_setopt(t->easy, CURLOPT_PASSWORD, c->mail_password.p);
-}
-
-static void http_options(struct transfer *t) {
-    const struct header *h = (const struct header *)(const void *)t->headers.p;
-    /* Over http a secret went in only because the place may be private: then it must be. */
-    if (t->has_secret && !t->to.connect_to && str_eq(t->to.scheme, STR("http"))) t->to.reach = REACH_PRIVATE;
-    curl_slist_free_all(t->lines);
-    t->lines = curl_slist_append(NULL, "Expect:");
-    if (t->body.p && !header_given(t, "content-type")) t->lines = curl_slist_append(t->lines, "Content-Type:");
-    for (size_t i = 0; i < t->headers.n / sizeof *h; i++) t->lines = curl_slist_append(t->lines, h[i].line);
-    curl_easy_setopt(t->easy, CURLOPT_HTTPHEADER, t->lines);
-    curl_easy_setopt(t->easy, CURLOPT_HTTPGET, 1L);
-    if (t->body.p) {
-        curl_easy_setopt(t->easy, CURLOPT_POSTFIELDS, t->body.p);
-        curl_easy_setopt(t->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)t->body.n);
-    }
-    curl_easy_setopt(t->easy, CURLOPT_NOBODY, (long)!strcmp(t->method, "HEAD"));
-    curl_easy_setopt(t->easy, CURLOPT_CUSTOMREQUEST, t->method);
-    curl_easy_setopt(t->easy, CURLOPT_FRESH_CONNECT, (long)(t->to.reach == REACH_PRIVATE));
-}
-
-static void hop_start(struct transfer *t) {
-    int64_t rest = t->deadline - t->client->env->mono_ms(t->client->env);
-    t->error.code[0] = 0;
-    if (t->mail)
+    curl_easy_setopt(e, CURLOPT_HEADERFUNCTION, take_header);
+    curl_easy_setopt(e, CURLOPT_HEADERDATA, t);
+    if (t->client->ca_file) curl_easy_setopt(e, CURLOPT_CAINFO, t->client->ca_file);
+    if (t->client->ca_file) curl_easy_setopt(e, CURLOPT_CAPATH, NULL);
+    if (t->is_mail)
         mail_options(t);
     else
         http_options(t);
-    curl_slist_free_all(t->connect_to);
-    t->connect_to = t->to.connect_to ? curl_slist_append(NULL, t->to.connect_to) : NULL;
-    curl_easy_setopt(t->easy, CURLOPT_CONNECT_TO, t->connect_to);
-    curl_easy_setopt(t->easy, CURLOPT_URL, t->to.url.p);
-    curl_easy_setopt(t->easy, CURLOPT_TIMEOUT_MS, (long)(rest > 0 ? rest : 1));
-    curl_multi_add_handle(t->client->multi, t->easy);
+    curl_multi_add_handle(t->client->multi, e);
 }
 
 /* ---- ending ---- */
 
-/* JSON text of a remote side's bytes; what is not UTF-8 is taken for Latin-1, as HTTP's headers were. */
-static void header_quote(struct str s, struct buf *out) {
-    struct buf utf8 = {0};
-    if (json_quote(s, out)) return;
-    for (size_t i = 0; i < s.n; i++) {
-        unsigned char c = (unsigned char)s.p[i];
-        if (c >= 0x80) buf_char(&utf8, (char)(0xc0 | c >> 6));
-        buf_char(&utf8, (char)(c >= 0x80 ? 0x80 | (c & 0x3f) : c));
+void base64(struct str s, struct buf *out) {
+    for (size_t i = 0, n; i < s.n; i += n) {
+        unsigned char text[80];
+        n = s.n - i < 57 ? s.n - i : 57;
+        buf_add(out, text, (size_t)EVP_EncodeBlock(text, (const unsigned char *)s.p + i, (int)n));
     }
-    json_quote(buf_view(&utf8), out);
-    buf_free(&utf8);
 }
 
 static void headers_write(CURL *easy, struct buf *out) {
     struct curl_header *h = NULL, *more;
-    buf_char(out, '{');
+    struct buf value = {0};
     while ((h = curl_easy_nextheader(easy, CURLH_HEADER, -1, h)) != NULL) {
         if (h->index) continue; /* was joined to the first of its name */
-        struct buf name = {0}, value = {0};
-        for (const char *p = h->name; *p; p++) buf_char(&name, *p >= 'A' && *p <= 'Z' ? (char)(*p + 32) : *p);
-        for (size_t i = 0; i < h->amount; i++) {
-            if (curl_easy_header(easy, h->name, i, CURLH_HEADER, -1, &more)) continue;
-            if (i) buf_add(&value, ", ", 2);
-            buf_str(&value, str_of(more->value));
-        }
-        if (out->n > 1) buf_char(out, ',');
-        header_quote(buf_view(&name), out);
-        buf_char(out, ':');
-        header_quote(buf_view(&value), out);
-        buf_free(&name);
-        buf_free(&value);
+        buf_clear(&value);
+        for (size_t i = 0; i < h->amount && !curl_easy_header(easy, h->name, i, CURLH_HEADER, -1, &more); i++)
+            buf_json(&value, i ? ", %s" : "%s", more->value);
+        size_t name = out->n;
+        buf_json(out, name ? ",%z" : "%z", h->name);
+        for (; name < out->n; name++) out->p[name] = (char)tolower(out->p[name]);
+        buf_json(out, ":%q", buf_view(&value));
     }
-    buf_char(out, '}');
+    buf_free(&value);
 }
 
-static bool json_type(const char *type) {
+/* An answer that is JSON; not if a secret stands outside of its strings, where a handle cannot stand. */
+static bool json_body(struct transfer *t, struct buf *out) {
+    char *type = NULL;
+    curl_easy_getinfo(t->easy, CURLINFO_CONTENT_TYPE, &type);
     size_t n = type ? strcspn(type, "; \t") : 0;
-    return (n == 16 && !strncasecmp(type, "application/json", n)) || (n > 5 && !strncasecmp(type + n - 5, "+json", 5));
-}
-
-static bool body_json(struct transfer *t, struct buf *out) {
+    if (!(n == 16 && !strncasecmp(type, "application/json", n)) && !(n > 5 && !strncasecmp(type + n - 5, "+json", 5)))
+        return false;
     yyjson_doc *doc = json_parse(buf_view(&t->answer), NULL);
-    if (!doc) return false;
-    json_write(yyjson_doc_get_root(doc), out);
-    yyjson_doc_free(doc);
-    size_t n = out->n;
-    secrets_redact(&t->client->secrets, t->policy, true, out);
-    if (n == out->n) return true;
-    doc = json_parse(buf_view(out), NULL); /* no more if the value stood outside of a string */
-    if (!doc) buf_clear(out);
+    if (doc) json_write(yyjson_doc_get_root(doc), out);
+    if (doc && secrets_redact(&t->client->secrets, t->policy, true, out)) {
+        yyjson_doc_free(doc);
+        doc = json_parse(buf_view(out), NULL);
+    }
     yyjson_doc_free(doc);
     return doc != NULL;
 }
 
-/* Writes the body; false: as base64. */
-static bool body_write(struct transfer *t, struct buf *out) {
-    char *type = NULL;
-    const struct secrets *secrets = &t->client->secrets;
-    curl_easy_getinfo(t->easy, CURLINFO_CONTENT_TYPE, &type);
-    if (json_type(type) && body_json(t, out)) return true;
-    secrets_redact(secrets, t->policy, false, &t->answer);
-    if (json_quote(buf_view(&t->answer), out)) return true;
-    buf_char(out, '"');
-    base64(buf_view(&t->answer), 0, out);
-    buf_char(out, '"');
-    return false;
-}
-
 static void answer_write(struct transfer *t, struct buf *out) {
     struct buf headers = {0}, body = {0};
+    yyjson_mut_val text = {0};
+    const struct secrets *secrets = &t->client->secrets;
     long status = 0;
-    if (t->mail) {
-        buf_str(out, STR("{\"status\":250,\"headers\":{},\"body\":null}"));
-        return;
-    }
+    const char *end = "";
     curl_easy_getinfo(t->easy, CURLINFO_RESPONSE_CODE, &status);
     headers_write(t->easy, &headers);
-    secrets_redact(&t->client->secrets, t->policy, true, &headers);
-    bool text = body_write(t, &body);
-    buf_json(out, "{\"status\":%d,\"headers\":%j,\"body\":%j%s}", (int64_t)status, buf_view(&headers), buf_view(&body),
-             text ? "" : ",\"bodyEncoding\":\"base64\"");
+    secrets_redact(secrets, t->policy, true, &headers);
+    if (!json_body(t, &body)) {
+        buf_clear(&body);
+        secrets_redact(secrets, t->policy, false, &t->answer);
+        yyjson_mut_set_strn(&text, t->answer.n ? t->answer.p : "", t->answer.n);
+        if (!json_write_mut(&text, &body)) { /* not UTF-8 */
+            buf_char(&body, '"');
+            base64(buf_view(&t->answer), &body);
+            end = "\",\"bodyEncoding\":\"base64\"";
+        }
+    }
+    buf_json(out, "{\"status\":%d,\"headers\":{%j},\"body\":%j%s}", (int64_t)status, buf_view(&headers),
+             buf_view(&body), end);
     buf_free(&headers);
     buf_free(&body);
 }
 
-static void error_write(struct transfer *t, struct buf *out) {
-    struct buf message = {0};
-    buf_str(&message, str_of(t->error.message));
-    secrets_redact(&t->client->secrets, t->policy, false, &message);
-    snprintf(t->error.message, sizeof t->error.message, "%.*s", (int)message.n, message.p);
-    buf_free(&message);
-    error_json(&t->error, out);
-}
-
-/* The only end of a transfer; ok: with its answer, otherwise with t->error. */
+/* The only end of a transfer: with its answer, or with t->error. */
 static void transfer_end(struct transfer *t, bool ok) {
     struct buf json = {0};
-    if (ok)
+    if (ok && t->is_mail)
+        buf_str(&json, STR("{\"status\":250,\"headers\":{},\"body\":null}"));
+    else if (ok)
         answer_write(t, &json);
     else
-        error_write(t, &json);
+        error_json(&t->error, &json);
+    if (!ok) secrets_redact(&t->client->secrets, t->policy, true, &json);
     map_remove(&t->client->open, (struct str){(char *)&t->id, sizeof t->id});
     curl_multi_remove_handle(t->client->multi, t->easy);
     t->done(t->ctx, ok, buf_view(&json));
     curl_easy_cleanup(t->easy);
     curl_slist_free_all(t->lines);
     curl_slist_free_all(t->connect_to);
-    curl_slist_free_all(t->recipients);
-    buf_free(&t->headers);
+    curl_slist_free_all(t->mail.to);
+    curl_slist_free_all(t->mail.headers);
+    curl_mime_free(t->mail.mime);
     buf_free(&t->answer);
     buf_free(&json);
     arena_free(&t->arena);
-    free(t->policy);
     free(t);
 }
 
-static void failed(struct transfer *t, CURLcode rc) {
-    const char *reason = t->detail[0] ? t->detail : curl_easy_strerror(rc), *ca = t->client->network.ca_file;
-    bool untrusted = rc == CURLE_PEER_FAILED_VERIFICATION || rc == CURLE_SSL_CACERT_BADFILE;
-    long status = 0;
-    curl_easy_getinfo(t->easy, CURLINFO_RESPONSE_CODE, &status);
-    if (rc == CURLE_COULDNT_CONNECT && t->error.code[0]) return; /* open_socket refused it */
-    error_set(&t->error,
-              t->too_large                     ? LOOM_E_TOO_LARGE
-              : rc == CURLE_OPERATION_TIMEDOUT ? LOOM_E_TIMEOUT
-                                               : LOOM_E_NETWORK,
-              "%.200s:%d: %.300s%s%.300s", t->to.host.p, t->to.port,
-              t->too_large ? "the answer has more than 2 MB" : reason,
-              untrusted ? "; trusted are only the CAs of " : "",
-              !untrusted ? ""
-              : ca       ? ca
-                         : "this system (network.caFile in loom.json names another)");
+static void failed(struct transfer *t, CURLcode rc, long status) {
+    const char *ca = t->client->ca_file ? t->client->ca_file
+                                        : "the system's CAs (network.caFile in loom.json names another)";
+    bool untrusted = rc == CURLE_PEER_FAILED_VERIFICATION || rc == CURLE_SSL_CACERT_BADFILE,
+         late = rc == CURLE_OPERATION_TIMEDOUT;
+    if (t->error.code[0] && (rc == CURLE_COULDNT_CONNECT || rc == CURLE_WRITE_ERROR)) return; /* a callback said why */
+    error_set(&t->error, late ? LOOM_E_TIMEOUT : LOOM_E_NETWORK, "%.200s:%d: %.300s%s%.300s", t->to.host.p, t->to.port,
+              t->detail[0] ? t->detail : curl_easy_strerror(rc), untrusted ? "; trusted is only " : "",
+              untrusted ? ca : "");
     if (untrusted || rc == CURLE_USE_SSL_FAILED) t->error.retryable = false;
-    if (!t->mail || status < 400 || rc == CURLE_OPERATION_TIMEDOUT) return;
+    if (!t->is_mail || status < 400 || late) return;
     snprintf(t->error.code, sizeof t->error.code, "smtp_%ld", status);
     snprintf(t->error.message, sizeof t->error.message, "the mail server %.200s says: %.*s", t->to.host.p,
-             (int)t->answer.n, t->answer.p);
+             (int)(t->answer.n < 500 ? t->answer.n : 500), t->answer.p);
     t->error.retryable = status < 500;
 }
 
-static void headers_drop(struct transfer *t, bool credentials, bool entity) {
-    struct header *h = (struct header *)(void *)t->headers.p;
-    size_t kept = 0;
-    for (size_t i = 0; i < t->headers.n / sizeof *h; i++) {
-        if (!(credentials && h[i].credential) && !(entity && h[i].entity)) h[kept++] = h[i];
-    }
-    t->headers.n = kept * sizeof *h;
-    t->has_secret = t->has_secret && !credentials;
-}
-
-/* RFC 9110, 15.4: what changes on the way to the next hop. 0, or t->error says why there is none. */
+/* Goes on to the next hop (RFC 9110, 15.4), or t->error says why there is none. */
 static int redirect(struct transfer *t, const char *url, long status) {
-    struct destination from = t->to;
-    if (++t->redirects > REDIRECTS_MAX) {
-        error_set(&t->error, LOOM_E_NETWORK, "%.200s: more than %d redirects", t->to.host.p, REDIRECTS_MAX);
-        t->error.retryable = false;
-        return LOOM_E_NETWORK;
-    }
-    int rc = http_aim(t, str_of(url));
-    if (rc) return rc;
-    bool other = !str_eq(from.scheme, t->to.scheme) || from.port != t->to.port || from.host.n != t->to.host.n ||
-                 strncasecmp(from.host.p, t->to.host.p, from.host.n) != 0;
-    bool get = (status == 303 && strcmp(t->method, "HEAD")) || (status < 303 && !strcmp(t->method, "POST"));
-    if (get) {
+    if (t->redirects++ == REDIRECTS_MAX)
+        return REFUSE(t, DENIED, "%.200s redirects more than %d times", t->to.host.p, REDIRECTS_MAX);
+    if ((status == 303 && strcmp(t->method, "HEAD") != 0) || (status < 303 && !strcmp(t->method, "POST"))) {
         t->method = "GET";
         t->body = STR_NONE;
     }
-    headers_drop(t, other, get);
+    int rc = http_aim(t, str_of(url));
+    if (rc) return rc;
+    curl_multi_remove_handle(t->client->multi, t->easy);
+    buf_clear(&t->answer);
+    hop_start(t);
     return 0;
 }
 
@@ -479,15 +418,9 @@ static void transfer_ended(struct transfer *t, CURLcode rc) {
     char *url = NULL;
     curl_easy_getinfo(t->easy, CURLINFO_RESPONSE_CODE, &status);
     curl_easy_getinfo(t->easy, CURLINFO_REDIRECT_URL, &url);
-    if (rc != CURLE_OK) failed(t, rc);
     bool moved = rc == CURLE_OK && url && (status == 307 || status == 308 || (status >= 301 && status <= 303));
-    if (moved && redirect(t, url, status) == 0) {
-        curl_multi_remove_handle(t->client->multi, t->easy);
-        buf_clear(&t->answer);
-        hop_start(t);
-        return;
-    }
-    transfer_end(t, rc == CURLE_OK && !moved);
+    if (rc != CURLE_OK) failed(t, rc, status);
+    if (!moved || redirect(t, url, status) != 0) transfer_end(t, rc == CURLE_OK && !moved);
 }
 
 /* ---- the net thread ---- */
@@ -544,11 +477,10 @@ static void *net_thread(void *ctx) {
 
 uint64_t net_send(struct net_client *c, const struct net_request *r) {
     struct transfer *t = mem_alloc(sizeof *t);
-    *t = (struct transfer){.client = c, .policy = net_policy_copy(r->policy), .ctx = r->ctx, .done = r->done};
+    *t = (struct transfer){.client = c, .policy = r->policy, .ctx = r->ctx, .done = r->done, .easy = curl_easy_init()};
     t->deadline = c->env->mono_ms(c->env) + (r->timeout_ms > 0 ? r->timeout_ms : TIMEOUT_MS);
-    t->easy = curl_easy_init();
     if (!t->easy) abort(); /* out of memory */
-    if (prepare(t, r) == 0) common_options(t);
+    prepare(t, r);
     pthread_mutex_lock(&c->lock);
     uint64_t id = t->id = ++c->last_id;
     bool first = !c->inbox;
@@ -568,49 +500,65 @@ void net_cancel(struct net_client *c, uint64_t id) {
 
 int net_secret_handle(struct net_client *c, const struct net_policy *policy, struct str name, struct buf *out,
                       struct error *err) {
-    return secret_handle(&c->secrets, policy, name, out, err);
+    const struct secret *s;
+    int rc = secret_find(&c->secrets, policy, name, &s, err);
+    if (!rc) buf_json(out, SECRET_HANDLE "%j}}", name);
+    return rc;
 }
 
-static int mail_read(struct net_client *c, yyjson_val *doc, struct error *err) {
-    static const char *const known[] = {"server", "from", "user", "password", NULL};
-    int rc = fields_check(doc, known, "mail", err);
-    struct str password = json_str(doc, "password");
-    if (rc || !doc) return rc;
-    rc = network_find(&c->network, json_str(doc, "server"), &c->arena, &c->mail_server, err);
-    if (rc || !str_starts(c->mail_server.scheme, STR("smtp")))
-        return error_set(err, LOOM_E_INVALID_DOCUMENT,
-                         "mail.server: expected \"smtp://HOST:PORT\" or \"smtps://HOST:PORT\"");
-    c->mail_server.reach |= REACH_PRIVATE;
-    c->mail_from = arena_dup(&c->arena, json_str(doc, "from"));
-    if (!json_str(doc, "user").p) return 0;
-    const struct secret *s = secret_find(&c->secrets, password);
-    if (!s || !host_listed((struct strings){s->hosts, s->host_count}, c->mail_server.host, c->mail_server.port))
-        return error_set(err, LOOM_E_INVALID_DOCUMENT,
-                         "mail.password: expected the name of one of the secrets, whose hosts list the mail server");
-    c->mail_user = arena_dup(&c->arena, json_str(doc, "user"));
-    c->mail_password = s->value;
-    return 0;
+static int mail_read(struct net_client *c, struct error *err) {
+    struct destination *to = &c->mail_server;
+    struct str password = json_str(c->mail, "password");
+    const struct net_policy all = {.secrets = &password, .secret_count = 1};
+    int rc = c->mail ? destination_find(c->network, json_str(c->mail, "server"), &c->arena, to, err) : 0;
+    to->reach |= REACH_PRIVATE;
+    if (rc || !password.p) return rc;
+    if (secret_find(&c->secrets, &all, password, &c->mail_password, NULL) == 0 &&
+        host_listed(c->mail_password->hosts, to->host, to->port))
+        return 0;
+    return error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json/mail/password must name a secret whose hosts list %.200s",
+                     to->host.p);
+}
+
+static int config_read(struct net_client *c, yyjson_val *config, const char *dir, struct error *err) {
+    struct buf text = {0};
+    int rc = config ? schema_check(schema, config, LOOM_E_INVALID_DOCUMENT, "loom.json", err) : 0;
+    if (rc) return rc;
+    json_write(config, &text);
+    c->config = json_parse(config ? buf_view(&text) : STR("{}"), NULL);
+    buf_free(&text);
+    yyjson_val *root = yyjson_doc_get_root(c->config);
+    c->network = yyjson_obj_get(root, "network");
+    c->mail = yyjson_obj_get(root, "mail");
+    if (json_str(c->network, "caFile").p) c->ca_file = path_in(dir, json_str(c->network, "caFile"), &c->arena);
+    if (c->ca_file && access(c->ca_file, R_OK))
+        return error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json/network/caFile: cannot read %s: %s", c->ca_file,
+                         strerror(errno));
+    rc = secrets_read(yyjson_obj_get(root, "secrets"), dir, &c->arena, &c->secrets, err);
+    return rc ? rc : mail_read(c, err);
+}
+
+static void config_free(struct net_client *c) {
+    yyjson_doc_free(c->config);
+    arena_free(&c->arena);
+    free(c);
 }
 
 struct net_client *net_client_new(struct env *env, yyjson_val *config, const char *dir, struct error *err) {
     struct net_client *c = mem_alloc(sizeof *c);
     sigset_t all, before;
     *c = (struct net_client){.env = env, .inbox_end = &c->inbox};
-    if (network_read(yyjson_obj_get(config, "network"), dir, &c->arena, &c->network, err) ||
-        secrets_read(yyjson_obj_get(config, "secrets"), dir, &c->arena, &c->secrets, err) ||
-        mail_read(c, yyjson_obj_get(config, "mail"), err)) {
-        arena_free(&c->arena);
-        free(c);
+    if (config_read(c, config, dir, err)) {
+        config_free(c);
         return NULL;
     }
     curl_global_init(CURL_GLOBAL_DEFAULT);
     pthread_mutex_init(&c->lock, NULL);
     c->multi = curl_multi_init();
-    if (!c->multi) abort(); /* out of memory */
     curl_multi_setopt(c->multi, CURLMOPT_MAXCONNECTS, (long)IDLE_CONNECTIONS);
     sigfillset(&all); /* signals are for the program's own threads; a broken pipe is for nobody */
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    if (pthread_create(&c->thread, NULL, net_thread, c)) abort(); /* out of memory */
+    if (!c->multi || pthread_create(&c->thread, NULL, net_thread, c)) abort(); /* out of memory */
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return c;
 }
@@ -626,6 +574,5 @@ void net_client_free(struct net_client *c) {
     curl_global_cleanup();
     pthread_mutex_destroy(&c->lock);
     map_free(&c->open);
-    arena_free(&c->arena);
-    free(c);
+    config_free(c);
 }

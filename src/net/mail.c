@@ -1,47 +1,32 @@
-/* mail.c: from JSON to a message (RFC 5322, MIME) and its envelope.
+/* mail.c: from JSON to a mail: envelope, headers (RFC 5322) and parts, which curl writes (MIME).
  *
- * {"from", "to": string or list, "subject", "text", "html", "headers"}. Addresses are "local@domain" or "Name <local@domain>", in
- * ASCII. Control characters anywhere but in text and html are refused, so that nothing can add a header or a recipient. Words
- * beyond ASCII are encoded words; a part that is not plain ASCII in short lines goes as base64. Message-ID comes from the
- * idempotency key, so that a mail sent twice can be told to be one. No attachments, no cc, no bcc.
+ * {"from", "to": string or list, "subject", "text" and/or "html", "headers"}. Addresses are "local@domain" or "Name <local@domain>",
+ * in ASCII. Control characters anywhere but in text and html are refused, so that nothing can add a header or a recipient.
+ * Words beyond ASCII become encoded words. Message-ID comes from the idempotency key, so that a mail sent twice can be told
+ * to be one. No attachments, no cc, no bcc.
  */
 #include "net/parts.h"
-#include <openssl/evp.h>
 #include <string.h>
 #include <time.h>
 
-enum { LINE_MAX_BYTES = 900, BASE64_LINE = 57, WORD_BYTES = 42 };
+enum { LINE_BYTES = 900, WORD_BYTES = 42 };
 
-bool printable(struct str s) {
-    for (size_t i = 0; i < s.n; i++) {
-        if (((unsigned char)s.p[i] < 0x20 && s.p[i] != '\t') || s.p[i] == 0x7f) return false;
-    }
-    return true;
-}
+static const char schema[] =
+    "{'type':'object','required':['to','subject'],'anyOf':[{'required':['text']},{'required':['html']}],'properties':{"
+    "'from':{'type':'string'," SCHEMA_MAILBOX "},'subject':" SCHEMA_LINE ","
+    "'to':{'type':['string','array'],'minItems':1," SCHEMA_MAILBOX ",'items':{'type':'string'," SCHEMA_MAILBOX "}},"
+    "'text':{'type':'string'},'html':{'type':'string'},'headers':{'type':'object','additionalProperties':" SCHEMA_LINE
+    ","
+    "'propertyNames':{'pattern':'^(?!(?i:from|sender|to|cc|bcc|subject|date|message-id|received|return-path|mime-"
+    "version|"
+    "content-.*|x-idempotency-key)$)[A-Za-z0-9-]{1,64}$'}}}}";
 
-bool header_name_ok(struct str name) {
-    for (size_t i = 0; i < name.n; i++) {
-        unsigned char c = (unsigned char)name.p[i];
-        if (c <= 0x20 || c >= 0x7f || strchr("\"(),/:;<=>?@[\\]{}", c)) return false;
-    }
-    return name.n > 0 && name.n <= 256;
-}
-
-void base64(struct str s, size_t line, struct buf *out) {
-    for (size_t i = 0, n; i < s.n; i += n) {
-        unsigned char text[80];
-        n = s.n - i < BASE64_LINE ? s.n - i : BASE64_LINE;
-        buf_add(out, text, (size_t)EVP_EncodeBlock(text, (const unsigned char *)s.p + i, (int)n));
-        if (line) buf_add(out, "\r\n", 2);
-    }
-}
-
-/* ASCII without any of the specials, and nothing that reads as an encoded word. */
+/* One line of printable ASCII without any of the specials, and nothing that reads as an encoded word. */
 static bool plain(struct str s, const char *specials) {
     for (size_t i = 0; i < s.n; i++) {
-        if ((signed char)s.p[i] < 0 || strchr(specials, s.p[i])) return false;
+        if (s.p[i] < 0x20 || s.p[i] > 0x7e || strchr(specials, s.p[i])) return false;
     }
-    return s.n <= LINE_MAX_BYTES && !(s.n && memmem(s.p, s.n, "=?", 2));
+    return s.n <= LINE_BYTES && !(s.n && memmem(s.p, s.n, "=?", 2));
 }
 
 static void words(struct str s, const char *specials, struct buf *out) {
@@ -51,145 +36,104 @@ static void words(struct str s, const char *specials, struct buf *out) {
     }
     for (size_t i = 0, n; i < s.n; i += n) {
         n = s.n - i < WORD_BYTES ? s.n - i : WORD_BYTES;
-        while (i + n < s.n && n > 1 && ((unsigned char)s.p[i + n] & 0xc0) == 0x80) n--;
+        while (i + n < s.n && n > 1 && ((unsigned char)s.p[i + n] & 0xc0) == 0x80) n--; /* not within a character */
         buf_json(out, "%s=?UTF-8?B?", i ? "\r\n " : "");
-        base64((struct str){s.p + i, n}, 0, out);
-        buf_add(out, "?=", 2);
+        base64((struct str){s.p + i, n}, out);
+        buf_str(out, STR("?="));
     }
 }
 
-/* "local@domain" or "Name <local@domain>"; *addr is the bare address, the header's form goes to out. */
-static int address(struct str s, const char *field, struct str *addr, struct buf *out, struct error *err) {
-    const char *open = s.n && s.p[s.n - 1] == '>' ? memrchr(s.p, '<', s.n) : NULL;
-    struct str name = {s.p, open ? (size_t)(open - s.p) : 0};
-    *addr = open ? (struct str){open + 1, (size_t)(s.p + s.n - 1 - (open + 1))} : s;
-    const char *at = addr->n ? memrchr(addr->p, '@', addr->n) : NULL;
-    if (!printable(s) || !at || at == addr->p || at + 1 == addr->p + addr->n || addr->n > 254 ||
-        !plain(*addr, " \t\"(),:;<>[\\]"))
-        return error_set(err, LOOM_E_INVALID_ARGUMENT,
-                         "%s: \"%.*s\" is not a mail address; expected local@domain or Name <local@domain>", field,
-                         (int)(s.n > 200 ? 200 : s.n), s.p ? s.p : "");
+/* Adds a mailbox to a header; answers the bare address. */
+static struct str mailbox(struct str s, struct arena *a, struct buf *out) {
+    const char *open = s.p[s.n - 1] == '>' ? memrchr(s.p, '<', s.n) : NULL;
+    struct str name = {s.p, open ? (size_t)(open - s.p) : 0}, bare = s;
+    if (open) bare = (struct str){open + 1, s.n - name.n - 2};
     while (name.n && strchr(" \"", name.p[name.n - 1])) name.n--;
     while (name.n && strchr(" \"", name.p[0])) name.p++, name.n--;
-    if (name.n) words(name, "\"(),.:;<>@[\\]", out);
-    buf_json(out, name.n ? " <%j>" : "%j", *addr);
-    return 0;
+    words(name, "\"(),.:;<>@[\\]", out);
+    buf_json(out, name.n ? " <%j>" : "%j", bare);
+    return arena_dup(a, bare);
 }
 
-static int recipients(yyjson_val *to, struct arena *a, struct strings *out, struct buf *header, struct error *err) {
-    size_t count = yyjson_is_arr(to) ? yyjson_arr_size(to) : 1;
-    out->items = arena_alloc(a, (count + 1) * sizeof(struct str));
-    for (size_t i = 0; i < count; i++) {
-        yyjson_val *v = yyjson_is_arr(to) ? yyjson_arr_get(to, i) : to;
-        struct str s = {yyjson_get_str(v), yyjson_get_len(v)};
-        if (i) buf_add(header, ",\r\n ", 4);
-        int rc = address(s, "to", &out->items[i], header, err);
-        if (rc) return rc;
-        out->items[i] = arena_dup(a, out->items[i]);
-    }
-    out->count = count;
-    return count ? 0 : error_set(err, LOOM_E_INVALID_ARGUMENT, "to: expected at least one mail address");
-}
-
-/* Headers of the guest's own. */
-static int more_headers(yyjson_val *obj, struct buf *out, struct error *err) {
-    static const char *const ours[] = {"from",
-                                       "sender",
-                                       "to",
-                                       "cc",
-                                       "bcc",
-                                       "subject",
-                                       "date",
-                                       "message-id",
-                                       "received",
-                                       "return-path",
-                                       "mime-version",
-                                       "content-type",
-                                       "content-transfer-encoding",
-                                       "x-idempotency-key",
-                                       NULL};
-    size_t i, n;
-    yyjson_val *key, *v;
-    yyjson_obj_foreach(obj, i, n, key, v) {
-        struct str name = {yyjson_get_str(key), yyjson_get_len(key)}, value = {yyjson_get_str(v), yyjson_get_len(v)};
-        if (!header_name_ok(name) || word_find(ours, name) || !value.p || !printable(value))
-            return error_set(
-                err, LOOM_E_INVALID_ARGUMENT,
-                "headers: \"%.100s\" is not a header that can be set, or its value is not one line of text", name.p);
-        buf_json(out, "%j: ", name);
-        words(value, "", out);
-        buf_add(out, "\r\n", 2);
-    }
-    return 0;
-}
-
-static void part(struct buf *m, const char *type, struct str text) {
-    struct buf body = {0};
-    size_t line = 0;
-    bool short_ascii = true;
-    for (size_t i = 0; i < text.n; i++) {
-        char c = text.p[i];
-        bool end = c == '\n' || c == '\r';
-        if (c == '\n' && i && text.p[i - 1] == '\r') continue;
-        buf_add(&body, end ? "\r\n" : &c, end ? 2 : 1);
-        line = end ? 0 : line + 1;
-        short_ascii = short_ascii && c > 0 && line <= LINE_MAX_BYTES;
-    }
-    if (line) buf_add(&body, "\r\n", 2);
-    buf_json(m, "Content-Type: %s; charset=utf-8\r\nContent-Transfer-Encoding: %s\r\n\r\n", type,
-             short_ascii ? "7bit" : "base64");
-    if (short_ascii)
-        buf_str(m, buf_view(&body));
+static void header(struct mail *m, const char *name, struct str value, bool as_is) {
+    struct buf line = {0};
+    buf_json(&line, "%s: ", name);
+    if (as_is)
+        buf_str(&line, value);
     else
-        base64(buf_view(&body), BASE64_LINE, m);
-    buf_free(&body);
+        words(value, "", &line);
+    buf_char(&line, 0);
+    m->headers = curl_slist_append(m->headers, line.p);
+    buf_free(&line);
 }
 
-static void body_add(struct buf *m, struct str text, struct str html, const char *id) {
-    if (!text.p || !html.p) {
-        part(m, html.p ? "text/html" : "text/plain", html.p ? html : text);
-        return;
+/* Lines end in CR LF, as mail has it; what is not short plain lines goes as quoted-printable. */
+static void part(curl_mime *mime, const char *type, struct str text) {
+    if (!text.p) return;
+    struct buf lines = {0};
+    bool ascii = true;
+    size_t start = 0;
+    for (size_t i = 0; i < text.n; i++) {
+        ascii = ascii && text.p[i] > 0 && lines.n - start < LINE_BYTES;
+        if (text.p[i] == '\r' && i + 1 < text.n && text.p[i + 1] == '\n') continue;
+        if (text.p[i] != '\n' && text.p[i] != '\r')
+            buf_char(&lines, text.p[i]);
+        else
+            buf_str(&lines, STR("\r\n")), start = lines.n;
     }
-    buf_json(m, "Content-Type: multipart/alternative; boundary=\"loom-%s\"\r\n\r\n--loom-%s\r\n", id, id);
-    part(m, "text/plain", text);
-    buf_json(m, "\r\n--loom-%s\r\n", id);
-    part(m, "text/html", html);
-    buf_json(m, "\r\n--loom-%s--\r\n", id);
+    curl_mimepart *p = curl_mime_addpart(mime);
+    curl_mime_data(p, lines.n ? lines.p : "", lines.n);
+    curl_mime_type(p, type);
+    curl_mime_encoder(p, ascii ? "7bit" : "quoted-printable");
+    buf_free(&lines);
 }
 
-int mail_compose(yyjson_val *json, struct str from, struct str key, int64_t now_ms, struct arena *a, struct mail *out,
-                 struct error *err) {
-    struct str subject = json_str(json, "subject"), text = json_str(json, "text"), html = json_str(json, "html");
-    struct buf m = {0};
-    char id[65], date[64];
-    struct tm tm;
+static void headers_add(yyjson_val *json, struct str from, struct str key, int64_t now_ms, struct arena *a,
+                        struct mail *m) {
+    yyjson_val *to = yyjson_obj_get(json, "to"), *name, *v;
+    struct buf mailboxes = {0};
+    size_t i, n, many = yyjson_is_arr(to) ? yyjson_arr_size(to) : 1;
+    char date[64], id[65];
     time_t seconds = (time_t)(now_ms / 1000);
+    strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S +0000", gmtime_r(&seconds, &(struct tm){0}));
+    header(m, "Date", str_of(date), true);
+    m->from = mailbox(from, a, &mailboxes);
+    header(m, "From", buf_view(&mailboxes), true);
+    buf_clear(&mailboxes);
+    for (i = 0; i < many; i++) {
+        v = yyjson_is_arr(to) ? yyjson_arr_get(to, i) : to;
+        if (i) buf_str(&mailboxes, STR(",\r\n "));
+        m->to = curl_slist_append(m->to, mailbox(str_in(v), a, &mailboxes).p);
+    }
+    header(m, "To", buf_view(&mailboxes), true);
+    buf_free(&mailboxes);
+    header(m, "Subject", json_str(json, "subject"), false);
     sha256_hex(key, id);
-    id[32] = 0;
-    strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S +0000", gmtime_r(&seconds, &tm));
-    buf_json(&m, "Date: %s\r\nFrom: ", date);
-    int rc = address(json_str(json, "from").p ? json_str(json, "from") : from, "from", &out->from, &m, err);
-    buf_json(&m, "\r\nTo: ");
-    if (!rc) rc = recipients(yyjson_obj_get(json, "to"), a, &out->to, &m, err);
-    if (!rc && (!subject.p || !printable(subject)))
-        rc = error_set(err, LOOM_E_INVALID_ARGUMENT, "subject: expected one line of text");
-    if (!rc && !text.p && !html.p)
-        rc = error_set(err, LOOM_E_INVALID_ARGUMENT, "text: expected the mail's text, or html");
-    if (!rc && !(printable(key) && plain(key, "")))
-        rc = error_set(err, LOOM_E_INVALID_ARGUMENT,
-                       "the idempotency key must be one line of ASCII, at most 900 bytes");
+    header(m, "Message-ID", arena_json(a, "<%j@%s>", (struct str){id, 32}, strrchr(m->from.p, '@') + 1), true);
+    header(m, "X-Idempotency-Key", key, false);
+    yyjson_obj_foreach(yyjson_obj_get(json, "headers"), i, n, name, v)
+        header(m, yyjson_get_str(name), str_in(v), false);
+}
+
+int mail_compose(CURL *easy, struct str text, struct str from, struct str key, int64_t now_ms, struct arena *a,
+                 struct mail *m, struct error *err) {
+    yyjson_doc *doc = json_parse(text, err);
+    yyjson_val *json = yyjson_doc_get_root(doc);
+    if (!doc) return LOOM_E_INVALID_JSON;
+    int rc = schema_check(schema, json, LOOM_E_INVALID_ARGUMENT, "mail", err);
+    if (json_str(json, "from").p) from = json_str(json, "from");
+    if (!rc && !from.p)
+        rc = error_set(err, LOOM_E_INVALID_ARGUMENT, "mail/from is missing, and loom.json has no mail.from");
     if (!rc) {
-        out->from = arena_dup(a, out->from);
-        buf_json(&m, "\r\nSubject: ");
-        words(subject, "", &m);
-        buf_json(&m, "\r\nMessage-ID: <%s@%s>\r\nX-Idempotency-Key: %j\r\nMIME-Version: 1.0\r\n", id,
-                 strrchr(out->from.p, '@') + 1, key);
-        rc = more_headers(yyjson_obj_get(json, "headers"), &m, err);
+        headers_add(json, from, key, now_ms, a, m);
+        curl_mime *parts = curl_mime_init(easy);
+        part(parts, "text/plain; charset=utf-8", json_str(json, "text"));
+        part(parts, "text/html; charset=utf-8", json_str(json, "html"));
+        m->mime = curl_mime_init(easy);
+        curl_mimepart *all = curl_mime_addpart(m->mime);
+        curl_mime_subparts(all, parts);
+        curl_mime_type(all, "multipart/alternative");
     }
-    if (!rc) {
-        body_add(&m, text, html, id);
-        out->text = arena_dup(a, buf_view(&m));
-    }
-    buf_free(&m);
+    yyjson_doc_free(doc);
     return rc;
 }

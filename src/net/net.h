@@ -10,10 +10,10 @@
 
 /* Where an activity may go. Immutable once made; shared by its attempts. */
 struct net_policy {
-    bool network_any;   /* any public host */
-    struct str *hosts;  /* HOST (any port), HOST:PORT, *.DOMAIN */
+    bool network_any;  /* any public host */
+    struct str *hosts; /* HOST (any port), HOST:PORT, *.DOMAIN */
     size_t host_count;
-    bool mail;          /* smtp:// to the project's mail server */
+    bool mail;           /* smtp:// to the project's mail server */
     struct str *secrets; /* names it may use */
     size_t secret_count;
 };
@@ -34,11 +34,12 @@ void net_client_free(struct net_client *c); /* ends open requests with `cancelle
 
 struct net_request {
     const struct net_policy *policy; /* must live until done(); NULL: nothing is allowed */
-    struct str method, url; /* http, https (method absent: GET); "smtp://": the project's mail server gets the mail that the body
+    struct str method,
+        url; /* http, https (method absent: GET); "smtp://": the project's mail server gets the mail that the body
                              * describes: {"from", "to": string or list, "subject", "text", "html", "headers"} */
-    yyjson_val *headers;    /* object of strings, may be NULL; values may hold handles of secrets */
-    struct str body;        /* bytes as they go out; .p NULL: none */
-    bool body_json;         /* sets Content-Type: application/json unless given */
+    yyjson_val *headers;                     /* object of strings, may be NULL; values may hold handles of secrets */
+    struct str body;                         /* bytes as they go out; .p NULL: none */
+    bool body_json;                          /* sets Content-Type: application/json unless given */
     struct str idempotency_key, traceparent; /* sent as headers unless the guest gave its own */
     int64_t timeout_ms;                      /* of all, redirects included; 0: 30,000 */
     void *ctx;
@@ -51,6 +52,7 @@ struct net_request {
 uint64_t net_send(struct net_client *c, const struct net_request *r);
 void net_cancel(struct net_client *c, uint64_t id);
 /* The handle of a secret, or DENIED / NOT_FOUND. */
-int net_secret_handle(struct net_client *c, const struct net_policy *policy, struct str name, struct buf *out, struct error *err);
+int net_secret_handle(struct net_client *c, const struct net_policy *policy, struct str name, struct buf *out,
+                      struct error *err);
 
 #endif
