@@ -1,0 +1,27 @@
+/* array_store.h: a store in memory that fails when told to. */
+#ifndef LOOM_TEST_ARRAY_STORE_H
+#define LOOM_TEST_ARRAY_STORE_H
+
+#include "storage/storage.h"
+
+struct array_row;
+
+/* What outlives the store as a disk does, and the knobs of its faults. Zero-initialise; array_free at the end. */
+struct array_faults {
+    /* knobs */
+    uint64_t fail_at;            /* the commit that fails, counted from 1 over all openings; 0: none */
+    bool forever;                /* and all after it */
+    enum commit_outcome outcome; /* what it answers */
+    bool applied;                /* it has written its rows all the same: the other half of UNKNOWN */
+    /* the disk */
+    uint64_t commits; /* tried so far, those with a stale term not counted */
+    uint64_t term, seq;
+    struct array_row *rows; /* sorted by kind and key */
+    size_t count, cap;
+};
+struct store *store_array_open(struct array_faults *disk);
+/* Changes the last byte of a stored value without its checksum. */
+void array_damage(struct array_faults *disk, enum row_kind kind, struct str key);
+void array_free(struct array_faults *disk);
+
+#endif
