@@ -399,15 +399,17 @@ static void documents(void **state) {
         {"{\"network\":{\"connectTo\":[]}}", "connectTo"},
         {"{\"network\":{\"caFile\":\"none.pem\"}}", "/nowhere/none.pem"},
         {"{\"mail\":{\"server\":\"http://a\"}}", "loom.json/mail/server"},
-        {"{\"mail\":{\"server\":\"smtp://a\",\"user\":\"u\",\"password\":\"NONE\"}}", "loom.json/mail/password"},
+        {"{\"mail\":{\"from\":\"a@b.example\"}}", "loom.json/mail"},
         {"{\"secrets\":{\"A\":{\"hosts\":[\"h\"]}}}", "loom.json/secrets/A"},
         {"{\"secrets\":{\"A\":{\"env\":\"HOME\"}}}", "\"hosts\" is a required"},
         {"{\"secrets\":{\"A\":{\"env\":\"LOOM_TEST_UNSET\",\"hosts\":[\"h\"]}}}",
          "environment variable LOOM_TEST_UNSET"},
+        {"{\"secrets\":{\"A\":{\"env\":\"LOOM_TEST_SHORT\",\"hosts\":[\"h\"]}}}", "6 bytes or more"},
         {"{\"secrets\":{\"A\":{\"file\":\"gone\",\"hosts\":[\"h\"]}}}", "/nowhere/gone"},
         {"{\"secrets\":{\"A}}\":{\"env\":\"HOME\",\"hosts\":[\"h\"]}}}", "A}}"},
     };
     struct error err;
+    setenv("LOOM_TEST_SHORT", "null", 1);
     for (size_t i = 0; i < sizeof capabilities / sizeof *capabilities; i++) {
         yyjson_doc *doc = json_parse(str_of(capabilities[i][0]), NULL);
         struct net_policy *p;
@@ -969,6 +971,11 @@ static void mails(void **state) {
         "Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: 7bit\r\n\r\n<b>a</b>\r\n",
         "Reply-To: r@b.example\r\n"};
     for (size_t i = 0; i < sizeof rich / sizeof *rich; i++) holds(s.seen.p, rich[i]);
+    struct net_request r = {.url = STR("smtp://mail/"),
+                            .body = STR("{\"to\":\"a@b.example\",\"subject\":\"\",\"text\":\"\"}")};
+    r.idempotency_key = STR("theirs");
+    ask_with(c, p, r, "{\"idempotency-key\":\"m\\r\\nBcc: x\"}");
+    holds(s.seen.p, "X-Idempotency-Key: =?UTF-8?B?bQ0KQmNjOiB4?=\r\n");
     static const char *const bad[][2] = {
         {"{\"to\":\"gone@b.example\",\"subject\":\"\",\"text\":\"\"}",
          "{\"code\":\"smtp_550\",\"message\":\"the mail server mail.example says: 550 no such box"},

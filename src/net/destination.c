@@ -174,6 +174,7 @@ int net_policy_new(yyjson_val *capabilities, struct net_policy **out, struct err
     bool any = yyjson_is_true(hosts), mail = json_bool(capabilities, "mail", false);
     struct buf text = {0};
     *out = NULL;
+    if (!capabilities) return 0;
     int rc = schema_check(schema, capabilities, LOOM_E_INVALID_DOCUMENT, "capabilities", err);
     size_t items = yyjson_arr_size(hosts) + yyjson_arr_size(secrets);
     if (rc || !(any || mail || items)) return rc;

@@ -25,20 +25,15 @@ enum { ANSWER_MAX = 2 * 1024 * 1024, REDIRECTS_MAX = 5, TIMEOUT_MS = 30000, IDLE
 
 /* Schema of what loom.json says about the network, mail and secrets; what else it holds is not for this room. */
 static const char schema[] =
-    "{'type':'object','properties':{"
-    "'network':{'type':'object','additionalProperties':false,'properties':{'allowPrivate':{'type':['boolean','array'],'"
-    "items':" SCHEMA_HOST "},"
-    "'caFile':{'type':'string'},'connectTo':{'type':'object','propertyNames':" SCHEMA_HOST
-    ",'additionalProperties':" SCHEMA_HOST "}}},"
-    "'mail':{'type':'object','required':['server'],'additionalProperties':false,'dependentRequired':{'user':['password'"
-    "]},'properties':{"
-    "'server':{'type':'string','pattern':'^smtps?://'},'from':{'type':'string'," SCHEMA_MAILBOX "},"
-    "'user':{'type':'string'},'password':{'type':'string'}}},"
-    "'secrets':{'type':'object','propertyNames':{'pattern':'^[A-Za-z0-9_.-]{1,64}$'},'additionalProperties':{'type':'"
-    "object',"
-    "'required':['hosts'],'oneOf':[{'required':['env']},{'required':['file']}],'additionalProperties':false,'"
-    "properties':{"
-    "'env':{'type':'string'},'file':{'type':'string'},'hosts':{'type':'array','minItems':1,'items':" SCHEMA_HOST "},"
+    "{'type':'object','properties':{'network':{'type':'object','additionalProperties':false,'properties':{"
+    "'allowPrivate':{'type':['boolean','array'],'items':" SCHEMA_HOST "},'caFile':{'type':'string'},"
+    "'connectTo':{'type':'object','propertyNames':" SCHEMA_HOST ",'additionalProperties':" SCHEMA_HOST "}}},"
+    "'mail':{'type':'object','required':['server'],'additionalProperties':false,'properties':{"
+    "'server':{'type':'string','pattern':'^smtps?://'},'from':{'type':'string'," SCHEMA_MAILBOX "}}},"
+    "'secrets':{'type':'object','propertyNames':{'pattern':'^[A-Za-z0-9_.-]{1,64}$'},'additionalProperties':{"
+    "'type':'object','required':['hosts'],'oneOf':[{'required':['env']},{'required':['file']}],"
+    "'additionalProperties':false,'properties':{'env':{'type':'string'},'file':{'type':'string'},"
+    "'hosts':{'type':'array','minItems':1,'items':" SCHEMA_HOST "},"
     "'headers':{'type':'array','minItems':1,'items':{'type':'string'}}}}}}}";
 
 struct header {
@@ -77,7 +72,6 @@ struct net_client {
     const char *ca_file;
     struct secrets secrets;
     struct destination mail_server;
-    const struct secret *mail_password; /* NULL: no login */
     CURLM *multi;
     pthread_t thread;
     struct map open;      /* the net thread's transfers by id */
@@ -176,9 +170,17 @@ static int http_prepare(struct transfer *t, const struct net_request *r) {
 
 static int mail_prepare(struct transfer *t, const struct net_request *r) {
     struct net_client *c = t->client;
-    struct str key = r->idempotency_key.n ? r->idempotency_key : json_str(r->headers, "Idempotency-Key");
+    char hash[65];
+    struct str key = r->idempotency_key;
+    size_t i, n;
+    yyjson_val *name, *v;
     if (!t->policy || !t->policy->mail) return REFUSE(t, DENIED, "the activity's capabilities do not include mail");
     if (!c->mail) return REFUSE(t, DENIED, "loom.json names no mail.server (\"smtp://HOST:PORT\")");
+    yyjson_obj_foreach(r->headers, i, n, name, v) {
+        if (word_in((const char *[]){"idempotency-key", NULL}, str_in(name))) key = str_in(v);
+    }
+    sha256_hex(r->body, hash);
+    if (!key.n) key = str_of(hash); /* the mail itself */
     t->to = c->mail_server;
     return mail_compose(t->easy, r->body, json_str(c->mail, "from"), key, c->env->now_ms(c->env), &t->arena, &t->mail,
                         &t->error);
@@ -219,12 +221,10 @@ static size_t take_body(char *p, size_t size, size_t n, void *ctx) {
     return size * n;
 }
 
-static size_t take_header(char *p, size_t size, size_t n, void *ctx) {
+static size_t take_reply(char *p, size_t size, size_t n, void *ctx) {
     struct transfer *t = ctx;
-    if (t->is_mail) { /* a line of the server's reply */
-        buf_clear(&t->answer);
-        buf_add(&t->answer, p, size * n);
-    }
+    buf_clear(&t->answer);
+    buf_add(&t->answer, p, size * n);
     return size * n;
 }
 
@@ -232,16 +232,14 @@ static size_t take_header(char *p, size_t size, size_t n, void *ctx) {
 
 static void mail_options(struct transfer *t) {
     CURL *e = t->easy;
-    const struct secret *password = t->client->mail_password;
     curl_easy_setopt(e, CURLOPT_MAIL_FROM, t->mail.from.p);
     curl_easy_setopt(e, CURLOPT_MAIL_RCPT, t->mail.to);
     curl_easy_setopt(e, CURLOPT_HTTPHEADER, t->mail.headers);
     curl_easy_setopt(e, CURLOPT_MIMEPOST, t->mail.mime);
     curl_easy_setopt(e, CURLOPT_FORBID_REUSE, 1L); /* a mail cannot be begun again on a connection that went stale */
-    curl_easy_setopt(e, CURLOPT_USE_SSL, (long)(password ? CURLUSESSL_ALL : CURLUSESSL_TRY));
-    if (!password) return;
-    curl_easy_setopt(e, CURLOPT_USERNAME, json_str(t->client->mail, "user").p);
-    curl_easy_setopt(e, CURLOPT_PASSWORD, password->value.p);
+    curl_easy_setopt(e, CURLOPT_USE_SSL, (long)CURLUSESSL_TRY);
+    curl_easy_setopt(e, CURLOPT_HEADERFUNCTION, take_reply);
+    curl_easy_setopt(e, CURLOPT_HEADERDATA, t);
 }
 
 static void http_options(struct transfer *t) {
@@ -276,8 +274,6 @@ static void hop_start(struct transfer *t) {
     curl_easy_setopt(e, CURLOPT_OPENSOCKETDATA, t);
     curl_easy_setopt(e, CURLOPT_WRITEFUNCTION, take_body);
     curl_easy_setopt(e, CURLOPT_WRITEDATA, t);
-    curl_easy_setopt(e, CURLOPT_HEADERFUNCTION, take_header);
-    curl_easy_setopt(e, CURLOPT_HEADERDATA, t);
     if (t->client->ca_file) curl_easy_setopt(e, CURLOPT_CAINFO, t->client->ca_file);
     if (t->client->ca_file) curl_easy_setopt(e, CURLOPT_CAPATH, NULL);
     if (t->is_mail)
@@ -506,20 +502,6 @@ int net_secret_handle(struct net_client *c, const struct net_policy *policy, str
     return rc;
 }
 
-static int mail_read(struct net_client *c, struct error *err) {
-    struct destination *to = &c->mail_server;
-    struct str password = json_str(c->mail, "password");
-    const struct net_policy all = {.secrets = &password, .secret_count = 1};
-    int rc = c->mail ? destination_find(c->network, json_str(c->mail, "server"), &c->arena, to, err) : 0;
-    to->reach |= REACH_PRIVATE;
-    if (rc || !password.p) return rc;
-    if (secret_find(&c->secrets, &all, password, &c->mail_password, NULL) == 0 &&
-        host_listed(c->mail_password->hosts, to->host, to->port))
-        return 0;
-    return error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json/mail/password must name a secret whose hosts list %.200s",
-                     to->host.p);
-}
-
 static int config_read(struct net_client *c, yyjson_val *config, const char *dir, struct error *err) {
     struct buf text = {0};
     int rc = config ? schema_check(schema, config, LOOM_E_INVALID_DOCUMENT, "loom.json", err) : 0;
@@ -535,7 +517,9 @@ static int config_read(struct net_client *c, yyjson_val *config, const char *dir
         return error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json/network/caFile: cannot read %s: %s", c->ca_file,
                          strerror(errno));
     rc = secrets_read(yyjson_obj_get(root, "secrets"), dir, &c->arena, &c->secrets, err);
-    return rc ? rc : mail_read(c, err);
+    if (!rc && c->mail) rc = destination_find(c->network, json_str(c->mail, "server"), &c->arena, &c->mail_server, err);
+    c->mail_server.reach |= REACH_PRIVATE;
+    return rc;
 }
 
 static void config_free(struct net_client *c) {

@@ -24,9 +24,10 @@ int net_policy_new(yyjson_val *capabilities, struct net_policy **out, struct err
 bool net_host_allowed(const struct net_policy *p, struct str host, int port);
 
 /* The project's side (loom.json): {network: {allowPrivate: true | [hosts], connectTo: {"HOST:PORT": "HOST:PORT"}, caFile},
- * mail: {server: "smtp://HOST:PORT" or smtps, from, user, password: name of a secret}, secrets: {NAME: {env | file, hosts: […],
- * headers: […]}}}. Guests only ever see a secret's handle, "{{secret:NAME}}". connectTo works as in curl: only the connection goes elsewhere, host name and TLS name stay. Its targets and
- * the mail server are allowed even if private. caFile: the only CAs trusted (absent: the system's). */
+ * mail: {server: "smtp://HOST:PORT" or smtps, from}, secrets: {NAME: {env | file, hosts: […], headers: […]}}}.
+ * connectTo works as in curl: only the connection goes elsewhere, host name and TLS name stay; its targets and the mail
+ * server are allowed even if private. caFile: the only CAs trusted (absent: the system's). Guests only ever see a
+ * secret's handle, "{{secret:NAME}}"; headers are those it may stand in (absent: authorization, x-api-key, api-key). */
 struct net_client;
 /* config: the parsed loom.json or NULL; dir: what relative paths in it refer to. INVALID_DOCUMENT names the field. */
 struct net_client *net_client_new(struct env *env, yyjson_val *config, const char *dir, struct error *err);

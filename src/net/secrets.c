@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SECRET_BYTES_MAX = 65536 };
+enum { SECRET_BYTES_MIN = 6, SECRET_BYTES_MAX = 65536 }; /* shorter ones would be found everywhere in answers */
 
 bool secret_header(struct str name) {
     static const char *const headers[] = {"authorization", "x-api-key", "api-key", NULL};
@@ -119,9 +119,10 @@ static int value_read(yyjson_val *doc, const char *dir, struct arena *a, struct 
     for (size_t i = 0; i < s->value.n; i++) {
         if ((unsigned char)bytes[i] < 0x20 || bytes[i] == 0x7f) s->value.n = 0;
     }
-    if (s->value.n) return 0;
-    return error_set(err, LOOM_E_INVALID_DOCUMENT, "secret %s: the %s %s holds no line of text; set it and start again",
-                     s->name.p, env.p ? "environment variable" : "file", source);
+    if (s->value.n >= SECRET_BYTES_MIN) return 0;
+    return error_set(err, LOOM_E_INVALID_DOCUMENT,
+                     "secret %s: the %s %s must hold a line of 6 bytes or more; set it and start again", s->name.p,
+                     env.p ? "environment variable" : "file", source);
 }
 
 static int longer_first(const void *a, const void *b) {
