@@ -50,6 +50,8 @@ struct view {
     int64_t zero; /* `at` of the timeline's first entry */
 };
 void view_entry(struct view *v, struct str actor, yyjson_val *entry, struct buf *line); /* without time and newline */
+void view_begin(struct view *v, struct str actor, yyjson_val *entry);                   /* only remembers */
+void view_actor(struct str actor, struct buf *line);                                    /* in a column */
 void view_timeline(struct view *v, yyjson_val *entries); /* printed, with cursor and times */
 void view_free(struct view *v);
 void print_table(yyjson_val *rows, const char *cols); /* cols: "FIELD:WIDTH FIELD:WIDTH" */
@@ -72,6 +74,7 @@ static inline struct loom_str loom_of(struct str s) {
     return (struct loom_str){s.p, s.n};
 }
 struct loom_request request_of(const struct cli *c, const char *op);
+void request_actor(struct loom_request *r, struct str id); /* sets type and key out of TYPE/KEY */
 
 /* ---- project.c: a project folder ---- */
 struct unit_kind;

@@ -206,11 +206,15 @@ struct loom_request request_of(const struct cli *c, const char *op) {
 
 /* ---- commands on one actor ---- */
 
+void request_actor(struct loom_request *r, struct str id) {
+    const char *slash = memchr(id.p, '/', id.n);
+    r->type = (struct loom_str){id.p, slash ? (size_t)(slash - id.p) : id.n};
+    r->key = slash ? (struct loom_str){slash + 1, id.n - r->type.n - 1} : (struct loom_str){0};
+}
+
 static struct loom_request actor_request(const struct cli *c, const char *op) {
     struct loom_request r = request_of(c, op);
-    const char *slash = strchr(c->args[0], '/');
-    r.type = (struct loom_str){c->args[0], slash ? (size_t)(slash - c->args[0]) : 0};
-    r.key = text(slash ? slash + 1 : NULL);
+    request_actor(&r, str_of(c->args[0]));
     return r;
 }
 

@@ -28,28 +28,73 @@ struct served {
     struct http_server *http;
     struct view view;
     struct buf keys, feed_text;
+    int64_t started;
     int signals, changes, feed[2];
     uint64_t subscription;
 };
 
 /* ---- the feed ---- */
 
-static void on_event(void *ctx, const struct loom_event *event) {
-    struct served *s = ctx;
-    yyjson_doc *doc = yyjson_read(event->json.p, event->json.n, 0);
-    yyjson_val *entry = yyjson_obj_get(yyjson_doc_get_root(doc), "entry");
-    struct str actor = {event->actor.p, event->actor.n};
-    struct buf line = {0};
+static void add_entry(struct served *s, struct str actor, yyjson_val *entry, struct buf *line) {
     char clock[32];
     format_clock(json_int(entry, "at", 0), clock);
-    buf_json(&line, "%s%s%s  %s%j%s  ", paint(DIM), clock, paint(PLAIN), paint(CYAN), actor, paint(PLAIN));
-    view_entry(&s->view, actor, entry, &line);
-    buf_char(&line, '\n');
+    buf_json(line, "%s%s  %s%s", paint(DIM), clock, paint(PLAIN), paint(CYAN));
+    view_actor(actor, line);
+    buf_json(line, "%s", paint(PLAIN));
+    view_entry(&s->view, actor, entry, line);
+    buf_char(line, '\n');
+}
+
+static void on_event(void *ctx, const struct loom_event *event) {
+    struct served *s = ctx;
+    struct buf line = {0};
+    yyjson_doc *doc = yyjson_read(event->json.p, event->json.n, 0);
+    add_entry(s, (struct str){event->actor.p, event->actor.n}, yyjson_obj_get(yyjson_doc_get_root(doc), "entry"),
+              &line);
     if (write(s->feed[1], line.p, line.n) < 0) {
         /* The terminal does not keep up: the line is dropped. */
     }
     buf_free(&line);
     yyjson_doc_free(doc);
+}
+
+/* An actor that goes on where it was: remembers what it had begun, shows what recovery has written. */
+static void show_recovered(struct served *s, yyjson_val *actor) {
+    struct str id = json_str(actor, "id"), reason = json_str(actor, "suspendReason");
+    struct loom_request r = {.op = "get", .at = -1};
+    struct buf answer = {0}, lines = {0};
+    yyjson_val *entry;
+    size_t i, n;
+    request_actor(&r, id);
+    ask_ok(&(struct door){.loom = s->loom}, &r, &answer);
+    yyjson_doc *doc = yyjson_read(answer.p, answer.n, 0);
+    yyjson_arr_foreach(json_at(yyjson_doc_get_root(doc), STR("/journal/entries")), i, n, entry) {
+        if (json_int(entry, "at", 0) < s->started)
+            view_begin(&s->view, id, entry);
+        else
+            add_entry(s, id, entry, &lines);
+    }
+    printf("%s  goes on%s  %.*s%s%.*s\n%.*s", paint(GREEN), paint(PLAIN), (int)id.n, id.p,
+           reason.n ? ", waits for " : "", (int)reason.n, reason.p ? reason.p : "", (int)lines.n,
+           lines.n ? lines.p : "");
+    yyjson_doc_free(doc);
+    buf_free(&lines);
+    buf_free(&answer);
+}
+
+static void show_all_recovered(struct served *s) {
+    static const char *const open[] = {"running", "suspended"};
+    for (size_t k = 0; k < 2; k++) {
+        struct loom_request r = {.op = "actors", .status = loom_of(str_of(open[k])), .limit = 100, .at = -1};
+        struct buf answer = {0};
+        yyjson_val *actor;
+        size_t i, n;
+        ask_ok(&(struct door){.loom = s->loom}, &r, &answer);
+        yyjson_doc *doc = yyjson_read(answer.p, answer.n, 0);
+        yyjson_arr_foreach(yyjson_obj_get(yyjson_doc_get_root(doc), "actors"), i, n, actor) show_recovered(s, actor);
+        yyjson_doc_free(doc);
+        buf_free(&answer);
+    }
 }
 
 /* One line of the log for people: level, message, fields. */
@@ -151,14 +196,18 @@ static bool serve_start(struct served *s, bool dev) {
     if (o->keys && !file_read(o->keys, &s->keys))
         return fail("cannot read %s: %s", o->keys, strerror(errno)) == EXIT_OK;
     if (dev ? !build_and_deploy(s) : !project_open(&s->project, s->dir, false)) return false;
+    s->started = env_system()->now_ms(env_system());
     if (!(s->loom = project_engine(&s->project, config))) return false;
+    if (dev) {
+        show_all_recovered(s);
+        s->subscription = loom_subscribe(s->loom, (struct loom_str){0}, (struct loom_str){0}, 0, on_event, s);
+    }
     if (dev && !project_deploy(&s->project, &(struct door){.loom = s->loom}, true, false)) return false;
     struct http_config http = {.listen = o->listen ? o->listen : "127.0.0.1:7100",
                                .loom = s->loom,
                                .keys = s->keys.n ? buf_view(&s->keys) : STR_NONE,
                                .page = builtin_text("ui/index.html")};
     if (http_start(&http, &s->http, &err)) return fail("%s", err.message) == EXIT_OK;
-    if (dev) s->subscription = loom_subscribe(s->loom, (struct loom_str){0}, (struct loom_str){0}, -1, on_event, s);
     return true;
 }
 

@@ -122,43 +122,70 @@ static struct str field_text(yyjson_val *entry, const char *name, struct arena *
     return json_text_of(v, a);
 }
 
+static const struct look *look_of(yyjson_val *entry) {
+    static const struct look other = {"", "·", DIM, "entry", "type", NULL, NULL, false};
+    for (size_t i = 0; i < sizeof looks / sizeof *looks; i++)
+        if (str_eq(json_str(entry, "type"), str_of(looks[i].type))) return &looks[i];
+    return &other;
+}
+
 static void forget(struct begun *b) {
     if (b) free(b->key), free(b->name), free(b);
 }
 
-static void begin(struct view *v, struct str key, struct str name, int64_t at) {
-    struct begun *b = mem_alloc(sizeof *b);
-    forget(map_remove(&v->begun, key));
-    *b = (struct begun){at, str_dup(key), str_dup(name.p ? name : STR(""))};
-    map_put(&v->begun, str_of(b->key), b);
+static struct str key_of(const struct look *look, struct str actor, yyjson_val *entry, struct arena *a) {
+    return arena_json(a, "%j %d", actor, look->id ? json_int(entry, look->id, 0) : 0);
+}
+
+/* What the entry is called: a workflow's steps have a label, their id. */
+static struct str name_of(const struct look *look, yyjson_val *entry, struct arena *a) {
+    struct str name = field_text(entry, look->name, a), label = json_str(entry, "label");
+    return label.n ? arena_json(a, "%j: %j", label, name) : name.p ? name : STR("");
+}
+
+void view_begin(struct view *v, struct str actor, yyjson_val *entry) {
+    const struct look *look = look_of(entry);
+    struct arena a = {0};
+    struct str key = key_of(look, actor, entry, &a);
+    if (look->begins) {
+        struct begun *b = mem_alloc(sizeof *b);
+        forget(map_remove(&v->begun, key));
+        *b = (struct begun){json_int(entry, "at", 0), str_dup(key), str_dup(name_of(look, entry, &a))};
+        map_put(&v->begun, str_of(b->key), b);
+    }
+    arena_free(&a);
 }
 
 void view_entry(struct view *v, struct str actor, yyjson_val *entry, struct buf *line) {
     struct arena a = {0};
-    struct str type = json_str(entry, "type");
-    const struct look unknown = {"", "·", DIM, type.p ? type.p : "?", NULL, NULL, NULL, false}, *look = &unknown;
-    for (size_t i = 0; i < sizeof looks / sizeof *looks; i++)
-        if (str_eq(type, str_of(looks[i].type))) look = &looks[i];
-    struct str name = field_text(entry, look->name, &a), value = field_text(entry, look->value, &a);
-    struct str key = arena_json(&a, "%j %d", actor, look->id ? json_int(entry, look->id, 0) : 0);
-    int64_t at = json_int(entry, "at", 0);
+    const struct look *look = look_of(entry);
+    struct str name = name_of(look, entry, &a), value = field_text(entry, look->value, &a),
+               key = key_of(look, actor, entry, &a);
     struct begun *b = look->id && !look->begins ? map_get(&v->begun, key) : NULL;
-    if (look->begins) begin(v, key, name, at);
-    if (b) name = str_of(b->name);
-    buf_json(line, "%s%s%s %s%s%s %j", paint(look->paint), look->mark, paint(PLAIN), paint(BOLD), look->what,
-             paint(PLAIN), name.p ? name : STR(""));
-    char took[32];
+    char took[32] = "";
+    view_begin(v, actor, entry);
     if (b) {
-        format_ms(at - b->at, took);
-        buf_json(line, " %s%s%s", paint(DIM), took, paint(PLAIN));
+        name = arena_dup(&a, str_of(b->name));
+        format_ms(json_int(entry, "at", 0) - b->at, took);
+        if (look->paint != YELLOW) /* not a retry: it is over */
+            forget(map_remove(&v->begun, key));
     }
+    buf_json(line, "%s%s%s %s%s%s%s%j%s%s%s%s", paint(look->paint), look->mark, paint(PLAIN), paint(BOLD), look->what,
+             paint(PLAIN), name.n ? " " : "", name, b ? " " : "", paint(DIM), took, paint(PLAIN));
     if (value.n && !str_eq(value, STR("null"))) {
-        size_t used = 28 + actor.n + strlen(look->what) + name.n + (b ? strlen(took) : 0);
+        size_t used = 56 + strlen(look->what) + name.n + strlen(took);
         buf_json(line, "  %s", paint(DIM));
         add_cut(line, value, columns() > used + 20 ? columns() - used : 20);
         buf_json(line, "%s", paint(PLAIN));
     }
     arena_free(&a);
+}
+
+void view_actor(struct str actor, struct buf *line) {
+    enum { WIDTH = 34 };
+    add_cut(line, actor, WIDTH);
+    for (size_t n = actor.n; n <= WIDTH; n++) buf_char(line, ' ');
+    if (actor.n > WIDTH) buf_char(line, ' ');
 }
 
 void view_free(struct view *v) {
