@@ -105,18 +105,18 @@ tests: $(TESTBINS) $(if $(SCRIPTS),$(O)/loom)
 test:
 	@scripts/setup
 	@$(MAKE) tests
-	@LOOM=$(CURDIR)/$(O)/loom scripts/run-tests $(TESTBINS) $(SCRIPTS)
+	@LOOM=$(abspath $(O)/loom) scripts/run-tests $(TESTBINS) $(SCRIPTS)
 
 run:
 	@scripts/setup
 	@$(MAKE) all
-	@LOOM=$(CURDIR)/$(O)/loom examples/customer-onboarding/run
+	@LOOM=$(abspath $(O)/loom) examples/customer-onboarding/run
 
 $(BENCHES:%.c=$(O)/%): $(O)/%: $(O)/obj/%.o $(O)/libloom.a
 	@mkdir -p $(@D)
 	$(call say,link) $(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 bench: all $(BENCHES:%.c=$(O)/%)
-	@LOOM=$(CURDIR)/$(O)/loom BENCH=$(CURDIR)/$(O)/bench bench/run
+	@LOOM=$(abspath $(O)/loom) BENCH=$(abspath $(O)/bench) bench/run
 
 # Style: each file is checked again only when it or a header of it has changed.
 GUESTSRC := $(wildcard builtin/*/*.c)
