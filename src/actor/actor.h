@@ -89,7 +89,8 @@ struct actor {
     uint64_t last_turn; /* first entry of the last of them */
     uint64_t from;    /* first entry number of the journal row from which load rebuilds the rest */
     uint64_t state_at; /* the stored state is the one after this entry */
-    uint64_t chain;   /* checksum of the last journal row */
+    uint64_t chain;   /* checksum of the last journal row, the tail's left out */
+    uint64_t tip;     /* the same with the tail's, as last written */
     int64_t created_at, activated_at;
     uint64_t activations;
     char *correlation, *parent; /* malloc'd or NULL */

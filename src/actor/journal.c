@@ -338,7 +338,7 @@ int journal_load(struct actor *a, struct str key, struct str row, struct error *
         if (a->turn)
             a->turn->bytes += 64;
     }
-    a->chain = hash64(row, 0);
+    a->chain = a->tip = hash64(row, 0);
     yyjson_doc_free(doc);
     return 0;
 }

@@ -223,7 +223,7 @@ void resident_flush(struct loom *l, struct resident *r) {
     if (r->a->tail_first) {
         journal_key(r->a->full, r->a->tail_first, &key);
         journal_row(r->a, &row);
-        r->row_sum = hash64(buf_view(&row), 0);
+        r->a->tip = hash64(buf_view(&row), 0);
         rows_put(l, ROW_JOURNAL, buf_view(&key), buf_view(&row), true);
     }
     if (r->document_dirty) {
@@ -245,8 +245,7 @@ void residents_flush(struct loom *l, bool close) {
         if (!close)
             continue;
         stream_publish(l, r);
-        if (r->a->tail_first)
-            r->a->chain = r->row_sum;
+        r->a->chain = r->a->tip;
         buf_clear(&r->a->tail);
         r->a->tail_first = 0;
         r->dirty = false;
@@ -273,9 +272,9 @@ void resident_drop_guest(struct loom *l, struct resident *r) {
 int resident_rewind(struct loom *l, struct resident *r, struct error *err) {
     struct actor *a = r->a;
     struct turn *t = a->turn;
-    uint64_t from = a->from, state_at = a->state_at, chain = a->chain;
     r->rewind = false;
     resident_flush(l, r);
+    uint64_t from = a->from, state_at = a->state_at, chain = a->chain, tip = a->tip;
     if (t->before)
         state_set(a, (struct str){t->before, t->before_n});
     a->from = t->row;
@@ -284,6 +283,7 @@ int resident_rewind(struct loom *l, struct resident *r, struct error *err) {
     a->from = from;
     a->state_at = state_at;
     a->chain = chain;
+    a->tip = tip;
     return rc;
 }
 
