@@ -231,7 +231,7 @@ static void conn_run(struct http_conn *c) {
 static void conn_event(struct http_conn *c, uint32_t events) {
     struct http_server *s = c->server;
     bool reads = c->phase != HTTP_AT_ENGINE && c->phase != HTTP_AT_SENDING;
-    if (c->fd < 0) return;
+    if (c->fd < 0 || (events & EPOLLOUT && !send_out(c))) return;
     if (events & EPOLLIN && reads) {
         ssize_t n = read(c->fd, s->scratch, SCRATCH);
         if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
@@ -393,37 +393,36 @@ static bool is_loopback(const struct sockaddr *a) {
     return ntohl(((const struct sockaddr_in *)(const void *)a)->sin_addr.s_addr) >> 24 == 127;
 }
 
-/* ADDR:PORT → addresses, for freeaddrinfo. */
-static int resolve(const char *listen, struct addrinfo **out, struct error *err) {
+/* ADDR:PORT → addresses, for freeaddrinfo; NULL when it is none. */
+static struct addrinfo *resolve(const char *listen) {
     char host[256];
     const char *colon = strrchr(listen, ':');
     int64_t port = -1;
     size_t n = colon ? (size_t)(colon - listen) : 0;
     bool brackets = n > 2 && listen[0] == '[' && listen[n - 1] == ']';
     snprintf(host, sizeof host, "%.*s", (int)(brackets ? n - 2 : n), listen + brackets);
-    struct addrinfo hints = {.ai_flags = AI_PASSIVE | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM};
-    if (n && n < sizeof host && http_integer(str_of(colon + 1), &port) && port >= 0 && port <= 65535 &&
-        getaddrinfo(host, colon + 1, &hints, out) == 0)
-        return 0;
-    return error_set(err, LOOM_E_INVALID_ARGUMENT,
-                     "%s is no address to listen on; give ADDR:PORT, for example 127.0.0.1:7100", listen);
+    struct addrinfo hints = {.ai_flags = AI_PASSIVE | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM}, *found = NULL;
+    if (!n || n >= sizeof host || !http_integer(str_of(colon + 1), &port) || port < 0 || port > 65535) return NULL;
+    return getaddrinfo(host, colon + 1, &hints, &found) ? NULL : found;
 }
 
 static int open_listener(struct http_server *s, const char *listen_on, struct error *err) {
-    struct addrinfo *a = NULL;
-    int rc = resolve(listen_on, &a, err);
-    if (rc) return rc;
+    int rc = 0;
+    struct addrinfo *a = resolve(listen_on);
+    if (!a)
+        return error_set(err, LOOM_E_INVALID_ARGUMENT,
+                         "%s is no address to listen on; give ADDR:PORT, for example 127.0.0.1:7100", listen_on);
     s->loopback = is_loopback(a->ai_addr);
     if (!s->loopback && !s->keys.count) {
         rc = error_set(err, LOOM_E_FORBIDDEN,
                        "%s can be reached from other machines, so API keys are required: write "
                        "{\"keys\": [{\"sha256\": \"HEX\", \"namespace\": \"default\", \"role\": \"admin\"}]} into a "
-                       "file and give it "
-                       "with --keys FILE, HEX being what `printf %%s KEY | sha256sum` prints; or listen on 127.0.0.1",
+                       "file and give it with --keys FILE, HEX being what `printf %%s KEY | sha256sum` prints; or "
+                       "listen on 127.0.0.1",
                        listen_on);
         goto out;
     }
-    struct sockaddr_storage bound;
+    struct sockaddr_storage bound = {0};
     socklen_t n = sizeof bound;
     s->listener = socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     setsockopt(s->listener, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
