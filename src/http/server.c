@@ -422,12 +422,15 @@ static int open_listener(struct http_server *s, const char *listen_on, struct er
                        listen_on);
         goto out;
     }
-    struct sockaddr_storage bound = {0};
+    union {
+        struct sockaddr any;
+        struct sockaddr_in6 v6;
+    } bound = {.v6 = {0}};
     socklen_t n = sizeof bound;
     s->listener = socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     setsockopt(s->listener, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
     if (bind(s->listener, a->ai_addr, a->ai_addrlen) || listen(s->listener, SOMAXCONN) ||
-        getsockname(s->listener, (struct sockaddr *)&bound, &n)) {
+        getsockname(s->listener, &bound.any, &n)) {
         bool taken = errno == EADDRINUSE;
         rc = error_set(err, taken ? LOOM_E_CONFLICT : LOOM_E_INVALID_ARGUMENT, "Can't listen on %s: %s; %s", listen_on,
                        strerror(errno),
@@ -435,8 +438,7 @@ static int open_listener(struct http_server *s, const char *listen_on, struct er
                              : "choose another address with --listen");
         goto out;
     }
-    s->port = ntohs(bound.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&bound)->sin6_port
-                                                : ((struct sockaddr_in *)&bound)->sin_port);
+    s->port = ntohs(bound.v6.sin6_port); /* IPv4 has it at the same place */
 out:
     freeaddrinfo(a);
     return rc;
