@@ -38,7 +38,7 @@ CFLAGS  := -std=c11 -D_GNU_SOURCE -DYYJSON_DISABLE_UTILS=1 -O2 -g -fno-omit-fram
            -ffunction-sections -fdata-sections $(INCLUDE) $(WARN) $(EXTRA)
 LDFLAGS := -fuse-ld=lld -Wl,--gc-sections -Wl,--as-needed
 LIBS    := $(DEPSLIB) -levent_extra -levent_core -levent_pthreads -lcurl -lssl -lcrypto -lpthread -ldl -lm
-ASAN    := -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined
+ASAN    := -O1 -Itest -fsanitize=address,undefined -fno-sanitize-recover=undefined
 
 # Guests see the SDK and a JSON library, nothing else; the only imports they may have are Loom's.
 GUESTCC     := clang --target=wasm32-wasi -std=c11 -O2 -mbulk-memory -DNDEBUG -Wall -Wextra
@@ -95,9 +95,10 @@ $(O)/builtin.o: $(O)/builtin.c
 	$(call say,cc) $(CC) $(CFLAGS) -c -o $@ $<
 
 # Tests: against a library built with AddressSanitizer and UndefinedBehaviorSanitizer; scripts run the real program.
-SUPPORT  := $(patsubst %.c,$(O)/asan/%.o,$(wildcard test/support/*.c) scripts/cmocka_signals.c)
+SUPPORT  := $(patsubst %.c,$(O)/asan/%.o,$(wildcard test/support/*.c))
 TESTBINS := $(TESTS:%.c=$(O)/asan/%)
-$(TESTBINS): %: %.o $(SUPPORT) $(O)/asan/libloom.a
+$(O)/asan/libsupport.a: $(SUPPORT)
+$(TESTBINS): %: %.o $(O)/asan/scripts/cmocka_signals.o $(O)/asan/libsupport.a $(O)/asan/libloom.a
 	$(call say,link) $(CC) $(LDFLAGS) $(ASAN) -o $@ $^ $(LIBS) -lcmocka
 tests: $(TESTBINS) $(if $(SCRIPTS),$(O)/loom)
 	@:
