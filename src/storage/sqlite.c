@@ -112,7 +112,7 @@ static void release(struct side *side, sqlite3_stmt *q) {
 }
 
 static int read_error(struct side *side, struct error *err) {
-    int rc = sqlite3_errcode(side->db);
+    int rc = sqlite3_errcode(side->db) & 0xFF;
     bool damaged = rc == SQLITE_CORRUPT || rc == SQLITE_NOTADB;
     return error_set(err, LOOM_E_STORE, "the store cannot be read: %s (%s)%s", sqlite3_errmsg(side->db),
                      sqlite3_errstr(sqlite3_extended_errcode(side->db)),
