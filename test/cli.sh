@@ -36,6 +36,7 @@ within() {
 start() {
     local log=$1
     shift
+    : >"$log"
     "$LOOM" "$@" --listen 127.0.0.1:0 >"$log" 2>&1 &
     pid=$!
     pids="$pids $pid"

@@ -41,7 +41,7 @@ const char *own_path(void);                        /* of this executable */
 /* ---- view.c: the terminal ---- */
 enum paint { PLAIN, BOLD, DIM, RED, GREEN, YELLOW, BLUE, CYAN };
 const char *paint(enum paint p); /* "" unless stdout is a terminal that wants colours (NO_COLOR) */
-void print_json(struct str json, bool pretty);
+void print_json(yyjson_val *v, bool pretty);
 void format_ms(int64_t ms, char out[32]);    /* a duration for people: 12 ms, 3.2 s, 5 m 2 s */
 void format_clock(int64_t ms, char out[32]); /* 12:03:04.123, local time */
 /* Journal entries as lines for people; remembers what began when, so that ends show names and durations. */
@@ -62,12 +62,18 @@ struct door {
     const char *url, *key;
 };
 struct door door_remote(const struct cli *c);
-/* Sends a request (loom_submit's words on both ways) and waits. Answers the status and appends the body; an error's is
- * {"code","message",…}, over HTTP {"code","detail",…}. 0: nobody answers. */
-int ask(const struct door *d, const struct loom_request *r, struct buf *body);
-/* The same; prints what went wrong and answers false when the status is not 2xx. */
-bool ask_ok(const struct door *d, const struct loom_request *r, struct buf *body);
-void print_problem(const struct door *d, int status, struct str body);
+struct answer {
+    int status; /* HTTP's; 0: nobody answers */
+    struct buf body;
+    yyjson_doc *doc;
+    yyjson_val *root; /* of an error: {"code","message",…}, over HTTP {"code","detail",…}; NULL: no JSON */
+};
+/* Sends a request (loom_submit's words on both ways) and waits; true: the status is 2xx. answer_free either way. */
+bool ask(const struct door *d, const struct loom_request *r, struct answer *out);
+/* The same; prints what went wrong. */
+bool ask_ok(const struct door *d, const struct loom_request *r, struct answer *out);
+void answer_free(struct answer *a);
+void print_problem(const struct door *d, int status, yyjson_val *error);
 /* Waits for the reply of the message r.id to r.type/r.key and prints it; `live` shows the actor's journal meanwhile. */
 int await_reply(const struct cli *c, const struct door *d, struct loom_request r, bool live);
 static inline struct loom_str loom_of(struct str s) {
@@ -75,6 +81,10 @@ static inline struct loom_str loom_of(struct str s) {
 }
 struct loom_request request_of(const struct cli *c, const char *op);
 void request_actor(struct loom_request *r, struct str id); /* sets type and key out of TYPE/KEY */
+
+/* ---- run.c ---- */
+/* Starts a run of the workflow and prints what it is called; `follow`: its journal as it grows, then its result. */
+int run_start(const struct cli *c, const struct door *d, struct str name, const char *input, bool follow);
 
 /* ---- project.c: a project folder ---- */
 struct unit_kind;

@@ -36,29 +36,27 @@ static const struct route {
 };
 
 /* ---- in process ---- */
-struct answer {
+struct waiting {
     sem_t come;
-    int status;
-    struct buf *body;
+    struct answer *out;
 };
 
 static void on_reply(void *ctx, const struct loom_reply *reply) {
-    struct answer *a = ctx;
-    buf_add(a->body, reply->body.p, reply->body.n);
-    a->status = reply->status;
-    sem_post(&a->come);
+    struct waiting *w = ctx;
+    buf_add(&w->out->body, reply->body.p, reply->body.n);
+    w->out->status = reply->status;
+    sem_post(&w->come);
 }
 
-static int ask_here(struct loom *l, struct loom_request r, struct buf *body) {
-    struct answer a = {.body = body};
-    sem_init(&a.come, 0, 0);
+static void ask_here(struct loom *l, struct loom_request r, struct answer *out) {
+    struct waiting w = {.out = out};
+    sem_init(&w.come, 0, 0);
     r.reply = on_reply;
-    r.ctx = &a;
+    r.ctx = &w;
     loom_submit(l, &r);
-    while (sem_wait(&a.come))
+    while (sem_wait(&w.come))
         ;
-    sem_destroy(&a.come);
-    return a.status;
+    sem_destroy(&w.come);
 }
 
 /* ---- over HTTP ---- */
@@ -137,7 +135,7 @@ static struct curl_slist *headers(const struct door *d, const struct loom_reques
     return list;
 }
 
-static int ask_there(const struct door *d, const struct loom_request *r, struct buf *body) {
+static void ask_there(const struct door *d, const struct loom_request *r, struct answer *out) {
     const struct route *route = routes;
     while (strcmp(route->op, r->op)) route++;
     struct buf url = {0};
@@ -151,7 +149,7 @@ static int ask_there(const struct door *d, const struct loom_request *r, struct 
     curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT_MS, 5000L);
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body);
-    curl_easy_setopt(curl, CURLOPT_WRITEDATA, body);
+    curl_easy_setopt(curl, CURLOPT_WRITEDATA, &out->body);
     if (strcmp(route->method, "GET")) {
         curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)r->body.n);
         curl_easy_setopt(curl, CURLOPT_POSTFIELDS, r->body.n ? r->body.p : "");
@@ -161,7 +159,7 @@ static int ask_there(const struct door *d, const struct loom_request *r, struct 
     curl_easy_cleanup(curl);
     curl_slist_free_all(list);
     buf_free(&url);
-    return (int)status;
+    out->status = (int)status;
 }
 
 /* ---- the door ---- */
@@ -169,29 +167,36 @@ struct door door_remote(const struct cli *c) {
     return (struct door){.url = c->o.url ? c->o.url : "http://127.0.0.1:7100", .key = c->o.key};
 }
 
-int ask(const struct door *d, const struct loom_request *r, struct buf *body) {
-    return d->loom ? ask_here(d->loom, *r, body) : ask_there(d, r, body);
+bool ask(const struct door *d, const struct loom_request *r, struct answer *out) {
+    *out = (struct answer){0};
+    if (d->loom)
+        ask_here(d->loom, *r, out);
+    else
+        ask_there(d, r, out);
+    out->doc = yyjson_read(out->body.p, out->body.n, YYJSON_READ_BIGNUM_AS_RAW);
+    out->root = yyjson_doc_get_root(out->doc);
+    return out->status >= 200 && out->status <= 299;
 }
 
-void print_problem(const struct door *d, int status, struct str body) {
-    if (status == 0) {
-        fail("no Loom answers at %s; start one with `loom dev`, or say where it is with --url", d->url);
-        return;
-    }
-    yyjson_doc *doc = yyjson_read(body.p, body.n, 0);
-    yyjson_val *root = yyjson_doc_get_root(doc);
-    struct str code = json_str(root, "code"), message = json_str(root, "message"), detail = json_str(root, "detail");
+bool ask_ok(const struct door *d, const struct loom_request *r, struct answer *out) {
+    bool ok = ask(d, r, out);
+    if (!ok) print_problem(d, out->status, out->root);
+    return ok;
+}
+
+void answer_free(struct answer *a) {
+    yyjson_doc_free(a->doc);
+    buf_free(&a->body);
+}
+
+void print_problem(const struct door *d, int status, yyjson_val *error) {
+    struct str code = json_str(error, "code"), message = json_str(error, "message"), detail = json_str(error, "detail");
     message = message.p ? message : detail.p ? detail : STR("the answer is not one of Loom's");
-    fail("%.*s (%.*s)%s", (int)message.n, message.p, (int)code.n, code.p ? code.p : "",
-         status == 401 ? "; give the API key with --key or LOOM_API_KEY" : "");
-    yyjson_doc_free(doc);
-}
-
-bool ask_ok(const struct door *d, const struct loom_request *r, struct buf *body) {
-    size_t from = body->n;
-    int status = ask(d, r, body);
-    if (status < 200 || status > 299) print_problem(d, status, (struct str){body->p + from, body->n - from});
-    return status >= 200 && status <= 299;
+    if (status == 0)
+        fail("no Loom answers at %s; start one with `loom dev`, or say where it is with --url", d->url);
+    else
+        fail("%.*s (%.*s)%s", (int)message.n, message.p, (int)code.n, code.p ? code.p : "",
+             status == 401 ? "; give the API key with --key or LOOM_API_KEY" : "");
 }
 
 static struct loom_str text(const char *z) {
@@ -221,13 +226,13 @@ static struct loom_request actor_request(const struct cli *c, const char *op) {
 /* Asks and prints the answer: JSON, or `done` for people. */
 static int ask_and_print(const struct cli *c, const struct loom_request *r, const char *done) {
     struct door d = door_remote(c);
-    struct buf answer = {0};
-    bool ok = ask_ok(&d, r, &answer);
+    struct answer a;
+    bool ok = ask_ok(&d, r, &a);
     if (ok && (!done || c->o.json))
-        print_json(buf_view(&answer), !c->o.json);
+        print_json(a.root, !c->o.json);
     else if (ok)
         printf("%s✓%s %s\n", paint(GREEN), paint(PLAIN), done);
-    buf_free(&answer);
+    answer_free(&a);
     return ok ? EXIT_OK : EXIT_FAILED;
 }
 
@@ -251,47 +256,40 @@ int command_operate(struct cli *c) {
 }
 
 /* Prints the reply or error that a message has by now; −1: none yet. */
-static int print_outcome(const struct cli *c, const struct door *d, struct str message) {
-    yyjson_doc *doc = yyjson_read(message.p, message.n, 0);
-    yyjson_val *root = yyjson_doc_get_root(doc), *reply = yyjson_obj_get(root, "reply"),
-               *error = yyjson_obj_get(root, "error");
-    struct buf value = {0};
-    if (reply || error) json_write(reply ? reply : error, &value);
+static int print_outcome(const struct cli *c, const struct door *d, yyjson_val *message) {
+    yyjson_val *reply = yyjson_obj_get(message, "reply"), *error = yyjson_obj_get(message, "error");
     if (reply)
-        print_json(buf_view(&value), !c->o.json);
+        print_json(reply, !c->o.json);
     else if (error)
-        print_problem(d, 422, buf_view(&value));
-    buf_free(&value);
-    yyjson_doc_free(doc);
+        print_problem(d, 422, error);
     return reply ? EXIT_OK : error ? EXIT_FAILED : -1;
 }
 
-/* Prints what is new in the journal; answers the next cursor, or −1 when there is an error, which has been printed. */
-static int64_t print_news(const struct door *d, struct loom_request r, struct view *v, bool json) {
-    struct buf answer = {0};
+/* Prints the journal from r.from on; answers the cursor behind it, −1 after an error, which has been printed. */
+static int64_t print_journal(const struct door *d, struct loom_request r, struct view *v, bool json) {
+    struct answer a;
     r.op = "journal", r.id = (struct loom_str){0};
-    bool ok = ask_ok(d, &r, &answer);
-    yyjson_doc *doc = ok ? yyjson_read(answer.p, answer.n, 0) : NULL;
-    yyjson_val *entries = yyjson_obj_get(yyjson_doc_get_root(doc), "entries");
+    bool ok = ask_ok(d, &r, &a);
+    yyjson_val *entries = yyjson_obj_get(a.root, "entries");
     if (ok && json)
-        print_json(buf_view(&answer), false);
+        print_json(a.root, false);
     else
         view_timeline(v, entries);
     int64_t next = ok ? json_int(yyjson_arr_get_last(entries), "cursor", r.from - 1) + 1 : -1;
-    yyjson_doc_free(doc);
-    buf_free(&answer);
+    answer_free(&a);
     return next;
 }
 
 int await_reply(const struct cli *c, const struct door *d, struct loom_request r, bool live) {
     struct view view = {0};
     int code = -1;
-    for (r.op = "message", r.from = 0; code < 0; r.op = "message") {
-        struct buf message = {0};
-        bool ok = ask_ok(d, &r, &message);
-        if (ok && live) ok = (r.from = print_news(d, r, &view, false)) >= 0;
-        code = ok ? print_outcome(c, d, buf_view(&message)) : EXIT_FAILED;
-        buf_free(&message);
+    for (r.from = 0; code < 0;) {
+        struct answer a;
+        r.op = "message";
+        bool ok = ask_ok(d, &r, &a);
+        if (ok && live) ok = (r.from = print_journal(d, r, &view, false)) >= 0;
+        code = ok ? print_outcome(c, d, a.root) : EXIT_FAILED;
+        answer_free(&a);
         if (code < 0) usleep(d->loom ? 20000 : 100000);
     }
     view_free(&view);
@@ -300,49 +298,43 @@ int await_reply(const struct cli *c, const struct door *d, struct loom_request r
 
 int command_call(struct cli *c) {
     struct door d = door_remote(c);
-    struct buf body = {0}, answer = {0};
+    struct buf body = {0};
+    struct answer a;
     struct loom_request r = actor_request(c, "call");
     if (!json_argument(c->args[1] ? c->args[1] : "null", &body)) return EXIT_FAILED;
     r.body = loom_of(buf_view(&body));
-    int status = ask(&d, &r, &answer), code = status >= 200 && status <= 299 ? EXIT_OK : EXIT_FAILED;
-    yyjson_doc *doc = status == 202 ? yyjson_read(answer.p, answer.n, 0) : NULL;
-    r.id = loom_of(json_str(yyjson_doc_get_root(doc), "messageId"));
-    if (status == 202 && !c->o.request.timeout_ms) /* it takes longer than the door holds a call */
+    bool ok = ask_ok(&d, &r, &a);
+    int code = ok ? EXIT_OK : EXIT_FAILED;
+    r.id = loom_of(json_str(a.root, "messageId"));
+    if (a.status == 202 && !r.timeout_ms) /* it takes longer than the door holds a call */
         code = await_reply(c, &d, r, false);
-    else if (code == EXIT_OK)
-        print_json(buf_view(&answer), !c->o.json);
-    else
-        print_problem(&d, status, buf_view(&answer));
-    yyjson_doc_free(doc);
+    else if (ok)
+        print_json(a.root, !c->o.json);
+    answer_free(&a);
     buf_free(&body);
-    buf_free(&answer);
     return code;
 }
 
 /* ---- looking ---- */
 
-static int ask_for_table(const struct cli *c, const struct loom_request *r, const char *list, const char *cols) {
+static int ask_for_table(const struct cli *c, struct loom_request r, const char *list, const char *cols) {
     struct door d = door_remote(c);
-    struct buf answer = {0};
-    bool ok = ask_ok(&d, r, &answer);
-    yyjson_doc *doc = ok ? yyjson_read(answer.p, answer.n, 0) : NULL;
+    struct answer a;
+    bool ok = ask_ok(&d, &r, &a);
     if (ok && c->o.json)
-        print_json(buf_view(&answer), false);
+        print_json(a.root, false);
     else if (ok)
-        print_table(yyjson_obj_get(yyjson_doc_get_root(doc), list), cols);
-    yyjson_doc_free(doc);
-    buf_free(&answer);
+        print_table(yyjson_obj_get(a.root, list), cols);
+    answer_free(&a);
     return ok ? EXIT_OK : EXIT_FAILED;
 }
 
 int command_actors(struct cli *c) {
-    struct loom_request r = request_of(c, "actors");
-    return ask_for_table(c, &r, "actors", "id:48 status:10 suspendReason:32");
+    return ask_for_table(c, request_of(c, "actors"), "actors", "id:48 status:10 suspendReason:32");
 }
 
 int command_modules(struct cli *c) {
-    struct loom_request r = request_of(c, "module.list");
-    return ask_for_table(c, &r, "modules", "name:32 version:10 size:9 sha256:64");
+    return ask_for_table(c, request_of(c, "module.list"), "modules", "name:32 version:10 size:9 sha256:64");
 }
 
 int command_inspect(struct cli *c) {
@@ -354,9 +346,8 @@ int command_journal(struct cli *c) {
     struct door d = door_remote(c);
     struct loom_request r = actor_request(c, "journal");
     struct view view = {0};
-    int64_t end = c->o.request.limit ? c->o.request.from + c->o.request.limit : INT64_MAX, next = 0;
-    do r.from = next ? next : c->o.request.from, next = print_news(&d, r, &view, c->o.json);
-    while (next > r.from && next < end && !c->o.json);
+    int64_t end = r.limit ? r.from + r.limit : INT64_MAX, next = print_journal(&d, r, &view, c->o.json);
+    while (next > r.from && next < end && !c->o.json) r.from = next, next = print_journal(&d, r, &view, false);
     view_free(&view);
     return next >= 0 ? EXIT_OK : EXIT_FAILED;
 }
@@ -366,7 +357,7 @@ int command_journal(struct cli *c) {
 static int workflow_list(struct cli *c) {
     struct loom_request r = request_of(c, "definitions");
     r.type = text("workflow");
-    return ask_for_table(c, &r, "definitions", "name:40 version:10 hash:64");
+    return ask_for_table(c, r, "definitions", "name:40 version:10 hash:64");
 }
 
 static int workflow_deploy(struct cli *c) {
@@ -378,16 +369,8 @@ static int workflow_deploy(struct cli *c) {
 }
 
 static int workflow_run(struct cli *c) {
-    struct buf body = {0};
-    if (!json_argument(c->arg_count > 2 ? c->args[2] : "{}", &body)) return EXIT_FAILED;
-    struct loom_request r = request_of(c, "run");
-    r.type = text(c->args[1]);
-    r.key = r.id; /* the run's key makes it happen once */
-    r.id = (struct loom_str){0};
-    r.body = loom_of(buf_view(&body));
-    int code = ask_and_print(c, &r, NULL);
-    buf_free(&body);
-    return code;
+    struct door d = door_remote(c);
+    return run_start(c, &d, str_of(c->args[1]), c->args[2], false);
 }
 
 static int workflow_get(struct cli *c) {

@@ -59,16 +59,16 @@ static void on_event(void *ctx, const struct loom_event *event) {
 }
 
 /* An actor that goes on where it was: remembers what it had begun, shows what recovery has written. */
-static void show_recovered(struct served *s, yyjson_val *actor) {
+static void show_recovered(struct served *s, const struct door *d, yyjson_val *actor) {
     struct str id = json_str(actor, "id"), reason = json_str(actor, "suspendReason");
     struct loom_request r = {.op = "get", .at = -1};
-    struct buf answer = {0}, lines = {0};
+    struct answer a;
+    struct buf lines = {0};
     yyjson_val *entry;
     size_t i, n;
     request_actor(&r, id);
-    ask_ok(&(struct door){.loom = s->loom}, &r, &answer);
-    yyjson_doc *doc = yyjson_read(answer.p, answer.n, 0);
-    yyjson_arr_foreach(json_at(yyjson_doc_get_root(doc), STR("/journal/entries")), i, n, entry) {
+    ask_ok(d, &r, &a);
+    yyjson_arr_foreach(json_at(a.root, STR("/journal/entries")), i, n, entry) {
         if (json_int(entry, "at", 0) < s->started)
             view_begin(&s->view, id, entry);
         else
@@ -77,49 +77,36 @@ static void show_recovered(struct served *s, yyjson_val *actor) {
     printf("%s  goes on%s  %.*s%s%.*s\n%.*s", paint(GREEN), paint(PLAIN), (int)id.n, id.p,
            reason.n ? ", waits for " : "", (int)reason.n, reason.p ? reason.p : "", (int)lines.n,
            lines.n ? lines.p : "");
-    yyjson_doc_free(doc);
     buf_free(&lines);
-    buf_free(&answer);
+    answer_free(&a);
 }
 
-static void show_all_recovered(struct served *s) {
-    static const char *const open[] = {"running", "suspended"};
-    for (size_t k = 0; k < 2; k++) {
-        struct loom_request r = {.op = "actors", .status = loom_of(str_of(open[k])), .limit = 100, .at = -1};
-        struct buf answer = {0};
-        yyjson_val *actor;
-        size_t i, n;
-        ask_ok(&(struct door){.loom = s->loom}, &r, &answer);
-        yyjson_doc *doc = yyjson_read(answer.p, answer.n, 0);
-        yyjson_arr_foreach(yyjson_obj_get(yyjson_doc_get_root(doc), "actors"), i, n, actor) show_recovered(s, actor);
-        yyjson_doc_free(doc);
-        buf_free(&answer);
-    }
+static void show_all_recovered(struct served *s, const char *status) {
+    struct door d = {.loom = s->loom};
+    struct loom_request r = {.op = "actors", .status = loom_of(str_of(status)), .limit = 100, .at = -1};
+    struct answer a;
+    yyjson_val *actor;
+    size_t i, n;
+    ask_ok(&d, &r, &a);
+    yyjson_arr_foreach(yyjson_obj_get(a.root, "actors"), i, n, actor) show_recovered(s, &d, actor);
+    answer_free(&a);
 }
 
-/* One line of the log for people: level, message, fields. */
+/* One line of the log for people: {"level","time","pid","hostname",…fields,"msg"}. */
 static void print_log(struct str line) {
     yyjson_doc *doc = yyjson_read(line.p, line.n, 0);
-    yyjson_val *root = yyjson_doc_get_root(doc);
-    int64_t level = json_int(root, "level", LOG_INFO);
+    yyjson_val *root = yyjson_doc_get_root(doc), *key, *value;
     struct str msg = json_str(root, "msg");
+    size_t i, n;
     char clock[32];
     format_clock(json_int(root, "time", 0), clock);
-    printf("%s%s%s  %s%.*s%s", paint(DIM), clock, paint(PLAIN),
-           paint(level >= LOG_ERROR  ? RED
-                 : level >= LOG_WARN ? YELLOW
-                                     : PLAIN),
-           (int)msg.n, msg.p ? msg.p : "", paint(DIM));
-    yyjson_obj_iter it = yyjson_obj_iter_with(root);
-    for (yyjson_val *key; (key = yyjson_obj_iter_next(&it));) {
-        static const char *const shown[] = {"level", "time", "pid", "hostname", "msg"};
-        bool skip = false;
-        for (size_t i = 0; i < sizeof shown / sizeof *shown; i++) skip = skip || yyjson_equals_str(key, shown[i]);
-        struct buf value = {0};
-        if (!skip)
-            json_write(yyjson_obj_iter_get_val(key), &value),
-                printf("  %s=%.*s", yyjson_get_str(key), (int)value.n, value.p);
-        buf_free(&value);
+    printf("%s%s  %s%s%.*s%s", paint(DIM), clock, paint(PLAIN),
+           paint(json_int(root, "level", 0) >= LOG_ERROR ? RED : YELLOW), (int)msg.n, msg.n ? msg.p : "", paint(DIM));
+    yyjson_obj_foreach(root, i, n, key, value) {
+        struct buf text = {0};
+        json_write(value, &text);
+        if (i > 3 && i + 1 < n) printf("  %s=%.*s", yyjson_get_str(key), (int)text.n, text.p);
+        buf_free(&text);
     }
     puts(paint(PLAIN));
     yyjson_doc_free(doc);
@@ -199,7 +186,8 @@ static bool serve_start(struct served *s, bool dev) {
     s->started = env_system()->now_ms(env_system());
     if (!(s->loom = project_engine(&s->project, config))) return false;
     if (dev) {
-        show_all_recovered(s);
+        show_all_recovered(s, "running");
+        show_all_recovered(s, "suspended");
         s->subscription = loom_subscribe(s->loom, (struct loom_str){0}, (struct loom_str){0}, 0, on_event, s);
     }
     if (dev && !project_deploy(&s->project, &(struct door){.loom = s->loom}, true, false)) return false;

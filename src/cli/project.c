@@ -256,56 +256,55 @@ bool project_build(const struct project *p, bool quiet) {
 
 /* Puts a module or definition of the unit; answers its status, 0 when the error has been printed. */
 static int put(const struct door *d, const char *op, const struct unit *u, struct str body, bool replace,
-               struct buf *answer) {
+               struct answer *a) {
     struct buf name = {0};
     struct loom_request r = {.op = op, .key = loom_of(u->version), .body = loom_of(body), .at = -1, .replace = replace};
     buf_json(&name, "%s%j", op == u->kind->op ? "" : u->kind->prefix, u->name);
     r.type = loom_of(buf_view(&name));
-    int status = ask(d, &r, answer);
-    bool ok = status >= 200 && status <= 299;
-    if (status == 409 && !replace)
+    bool ok = ask(d, &r, a);
+    if (a->status == 409 && !replace)
         fail("%s: %.*s %.*s is deployed with other content; raise \"version\" in the file, or overwrite it with "
              "--replace",
              u->file, (int)u->name.n, u->name.p, (int)u->version.n, u->version.p);
     else if (!ok)
-        fprintf(stderr, "%s: ", u->file), print_problem(d, status, buf_view(answer));
+        fprintf(stderr, "%s: ", u->file), print_problem(d, a->status, a->root);
     buf_free(&name);
-    return ok ? status : 0;
+    return ok ? a->status : 0;
 }
 
 /* Uploads the unit's module; appends the definition that names it by its hash. */
 static bool put_module(const struct door *d, const struct unit *u, bool replace, struct buf *definition) {
-    struct buf bytes = {0}, answer = {0}, url = {0};
+    struct buf bytes = {0}, url = {0};
+    struct answer a;
     if (!file_read(u->wasm, &bytes))
         return fail("cannot read %s: %s; build it with `loom build`", u->wasm, strerror(errno)) == EXIT_OK;
-    bool ok = put(d, "module.put", u, buf_view(&bytes), replace, &answer) != 0;
-    yyjson_doc *put_answer = ok ? yyjson_read(answer.p, answer.n, 0) : NULL;
+    bool ok = put(d, "module.put", u, buf_view(&bytes), replace, &a) != 0;
     yyjson_doc *text = yyjson_read(u->text.p, u->text.n, YYJSON_READ_BIGNUM_AS_RAW);
     yyjson_mut_doc *out = yyjson_doc_mut_copy(text, NULL);
-    buf_json(&url, "sha256:%j", json_str(yyjson_doc_get_root(put_answer), "sha256"));
     yyjson_mut_val *root = yyjson_mut_doc_get_root(out);
+    buf_json(&url, "sha256:%j", json_str(a.root, "sha256"));
     yyjson_mut_obj_put(root, yyjson_mut_str(out, "wasmBlobUrl"), yyjson_mut_strn(out, url.p, url.n));
     json_write_mut(root, definition);
     yyjson_mut_doc_free(out);
     yyjson_doc_free(text);
-    yyjson_doc_free(put_answer);
+    answer_free(&a);
     buf_free(&url);
-    buf_free(&answer);
     buf_free(&bytes);
     return ok;
 }
 
 static bool deploy_unit(const struct unit *u, const struct door *d, bool replace, bool all) {
-    struct buf definition = {0}, answer = {0};
+    struct buf definition = {0};
+    struct answer a = {0};
     if (!u->wasm) buf_str(&definition, u->text);
     bool ok = !u->wasm || put_module(d, u, replace, &definition);
-    int status = ok ? put(d, u->kind->op, u, buf_view(&definition), replace, &answer) : 0;
+    int status = ok ? put(d, u->kind->op, u, buf_view(&definition), replace, &a) : 0;
     if (status && (all || status == 201))
         printf("%s  %s%s %-10s %s%.*s%s %.*s\n", paint(status == 201 ? GREEN : DIM),
                status == 201 ? "deploy" : "same  ", paint(PLAIN), u->kind->folder, paint(BOLD), (int)u->name.n,
                u->name.p, paint(PLAIN), (int)u->version.n, u->version.p);
     buf_free(&definition);
-    buf_free(&answer);
+    answer_free(&a);
     return status != 0;
 }
 

@@ -12,28 +12,25 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int start_and_follow(const struct cli *c, const struct door *d, struct str name) {
-    struct buf body = {0}, answer = {0};
-    struct arena a = {0};
+int run_start(const struct cli *c, const struct door *d, struct str name, const char *input, bool follow) {
+    struct buf body = {0};
+    struct answer a = {0};
     struct loom_request r = request_of(c, "run");
     r.type = loom_of(name);
     r.key = r.id; /* the run's key makes it happen once */
     r.id = (struct loom_str){0};
-    bool ok = json_argument(c->o.input ? c->o.input : "{}", &body);
+    bool ok = json_argument(input ? input : "{}", &body);
     r.body = loom_of(buf_view(&body));
-    ok = ok && ask_ok(d, &r, &answer);
-    yyjson_doc *doc = ok ? yyjson_read(answer.p, answer.n, 0) : NULL;
-    yyjson_val *root = yyjson_doc_get_root(doc);
-    r.type = loom_of(arena_json(&a, "workflow.%j", name));
-    r.key = loom_of(json_str(root, "id"));
-    r.id = loom_of(json_str(root, "messageId"));
-    if (ok && !c->o.json)
-        printf("%srun%s workflow.%.*s/%.*s\n", paint(BOLD), paint(PLAIN), (int)name.n, name.p, (int)r.key.n, r.key.p);
-    int code = ok ? await_reply(c, d, r, !c->o.json) : EXIT_FAILED;
-    yyjson_doc_free(doc);
-    arena_free(&a);
+    ok = ok && ask_ok(d, &r, &a);
+    int code = ok ? EXIT_OK : EXIT_FAILED;
+    request_actor(&r, json_str(a.root, "actorId"));
+    r.id = loom_of(json_str(a.root, "messageId"));
+    if (ok && follow)
+        code = await_reply(c, d, r, !c->o.json);
+    else if (ok)
+        print_json(a.root, !c->o.json);
+    answer_free(&a);
     buf_free(&body);
-    buf_free(&answer);
     return code;
 }
 
@@ -47,7 +44,7 @@ static int run_through(const struct cli *c, const struct door *d) {
     const char *target = c->args[0];
     struct buf name = {0};
     bool ok = !is_file(target) || workflow_put(target, d, c->o.request.replace || d->loom, false, &name);
-    int code = ok ? start_and_follow(c, d, is_file(target) ? buf_view(&name) : str_of(target)) : EXIT_FAILED;
+    int code = ok ? run_start(c, d, is_file(target) ? buf_view(&name) : str_of(target), c->o.input, true) : EXIT_FAILED;
     buf_free(&name);
     return code;
 }
@@ -73,12 +70,12 @@ static int run_here(const struct cli *c) {
 
 int command_run(struct cli *c) {
     struct door d = door_remote(c);
-    struct buf answer = {0};
-    struct loom_request ready = request_of(c, "ready");
-    bool there = !c->o.store && ask(&d, &ready, &answer) == 200;
-    buf_free(&answer);
+    struct answer a = {0};
+    struct loom_request ready = {.op = "ready"};
+    bool there = !c->o.store && ask(&d, &ready, &a);
+    answer_free(&a);
     log_open(2, LOG_WARN);
-    if (c->o.url && !there && !c->o.store) return print_problem(&d, 0, STR_NONE), EXIT_FAILED;
+    if (c->o.url && !there && !c->o.store) return print_problem(&d, 0, NULL), EXIT_FAILED;
     return there ? run_through(c, &d) : run_here(c);
 }
 
@@ -103,43 +100,32 @@ static struct str wrap_activity(struct tested *t, struct str activity, struct st
                              .body = loom_of(text),
                              .replace = true,
                              .at = -1};
-    struct buf answer = {0};
+    struct answer answer;
     ask_ok(&t->door, &r, &answer);
-    buf_free(&answer);
+    answer_free(&answer);
     return arena_json(a, "workflow.test-%d", number);
 }
 
-/* Runs one case and appends the value or error; answers the status. */
-static int run_case(struct tested *t, const struct unit *u, yyjson_val *test, int64_t number, struct buf *out) {
-    struct arena a = {0};
-    struct str input = json_text_of(yyjson_obj_get(test, "input"), &a), key = json_str(test, "key");
+static void run_case(struct tested *t, const struct unit *u, yyjson_val *test, int64_t number) {
+    struct arena mem = {0};
+    struct answer a;
+    struct str input = json_text_of(yyjson_obj_get(test, "input"), &mem), key = json_str(test, "key");
     bool actor = strcmp(unit_folder(u), "actors") == 0;
     input = input.p ? input : STR("null");
     struct loom_request r = {.op = "call", .at = -1, .timeout_ms = 60000, .body = loom_of(input)};
-    r.type = loom_of(actor ? u->name : wrap_activity(t, u->name, input, number, &a));
-    r.key = loom_of(key.p ? key : arena_json(&a, "test-%d", number));
-    int status = ask(&t->door, &r, out);
-    arena_free(&a);
-    return status;
-}
-
-static void check_case(struct tested *t, const struct unit *u, yyjson_val *test, int64_t number) {
-    struct buf got = {0};
-    struct arena a = {0};
-    bool good = run_case(t, u, test, number, &got) == 200;
-    yyjson_doc *doc = yyjson_read(got.p, got.n, 0);
-    yyjson_val *value = yyjson_doc_get_root(doc), *expect = yyjson_obj_get(test, "expect"),
-               *code = yyjson_obj_get(test, "error");
-    bool pass = code ? !good && yyjson_equals(yyjson_obj_get(value, "code"), code)
-                     : good && (!expect || yyjson_equals(value, expect));
+    r.type = loom_of(actor ? u->name : wrap_activity(t, u->name, input, number, &mem));
+    r.key = loom_of(key.p ? key : arena_json(&mem, "test-%d", number));
+    bool good = ask(&t->door, &r, &a) && a.status == 200;
+    yyjson_val *expect = yyjson_obj_get(test, "expect"), *code = yyjson_obj_get(test, "error");
+    bool pass = code ? !good && yyjson_equals(yyjson_obj_get(a.root, "code"), code)
+                     : good && (!expect || yyjson_equals(a.root, expect));
     printf("%s%s%s %s/%.*s, case %lld\n", paint(pass ? GREEN : RED), pass ? "ok" : "not ok", paint(PLAIN),
            unit_folder(u), (int)u->name.n, u->name.p, (long long)number);
-    if (!pass) printf("    expected %s\n    got      %.*s\n", json_text_of(test, &a).p, (int)got.n, got.p);
+    if (!pass) printf("    expected %s\n    got      %.*s\n", json_text_of(test, &mem).p, (int)a.body.n, a.body.p);
     t->passed += pass;
     t->failed += !pass;
-    yyjson_doc_free(doc);
-    buf_free(&got);
-    arena_free(&a);
+    answer_free(&a);
+    arena_free(&mem);
 }
 
 static bool test_unit(struct tested *t, const struct unit *u) {
@@ -153,7 +139,7 @@ static bool test_unit(struct tested *t, const struct unit *u) {
     bool ok = !there || yyjson_is_arr(cases);
     if (!ok) fail("%s: %s", path, doc ? "a list of {\"input\", \"expect\"} is expected" : err.message);
     size_t i, n;
-    yyjson_arr_foreach(cases, i, n, test) check_case(t, u, test, (int64_t)i + 1);
+    yyjson_arr_foreach(cases, i, n, test) run_case(t, u, test, (int64_t)i + 1);
     yyjson_doc_free(doc);
     buf_free(&text);
     arena_free(&a);

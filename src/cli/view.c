@@ -67,15 +67,10 @@ const char *paint(enum paint p) {
     return on ? codes[p] : "";
 }
 
-void print_json(struct str json, bool pretty) {
-    yyjson_doc *doc = pretty ? yyjson_read(json.p, json.n, YYJSON_READ_NUMBER_AS_RAW) : NULL;
-    char *text = doc ? yyjson_write(doc, YYJSON_WRITE_PRETTY_TWO_SPACES, NULL) : NULL;
-    if (text)
-        puts(text);
-    else
-        printf("%.*s\n", (int)json.n, json.p ? json.p : "");
+void print_json(yyjson_val *v, bool pretty) {
+    char *text = yyjson_val_write(v, pretty ? YYJSON_WRITE_PRETTY_TWO_SPACES : 0, NULL);
+    puts(text ? text : "");
     free(text);
-    yyjson_doc_free(doc);
 }
 
 void format_ms(int64_t ms, char out[32]) {
