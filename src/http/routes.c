@@ -403,7 +403,8 @@ static void answer_page(struct http_conn *c) {
     buf_json(
         &c->extra,
         "Content-Security-Policy: default-src 'none'; script-src 'nonce-%s'; style-src 'nonce-%s'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\nReferrer-Policy: no-referrer\r\n",
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\nReferrer-Policy: "
+        "no-referrer\r\n",
         nonce, nonce);
     http_respond(c, 200, NULL, buf_view(&page));
     buf_free(&page);
