@@ -1,11 +1,12 @@
 /* test_buf.c: bytes, JSON templates, arenas, errors, hashes, the env. */
-#include "base/base.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include <cmocka.h>
+
+#include "base/base.h"
 
 #include <math.h>
 #include <pthread.h>

@@ -1,11 +1,12 @@
 /* test_json.c: what is let in, what is refused, and that it comes out as it should. */
-#include "base/base.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include <cmocka.h>
+
+#include "base/base.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,11 +1,12 @@
 /* test_map.c: the hash table against a plain list. */
-#include "base/base.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include <cmocka.h>
+
+#include "base/base.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -67,10 +67,11 @@ static int file_get(struct blob_store *base, const char *hex, struct buf *out, s
     char folder[4096], path[4200], found[65];
     size_t before = out->n;
     ssize_t n = -1;
+    if (strspn(hex, "0123456789abcdef") != 64 || hex[64] != 0)
+        return error_set(err, LOOM_E_NOT_FOUND, "%.70s is no name of a blob; expected a SHA-256 in hex", hex);
     place(self(base), hex, folder, path);
-    bool is_name = strspn(hex, "0123456789abcdef") == 64 && hex[64] == 0;
-    int fd = is_name ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-    if (!is_name || (fd < 0 && errno == ENOENT)) return error_set(err, LOOM_E_NOT_FOUND, "there is no blob %s", hex);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT) return error_set(err, LOOM_E_NOT_FOUND, "there is no blob %s", hex);
     while (fd >= 0 && (n = read(fd, buf_reserve(out, 65536), 65536)) > 0) out->n += (size_t)n;
     if (fd >= 0) close(fd);
     sha256_hex((struct str){out->p + before, out->n - before}, found);
