@@ -122,7 +122,7 @@ static void server_close(struct server *s) {
     shutdown(s->fd, SHUT_RDWR);
     pthread_join(s->thread, NULL);
     close(s->fd);
-    while (s->live > 0) usleep(1000); /* clients have closed theirs by now */
+    for (int i = 0; i < 2000 && s->live > 0; i++) usleep(1000); /* clients have closed theirs by now */
     buf_free(&s->seen);
 }
 
