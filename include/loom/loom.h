@@ -89,9 +89,10 @@ uint64_t loom_subscribe(struct loom *l, struct loom_str ns, struct loom_str acto
 /* After it returns fn is not called any more. Not from within fn. */
 void loom_unsubscribe(struct loom *l, uint64_t handle);
 
-/* Native guests, before the first request: the same source as WASM, compiled into the process (guest.h names the entry). */
-int loom_register_actor(struct loom *l, const char *type, void (*run)(void));
-int loom_register_activity(struct loom *l, const char *name, void (*run)(void));
+/* Native guests: the same source as WASM, compiled into the process (guest.h names the entry). For all looms of the
+ * process, before loom_open: what an open turn runs must be known when it is recovered. Again under a name: replaced. */
+int loom_register_actor(const char *type, void (*run)(void));
+int loom_register_activity(const char *name, void (*run)(void));
 
 /* The op tables as data, for help and docs; each array ends with a NULL name. who: "operator", "actor" or "activity". */
 struct loom_op_doc {
