@@ -19,6 +19,7 @@
  */
 #include "storage/storage.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
@@ -34,6 +35,8 @@
  * writes a page that changes often once instead of many times, and a recovery still reads it in a tenth of a second. */
 enum { CHECKPOINT_PAGES = 4000 };
 
+static_assert(SQLITE_VERSION_NUMBER >= 3051003, "older versions of SQLite can lose a commit when the WAL is reset");
+
 enum { Q_BEGIN, Q_COMMIT, Q_ROLLBACK, Q_CLAIM, Q_FENCE, Q_PUT, Q_DELETE, Q_LOAD, Q_SCAN, Q_META, Q_VERIFY, Q_END };
 static const char *const queries[Q_END] = {
     [Q_BEGIN] = "BEGIN IMMEDIATE",
@@ -41,8 +44,8 @@ static const char *const queries[Q_END] = {
     [Q_ROLLBACK] = "ROLLBACK",
     [Q_CLAIM] = "UPDATE meta SET term = term + 1, writer = ? RETURNING term, seq",
     [Q_FENCE] = "UPDATE meta SET seq = ?2 WHERE term = ?1",
-    [Q_PUT] = "INSERT INTO rows VALUES (?, ?, ?, ?)"
-              " ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value, sum = excluded.sum",
+    [Q_PUT] = ("INSERT INTO rows VALUES (?, ?, ?, ?)"
+               " ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value, sum = excluded.sum"),
     [Q_DELETE] = "DELETE FROM rows WHERE kind = ? AND key = ?",
     [Q_LOAD] = "SELECT key, value, sum FROM rows WHERE kind = ? AND key = ?",
     [Q_SCAN] = "SELECT key, value, sum FROM rows WHERE kind = ? AND key >= ? ORDER BY key",
