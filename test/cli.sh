@@ -80,6 +80,13 @@ cp actors/second/second.c second.c
 echo 'int syntax(' >>actors/second/second.c
 check "a guest that does not compile fails the build by name" 1 'second.wasm could not be built' "$LOOM" build
 mv second.c actors/second/second.c
+touch actors/second/second.c
+check "without clang the packages are named" 1 'apt install clang lld' env PATH=/nowhere "$LOOM" build
+mkdir -p activities/rusty && sed 's/send-it/rusty/' activities/send-it/activity.json >activities/rusty/activity.json
+check "a definition without its module and sources is named" 1 'activities/rusty/activity.json names .*rusty.wasm' "$LOOM" build
+echo 'not toml' >activities/rusty/Cargo.toml
+check "a Rust guest that cannot be built says what it needs" 1 'rustup target add wasm32-unknown-unknown' "$LOOM" build
+rm -r activities/rusty
 
 # A worker with the project: dev
 start "$tmp/dev.log" dev
@@ -98,6 +105,28 @@ check "workflows are listed" 0 'welcome +1\.0\.0' "$LOOM" workflow list
 check "a workflow runs on the server to its result" 0 'Hello, Ada' "$LOOM" run welcome --input '{"name": "Ada"}' --id r1
 check "a run is shown" 0 'completed' "$LOOM" workflow get welcome r1
 check "a workflow that fails ends with its error" 1 'invalid_input' "$LOOM" run welcome --input '{"name": 7}'
+cat >wait.json <<'EOT'
+{"name": "waiting", "version": "1.0.0", "steps": [{"id": "w", "type": "wait", "event": "go"}]}
+EOT
+check "a workflow is deployed from a file" 0 'deploy.*waiting' "$LOOM" workflow deploy wait.json
+check "a workflow starts without waiting for its end" 0 'workflow.waiting/w1' "$LOOM" workflow run waiting --id w1
+within 5 eval '"$LOOM" inspect workflow.waiting/w1 | grep -q suspended'
+check "what waits is listed by status" 0 'workflow.waiting/w1 .*suspended .*event go' "$LOOM" actors --status suspended
+check "a waiting run is cancelled" 0 'durable' "$LOOM" cancel workflow.waiting/w1 --reason test
+within 5 eval '"$LOOM" inspect workflow.waiting/w1 | grep -q cancelled'
+check "and says so in its journal" 0 'cancel requested.*test' "$LOOM" journal workflow.waiting/w1
+check "cancelling it again is refused" 1 'nothing to cancel' "$LOOM" cancel workflow.waiting/w1
+check "resuming what waits for nobody is refused" 1 'conflict' "$LOOM" resume counter/ada
+check "a workflow document that is wrong is named by file and step" 1 'bad.json: .*nonsense' \
+    eval 'sed s/wait\",/nonsense\",/ wait.json >bad.json; "$LOOM" workflow deploy bad.json'
+check "a file that is not there is named" 1 'cannot read nowhere.json' "$LOOM" workflow deploy nowhere.json
+"$LOOM" run waiting --id w2 --url "$LOOM_URL" >"$tmp/run.log" 2>&1 &
+run=$!
+within 5 grep -q 'waits for event go' "$tmp/run.log"
+"$LOOM" event workflow.waiting/w2 go '{"by": "me"}' >/dev/null
+wait $run
+check "run follows a workflow until an event lets it end" 0 '"by":"me"' cat "$tmp/run.log"
+check "an actor is forked" 0 'durable' "$LOOM" fork counter/ada twin
 check "an event for an actor is durable" 0 'durable' "$LOOM" event counter/ada poke '{}'
 sed -i 's/Hello/Good day/' activities/hello/hello.c
 within 15 eval '[ $(grep -c "deploy.*hello" "$tmp/dev.log") -ge 2 ]'
@@ -125,5 +154,11 @@ check "after kill -9 everything is there" 0 '"count": 2' "$LOOM" call counter/ne
 kill -INT "$pid"
 wait "$pid"
 check "the worker stops gracefully" 0 '' test $? = 0
+echo "{\"keys\": [{\"sha256\": \"$(printf %s secret | sha256sum | cut -c1-64)\", \"role\": \"admin\"}]}" >"$tmp/keys.json"
+start "$tmp/keyed.log" worker --store memory --keys "$tmp/keys.json"
+check "without its key a worker answers nobody" 1 'give the API key with --key' "$LOOM" actors
+check "with the key it does" 0 '' env LOOM_API_KEY=secret "$LOOM" actors
+kill -TERM "$pid"
+wait "$pid"
 check "to listen beyond this machine needs keys" 1 'key' "$LOOM" worker --store memory --listen 0.0.0.0:0
 exit $failed
