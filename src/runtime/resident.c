@@ -197,8 +197,9 @@ static void flush_state(struct loom *l, struct actor *a, struct buf *inline_stat
     buf_free(&row);
 }
 
-static bool in_flight(const struct actor *a) {
-    bool running = a->turn && a->status == ACTOR_RUNNING;
+static bool in_flight(const struct resident *r) {
+    const struct actor *a = r->a;
+    bool running = a->turn && (a->status == ACTOR_RUNNING || r->queued);
     for (size_t i = 0; a->turn && a->status == ACTOR_SUSPENDED && !running && i < a->turn->promise_count; i++)
         running = a->turn->promises[i].kind == PROMISE_ACTIVITY && a->turn->promises[i].done_at == ENTRY_NEVER;
     return running;
@@ -206,7 +207,7 @@ static bool in_flight(const struct actor *a) {
 
 static void flush_outbox(struct loom *l, struct resident *r) {
     struct buf row = {0};
-    bool flying = in_flight(r->a);
+    bool flying = in_flight(r);
     if (flying == r->in_outbox)
         return;
     buf_json(&row, "{\"starts\":%d,\"cursor\":%u}", (int64_t)r->starts, r->starts_cursor);
