@@ -219,7 +219,7 @@ static void memory_limits(void **state) {
     assert_int_equal(run_on(x), EXEC_END);
     exec_free(x);
     x = start("(module (memory (export \"memory\") 100) (func (export \"run\")))", (struct exec_limits){.memory_mb = 3});
-    expect_trap(x, "trap", "6 MB at its start, its limit 3 MB; raise limits.maxMemoryMB");
+    expect_trap(x, "trap", "starts with 6 MB of memory, its limit is 3 MB; raise limits.maxMemoryMB");
     x = start("(module (memory (export \"memory\") 1) (table $t 1 funcref) (func (export \"run\")"
               "(loop $l (br_if $l (i32.ne (table.grow $t (ref.null func) (i32.const 1000)) (i32.const -1))))))",
               limits);
@@ -384,8 +384,8 @@ static void refusals(void **state) {
     (void)state; /* Each module that cannot be a guest is refused with its reason. */
     refuse(STR(""), "must begin with the bytes 00 61 73 6d");
     refuse(STR("#!/bin/sh"), "must begin with the bytes 00 61 73 6d");
-    refuse((struct str){"\0asm\1", 5}, "truncated after 5 bytes");
-    refuse((struct str){"\0asm\r\0\1\0", 8}, "WASM component");
+    refuse((struct str){"\0asm\1", 5}, "unexpected end");
+    refuse((struct str){"\0asm\r\0\1\0", 8}, "encoded as a component");
     refuse_wat("(module (func (export \"run\")))", "does not export its memory");
     refuse_wat("(module (memory (export \"memory\") 1))", "does not export a function \"run\"");
     refuse_wat("(module (memory (export \"memory\") 1) (func (export \"run\") (param i32)))", "does not export a function");
@@ -452,7 +452,7 @@ static void compile_apart(void **state) {
     assert_int_equal(exec_compile_apart(engine, "/proc/self/exe", cut, &apart, &err), LOOM_E_INVALID_MODULE);
     assert_non_null(strstr(err.message, "unexpected end"));
     assert_int_equal(exec_compile_apart(engine, "/bin/false", buf_view(&wasm), &apart, &err), LOOM_E_INVALID_MODULE);
-    assert_non_null(strstr(err.message, "cannot be compiled within"));
+    assert_non_null(strstr(err.message, "to compile"));
     assert_int_equal(exec_compile_apart(engine, "/nowhere", buf_view(&wasm), &apart, &err), LOOM_E_INTERNAL);
     assert_non_null(strstr(err.message, "/nowhere"));
     assert_int_equal(apart.n, 0);

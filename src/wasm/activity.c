@@ -28,14 +28,16 @@ struct activity {
     struct exec *exec; /* NULL until an instance was free */
     uint64_t random;   /* state of its generator */
     uint32_t https;    /* http ops so far */
-    bool returned;     /* by op `return`, in an instance that may be used again */
+    bool returned;     /* by op `return`, in an instance that may serve again: it is to come out of run() */
+    bool ended;        /* it came out of run() */
     bool told;         /* it has had a go since it was cancelled */
-    struct buf result;
     atomic_bool cancelled;
+    struct buf result, text; /* of the attempt; of the op */
+    struct error error;      /* of the op, or why the attempt failed; code "": none */
 
     /* Under the pool's mutex: */
     struct activity *queued_next, *live_prev, *live_next;
-    bool answered, parked; /* its http op: the answer came, no thread has it */
+    bool answered, parked; /* its http op: the answer came; no thread has it */
     uint64_t net_id;
 };
 
@@ -61,160 +63,89 @@ struct activity_pool {
     unsigned idle_count;
 };
 
-/* What an op, or a go on a thread, comes to. */
-enum verdict { GO_ON, PARKED, AGAIN, NO_ROOM, ENDED };
+/* What an op comes to (the first two answer it), or a go on a thread (the others). */
+enum verdict { ANSWER, REFUSE, PARKED, AGAIN, NO_ROOM, ENDED };
 
-static void enqueue(struct activity_pool *p, struct activity *a) {
-    a->queued_next = NULL;
-    if (p->first)
-        p->last->queued_next = a;
-    else
-        p->first = a;
-    p->last = a;
-    pthread_cond_signal(&p->wake);
+static enum verdict fail(struct activity *a, enum verdict verdict, int code, const char *message) {
+    error_set(&a->error, code, "%.*s: %s", (int)a->spec.name.n, a->spec.name.p, message);
+    return verdict;
+}
+
+static int64_t mono_ms(const struct activity *a) {
+    return a->pool->env->mono_ms(a->pool->env);
 }
 
 /* ---- instances that serve again ---- */
 
-static bool limits_equal(struct exec_limits a, struct exec_limits b) {
-    return a.memory_mb == b.memory_mb && a.cpu_ms == b.cpu_ms;
+static struct exec *idle_remove(struct activity_pool *p, unsigned i) {
+    struct exec *x = p->idle[i].exec;
+    free(p->idle[i].ns);
+    memmove(&p->idle[i], &p->idle[i + 1], (--p->idle_count - i) * sizeof p->idle[i]);
+    return x;
 }
 
 static struct exec *idle_take(struct activity_pool *p, const struct activity_spec *spec) {
     struct exec *x = NULL;
     pthread_mutex_lock(&p->mutex);
     for (unsigned i = p->idle_count; i-- > 0 && !x;) {
-        struct idle *slot = &p->idle[i];
-        if (slot->module != spec->module || !limits_equal(slot->limits, spec->limits)) continue;
-        if (!str_eq(str_of(slot->ns), spec->ns)) continue;
-        x = slot->exec;
-        free(slot->ns);
-        memmove(slot, slot + 1, (--p->idle_count - i) * sizeof *slot);
+        const struct idle *slot = &p->idle[i];
+        bool fits = slot->module == spec->module && !memcmp(&slot->limits, &spec->limits, sizeof slot->limits);
+        if (fits && str_eq(str_of(slot->ns), spec->ns)) x = idle_remove(p, i);
     }
     pthread_mutex_unlock(&p->mutex);
     if (x) exec_suspended(x);
     return x;
 }
 
-static void idle_drop_oldest(struct activity_pool *p) {
-    exec_free(p->idle[0].exec);
-    free(p->idle[0].ns);
-    memmove(p->idle, p->idle + 1, --p->idle_count * sizeof *p->idle);
-}
-
-static void idle_put(struct activity_pool *p, struct activity *a) {
+static void idle_put(struct activity_pool *p, const struct activity_spec *spec, struct exec *x) {
     pthread_mutex_lock(&p->mutex);
-    if (p->idle_count == IDLE_MAX) idle_drop_oldest(p);
-    p->idle[p->idle_count++] = (struct idle){a->exec, a->spec.module, a->spec.limits, str_dup(a->spec.ns)};
+    struct exec *oldest = p->idle_count == IDLE_MAX ? idle_remove(p, 0) : NULL;
+    p->idle[p->idle_count++] = (struct idle){x, spec->module, spec->limits, str_dup(spec->ns)};
     pthread_mutex_unlock(&p->mutex);
+    exec_free(oldest);
 }
 
-/* ---- the end of an attempt ---- */
-
-static enum verdict finish(struct activity *a, const struct error *err) {
-    struct activity_pool *p = a->pool;
-    struct error cancelled;
-    if (atomic_load(&a->cancelled)) {
-        error_set(&cancelled, LOOM_E_CANCELLED, "%.*s was cancelled", (int)a->spec.name.n, a->spec.name.p);
-        err = &cancelled;
-    }
-    exec_free(a->exec);
-    a->spec.done(a->spec.ctx, err ? STR_NONE : a->result.n ? buf_view(&a->result) : STR("null"), err);
-    pthread_mutex_lock(&p->mutex);
-    if (a->live_prev)
-        a->live_prev->live_next = a->live_next;
-    else
-        p->live = a->live_next;
-    if (a->live_next) a->live_next->live_prev = a->live_prev;
-    if (!p->live) pthread_cond_broadcast(&p->wake);
-    pthread_mutex_unlock(&p->mutex);
-    exec_module_unref(a->spec.module);
-    buf_free(&a->result);
-    free(a);
-    return ENDED;
-}
-
-static enum verdict finish_error(struct activity *a, int code, const char *message) {
-    struct error err;
-    error_set(&err, code, "%.*s: %s", (int)a->spec.name.n, a->spec.name.p, message);
-    return finish(a, &err);
-}
-
-static enum verdict finish_trap(struct activity *a) {
-    struct error err;
-    exec_trap(a->exec, &err);
-    return finish(a, &err);
-}
-
-/* run() is over: the instance may serve again. */
-static enum verdict finish_end(struct activity *a) {
-    if (a->spec.reuse && exec_reusable(a->exec)) {
-        idle_put(a->pool, a);
-        a->exec = NULL;
-    }
-    return finish(a, NULL);
-}
-
-/* ---- ops: each gets its argument as text and parsed ---- */
+/* ---- ops: each gets its argument, fills a->text with the result, or refuses with an error ---- */
 
 static enum verdict answer(struct activity *a, const char *fmt, ...) {
-    struct buf text = {0};
     va_list ap;
     va_start(ap, fmt);
-    buf_json_v(&text, fmt, ap);
+    buf_json_v(&a->text, fmt, ap);
     va_end(ap);
-    exec_answer(a->exec, true, buf_view(&text));
-    buf_free(&text);
-    return GO_ON;
+    return ANSWER;
 }
 
-static enum verdict answer_error(struct activity *a, const struct error *err) {
-    struct buf text = {0};
-    error_json(err, &text);
-    exec_answer(a->exec, false, buf_view(&text));
-    buf_free(&text);
-    return GO_ON;
-}
-
-static enum verdict refuse(struct activity *a, int code, const char *message) {
-    struct error err;
-    error_set(&err, code, "%s", message);
-    return answer_error(a, &err);
-}
-
-static enum verdict op_input(struct activity *a, struct str arg, yyjson_val *v) {
-    (void)arg, (void)v;
-    exec_answer(a->exec, true, a->spec.input.n ? a->spec.input : STR("null"));
-    return GO_ON;
-}
-
-static enum verdict op_log(struct activity *a, struct str arg, yyjson_val *v) {
-    static const struct {
-        const char *name;
-        int level;
-    } levels[] = {{"trace", LOG_TRACE}, {"debug", LOG_DEBUG}, {"info", LOG_INFO},
-                  {"warn", LOG_WARN},   {"error", LOG_ERROR}, {"fatal", LOG_FATAL}};
-    int level = LOG_INFO;
-    for (size_t i = 0; i < sizeof levels / sizeof *levels; i++) {
-        if (str_eq(json_str(v, "level"), str_of(levels[i].name))) level = levels[i].level;
-    }
-    if (a->spec.note) a->spec.note(a->spec.ctx, level, arg);
-    return answer(a, "null");
-}
-
-static enum verdict op_progress(struct activity *a, struct str arg, yyjson_val *v) {
+static enum verdict op_input(struct activity *a, yyjson_val *v) {
     (void)v;
-    if (a->spec.note) a->spec.note(a->spec.ctx, 0, arg);
+    return answer(a, "%j", a->spec.input.n ? a->spec.input : STR("null"));
+}
+
+/* Levels are told apart by their first letter: trace, debug, info, warn, error, fatal. */
+static enum verdict op_log(struct activity *a, yyjson_val *v) {
+    static const char letters[] = "tdiwef";
+    struct str level = json_str(v, "level");
+    const char *at = level.n ? memchr(letters, level.p[0], 6) : NULL;
+    json_write(v, &a->text);
+    if (a->spec.note)
+        a->spec.note(a->spec.ctx, at ? LOG_TRACE + 10 * (int)(at - letters) : LOG_INFO, buf_view(&a->text));
+    buf_clear(&a->text);
     return answer(a, "null");
 }
 
-static enum verdict op_heartbeat(struct activity *a, struct str arg, yyjson_val *v) {
-    (void)arg, (void)v;
+static enum verdict op_progress(struct activity *a, yyjson_val *v) {
+    json_write(v, &a->text);
+    if (a->spec.note) a->spec.note(a->spec.ctx, 0, buf_view(&a->text));
+    buf_clear(&a->text);
+    return answer(a, "null");
+}
+
+static enum verdict op_heartbeat(struct activity *a, yyjson_val *v) {
+    (void)v;
     return answer(a, "{\"cancelled\":%b}", atomic_load(&a->cancelled));
 }
 
-static enum verdict op_now(struct activity *a, struct str arg, yyjson_val *v) {
-    (void)arg, (void)v;
+static enum verdict op_now(struct activity *a, yyjson_val *v) {
+    (void)v;
     return answer(a, "%d", a->pool->env->now_ms(a->pool->env));
 }
 
@@ -225,50 +156,51 @@ static uint64_t next_random(struct activity *a) { /* splitmix64 */
     return z ^ z >> 31;
 }
 
-static enum verdict op_random(struct activity *a, struct str arg, yyjson_val *v) {
-    (void)arg;
-    if (yyjson_is_null(v)) return answer(a, "%f", (double)(next_random(a) >> 11) * 0x1p-53);
+static enum verdict op_random(struct activity *a, yyjson_val *v) {
     uint64_t bytes[RANDOM_MAX_BYTES / 8], n = yyjson_is_uint(v) ? yyjson_get_uint(v) : 0;
-    if (n < 1 || n > RANDOM_MAX_BYTES)
-        return refuse(a, LOOM_E_INVALID_ARGUMENT, "random takes null, or 1 to 256 bytes");
-    for (size_t i = 0; i * 8 < n; i++) bytes[i] = next_random(a);
     char hex[2 * RANDOM_MAX_BYTES + 1];
+    if (yyjson_is_null(v)) return answer(a, "%f", (double)(next_random(a) >> 11) * 0x1p-53);
+    if (n < 1 || n > RANDOM_MAX_BYTES) {
+        return fail(a, REFUSE, LOOM_E_INVALID_ARGUMENT, "random takes null or how many bytes, 1 to 256");
+    }
+    for (size_t i = 0; i * 8 < n; i++) bytes[i] = next_random(a);
     hex_encode((const uint8_t *)bytes, n, hex);
     return answer(a, "%z", hex);
 }
 
-static enum verdict op_return(struct activity *a, struct str arg, yyjson_val *v) {
-    (void)arg;
+static enum verdict op_return(struct activity *a, yyjson_val *v) {
     json_write(v, &a->result);
-    if (!a->spec.reuse || !exec_reusable(a->exec)) return finish(a, NULL);
-    a->returned = true;
-    return answer(a, "null");
+    a->returned = a->spec.reuse && exec_reusable(a->exec);
+    return a->returned ? answer(a, "null") : ENDED;
 }
 
-static enum verdict op_fail(struct activity *a, struct str arg, yyjson_val *v) {
-    (void)arg;
-    struct error err;
+static enum verdict op_fail(struct activity *a, yyjson_val *v) {
     struct str code = json_str(v, "code"), message = json_str(v, "message");
-    error_set(&err, LOOM_E_FAILED, "%.*s", (int)message.n, message.n ? message.p : "");
-    if (code.n) snprintf(err.code, sizeof err.code, "%.*s", (int)code.n, code.p);
-    err.retryable = json_bool(v, "retryable", false);
-    return finish(a, &err);
+    error_set(&a->error, LOOM_E_FAILED, "%.*s", (int)message.n, message.n ? message.p : "");
+    if (code.n) snprintf(a->error.code, sizeof a->error.code, "%.*s", (int)code.n, code.p);
+    a->error.retryable = json_bool(v, "retryable", false);
+    return ENDED;
 }
 
-static enum verdict op_secret(struct activity *a, struct str arg, yyjson_val *v) {
-    (void)arg;
-    struct error err;
+static enum verdict op_secret(struct activity *a, yyjson_val *v) {
     struct buf handle = {0};
     struct str name = {yyjson_get_str(v), yyjson_get_len(v)};
-    if (!name.p) return refuse(a, LOOM_E_INVALID_ARGUMENT, "secret takes the secret's name, a string");
-    if (!a->spec.policy) return refuse(a, LOOM_E_DENIED, "the activity's definition grants no secrets");
-    int rc = net_secret_handle(a->pool->net, a->spec.policy, name, &handle, &err);
-    enum verdict verdict = rc ? answer_error(a, &err) : answer(a, "%q", buf_view(&handle));
+    if (!name.p) return fail(a, REFUSE, LOOM_E_INVALID_ARGUMENT, "secret takes the secret's name, a string");
+    if (!a->spec.policy) return fail(a, REFUSE, LOOM_E_DENIED, "its definition grants no secrets");
+    int rc = net_secret_handle(a->pool->net, a->spec.policy, name, &handle, &a->error);
+    if (!rc) answer(a, "%q", buf_view(&handle));
     buf_free(&handle);
-    return verdict;
+    return rc ? REFUSE : ANSWER;
 }
 
-/* On the net thread, perhaps before net_send() has returned: then the sender goes on by itself. */
+static void enqueue(struct activity_pool *p, struct activity *a) {
+    a->queued_next = NULL;
+    *(p->first ? &p->last->queued_next : &p->first) = a;
+    p->last = a;
+    pthread_cond_signal(&p->wake);
+}
+
+/* On the net thread, perhaps before net_send() has returned: then the sender queues the attempt. */
 static void http_done(void *ctx, bool ok, struct str json) {
     struct activity *a = ctx;
     struct activity_pool *p = a->pool;
@@ -280,65 +212,70 @@ static void http_done(void *ctx, bool ok, struct str json) {
     pthread_mutex_unlock(&p->mutex);
 }
 
-/* Sends, and parks the attempt unless the answer is there already. Once it is parked it may end at any time. */
-static enum verdict send_request(struct activity *a, const struct net_request *r) {
+/* Once the attempt is parked another thread may have it at any time: it is not touched again. */
+static enum verdict http_send(struct activity *a, const struct net_request *r) {
     struct activity_pool *p = a->pool;
     a->answered = false;
     uint64_t id = net_send(p->net, r);
     pthread_mutex_lock(&p->mutex);
-    bool parked = a->parked = !a->answered;
-    bool stop = parked && (atomic_load(&a->cancelled) || atomic_load(&p->stopping));
+    bool stop = atomic_load(&a->cancelled) || atomic_load(&p->stopping);
+    if (a->answered) enqueue(p, a);
+    a->parked = !a->answered;
     a->net_id = id;
     pthread_mutex_unlock(&p->mutex);
     if (stop) net_cancel(p->net, id);
-    return parked ? PARKED : GO_ON;
+    return PARKED;
 }
 
-/* Why the headers are no object of strings, or NULL; *keyed: one of them is Idempotency-Key. */
-static const char *check_headers(yyjson_val *headers, bool *keyed) {
+/* What is wrong with an http op's argument or not granted: then the code, and why. *keyed: it brings its own key. */
+static int http_check(const struct activity *a, yyjson_val *v, bool *keyed, const char **why) {
     size_t i, n;
-    yyjson_val *name, *value;
-    if (headers && !yyjson_is_obj(headers)) return "http: headers must be an object of strings";
+    yyjson_val *headers = yyjson_obj_get(v, "headers"), *name, *value;
+    struct str url = json_str(v, "url");
+    *why = !url.p                               ? "http: url must be a string"
+           : headers && !yyjson_is_obj(headers) ? "http: headers must be an object"
+                                                : NULL;
     yyjson_obj_foreach(headers, i, n, name, value) {
-        if (!yyjson_is_str(value)) return "http: the value of every header must be a string";
+        if (!yyjson_is_str(value)) *why = "http: the value of every header must be a string";
         if (!strcasecmp(yyjson_get_str(name), "idempotency-key")) *keyed = true;
     }
-    return NULL;
+    if (*why) return LOOM_E_INVALID_ARGUMENT;
+    bool mail = url.n > 7 && !strncasecmp(url.p, "smtp://", 7);
+    if (!a->spec.policy)
+        *why = "its definition grants no network";
+    else if (mail && !a->spec.policy->mail)
+        *why = "its definition does not grant the capability mail";
+    return *why ? LOOM_E_DENIED : 0;
 }
 
-static enum verdict op_http(struct activity *a, struct str arg, yyjson_val *v) {
-    (void)arg;
-    struct env *env = a->pool->env;
-    yyjson_val *headers = yyjson_obj_get(v, "headers"), *body = yyjson_obj_get(v, "body");
-    struct str url = json_str(v, "url"), method = json_str(v, "method");
+static enum verdict op_http(struct activity *a, yyjson_val *v) {
+    const char *why;
     bool keyed = false;
-    const char *wrong = url.p ? check_headers(headers, &keyed) : "http: url must be a string";
-    if (wrong) return refuse(a, LOOM_E_INVALID_ARGUMENT, wrong);
-    if (!a->spec.policy) return refuse(a, LOOM_E_DENIED, "the activity's definition grants no network");
-    if (!a->spec.policy->mail && url.n > 7 && !strncasecmp(url.p, "smtp://", 7)) {
-        return refuse(a, LOOM_E_DENIED, "the activity's definition does not grant the capability mail");
-    }
-    struct buf text = {0}, key = {0};
-    bool as_json = body && !yyjson_is_null(body) && !yyjson_is_str(body);
-    if (as_json) json_write(body, &text);
-    buf_str(&key, a->spec.key);
-    buf_json(&key, "-%u", (uint64_t)++a->https);
-    int64_t left = a->spec.deadline_mono_ms - env->mono_ms(env), timeout = json_int(v, "timeoutMs", HTTP_TIMEOUT_MS);
-    struct net_request r = {
+    int wrong = http_check(a, v, &keyed, &why);
+    if (wrong) return fail(a, REFUSE, wrong, why);
+    yyjson_val *body = yyjson_obj_get(v, "body");
+    bool json = body && !yyjson_is_null(body) && !yyjson_is_str(body);
+    if (json) json_write(body, &a->text);
+    struct buf key = {0};
+    buf_json(&key, "%j-%u", a->spec.key, (uint64_t)++a->https);
+    struct str method = json_str(v, "method");
+    int64_t left = a->spec.deadline_mono_ms - mono_ms(a), timeout = json_int(v, "timeoutMs", HTTP_TIMEOUT_MS);
+    struct net_request request = {
         .policy = a->spec.policy,
         .method = method.p ? method : STR("GET"),
-        .url = url,
-        .headers = headers,
-        .body = as_json ? buf_view(&text) : (struct str){yyjson_get_str(body), yyjson_get_len(body)},
-        .body_json = as_json,
+        .url = json_str(v, "url"),
+        .headers = yyjson_obj_get(v, "headers"),
+        .body = json ? buf_view(&a->text) : (struct str){yyjson_get_str(body), yyjson_get_len(body)},
+        .body_json = json,
         .idempotency_key = keyed ? STR_NONE : buf_view(&key),
         .traceparent = a->spec.traceparent,
-        .timeout_ms = timeout > 0 && timeout < left ? timeout : left,
+        .timeout_ms = timeout > 0 && timeout < left ? timeout
+                      : left > 0                    ? left
+                                                    : 1,
         .ctx = a,
         .done = http_done,
     };
-    enum verdict verdict = send_request(a, &r);
-    buf_free(&text);
+    enum verdict verdict = http_send(a, &request);
     buf_free(&key);
     return verdict;
 }
@@ -346,7 +283,7 @@ static enum verdict op_http(struct activity *a, struct str arg, yyjson_val *v) {
 #define ACTIVITY_OPS(X)                                                          \
     X(input, "null", "the activity's input")                                     \
     X(http, "{method, url, headers?, body?, timeoutMs?}",                        \
-      "sends a request (or mail, with an smtp:// url): {status, headers, body}") \
+      "sends a request, mail with smtp://: {status, headers, body}")             \
     X(secret, "name", "a handle that stands for a secret in a request's header") \
     X(log, "{level, msg, …}", "a line of the worker's log")                      \
     X(heartbeat, "details", "{cancelled}: whether the activity shall stop")      \
@@ -363,98 +300,125 @@ const struct op_doc activity_ops[] = {
         {NULL, NULL, NULL},
 };
 
-static enum verdict (*const op_functions[])(struct activity *a, struct str arg, yyjson_val *v) = {
+static enum verdict (*const op_functions[])(struct activity *a, yyjson_val *v) = {
 #define X(name, argument, doc) op_##name,
     ACTIVITY_OPS(X)
 #undef X
 };
 
-static enum verdict invalid_argument(struct activity *a, struct str name, struct str arg, const struct error *why) {
-    struct error err;
+/* The argument is not JSON: an ending fails the attempt, any other op is refused. */
+static enum verdict bad_argument(struct activity *a, struct str name, struct str arg, const struct error *why) {
+    bool ending = str_eq(name, STR("return")) || str_eq(name, STR("fail"));
     int n = (int)(arg.n < FIRST_BYTES ? arg.n : FIRST_BYTES);
-    if (!str_eq(name, STR("return")) && !str_eq(name, STR("fail"))) return answer_error(a, why);
-    error_set(&err, LOOM_E_INVALID_OUTPUT, "%.*s: %s: %.*s", (int)a->spec.name.n, a->spec.name.p, why->message, n,
-              arg.p);
-    return finish(a, &err);
+    error_set(&a->error, ending ? LOOM_E_INVALID_OUTPUT : LOOM_E_INVALID_ARGUMENT, "%.*s: %s: %.*s",
+              (int)a->spec.name.n, a->spec.name.p, why->message, n, arg.p);
+    return ending ? ENDED : REFUSE;
 }
 
 static enum verdict run_op(struct activity *a) {
     struct str name, arg;
     struct error err;
+    size_t i = 0;
     exec_op(a->exec, &name, &arg);
-    for (size_t i = 0; activity_ops[i].name; i++) {
-        if (!str_eq(name, str_of(activity_ops[i].name))) continue;
-        yyjson_doc *doc = json_parse(arg, &err);
-        if (!doc) {
-            error_set(&err, LOOM_E_INVALID_ARGUMENT, "%s", err.message);
-            return invalid_argument(a, name, arg, &err);
-        }
-        enum verdict verdict = op_functions[i](a, arg, yyjson_doc_get_root(doc));
-        yyjson_doc_free(doc);
-        return verdict;
+    while (activity_ops[i].name && !str_eq(name, str_of(activity_ops[i].name))) i++;
+    if (!activity_ops[i].name) {
+        error_set(&a->error, LOOM_E_UNKNOWN_OP, "activities have no op \"%.*s\"", (int)name.n, name.p);
+        return ENDED;
     }
-    error_set(&err, LOOM_E_UNKNOWN_OP, "%.*s: activities have no op \"%.*s\"", (int)a->spec.name.n, a->spec.name.p,
-              (int)(name.n < FIRST_BYTES ? name.n : FIRST_BYTES), name.p);
-    return finish(a, &err);
+    buf_clear(&a->text);
+    yyjson_doc *doc = json_parse(arg, &err);
+    enum verdict verdict = doc ? op_functions[i](a, yyjson_doc_get_root(doc)) : bad_argument(a, name, arg, &err);
+    yyjson_doc_free(doc);
+    if (verdict > REFUSE) return verdict;
+    if (verdict == REFUSE) error_json(&a->error, &a->text);
+    exec_answer(a->exec, verdict == ANSWER, buf_view(&a->text));
+    a->error.code[0] = '\0';
+    return verdict;
 }
 
 /* ---- running ---- */
 
-/* What ends an attempt from outside, looked at before each stretch; 0: nothing. */
-static enum verdict interrupted(struct activity *a, bool slice_over) {
-    struct env *env = a->pool->env;
-    if (atomic_load(&a->pool->stopping)) return finish_error(a, LOOM_E_INTERRUPTED, "the worker is shutting down");
-    if (slice_over && a->told) return finish(a, NULL);
-    a->told = atomic_load(&a->cancelled);
-    if (env->mono_ms(env) < a->spec.deadline_mono_ms) return GO_ON;
-    return finish_error(a, LOOM_E_TIMEOUT, "the attempt took longer than limits.maxExecutionMs");
+/* Whether the attempt must end although its guest could go on; a->error says why. */
+static bool is_over(struct activity *a) {
+    if (atomic_load(&a->pool->stopping))
+        fail(a, ENDED, LOOM_E_INTERRUPTED, "the worker is shutting down");
+    else if (mono_ms(a) >= a->spec.deadline_mono_ms)
+        fail(a, ENDED, LOOM_E_TIMEOUT, "it took longer than its limit");
+    return a->error.code[0];
 }
 
-/* An instance for the attempt: NO_ROOM when none is free, ENDED when it cannot have one. */
 static enum verdict get_instance(struct activity *a) {
-    struct error err;
-    if (a->exec) return GO_ON;
     if (a->spec.reuse) a->exec = idle_take(a->pool, &a->spec);
-    if (!a->exec) a->exec = exec_new(a->spec.module, a->spec.limits, &err);
-    if (a->exec) return GO_ON;
-    return strcmp(err.code, error_name(LOOM_E_BUSY)) != 0 ? finish(a, &err) : NO_ROOM;
+    if (!a->exec) a->exec = exec_new(a->spec.module, a->spec.limits, &a->error);
+    if (a->exec || strcmp(a->error.code, error_name(LOOM_E_BUSY)) != 0) return a->exec ? ANSWER : ENDED;
+    a->error.code[0] = '\0';
+    return NO_ROOM;
 }
 
-/* One go: until the attempt ends, is parked, or has had its share of the thread. */
-static enum verdict run(struct activity *a) {
-    struct env *env = a->pool->env;
-    int64_t start = env->mono_ms(env);
-    enum verdict verdict = interrupted(a, true);
-    if (verdict == GO_ON) verdict = get_instance(a);
-    while (verdict == GO_ON) {
+/* Until the attempt ends, is parked, or has had its share of the thread. */
+static enum verdict go(struct activity *a) {
+    int64_t start = mono_ms(a);
+    enum verdict verdict = a->told ? ENDED : ANSWER;
+    a->told = atomic_load(&a->cancelled);
+    if (!a->exec && verdict == ANSWER) verdict = get_instance(a);
+    while (verdict <= REFUSE) {
+        if (is_over(a)) return ENDED;
+        if (mono_ms(a) - start >= FAIR_MS) return AGAIN;
         enum exec_state state = exec_run(a->exec);
-        if (state == EXEC_END) return finish_end(a);
-        if (a->returned) return finish(a, NULL);
-        if (state == EXEC_TRAP) return finish_trap(a);
-        if (state == EXEC_SLICE) return AGAIN;
+        a->ended = state == EXEC_END;
+        if (a->ended || a->returned) return ENDED;
+        if (state == EXEC_TRAP) exec_trap(a->exec, &a->error);
+        if (state != EXEC_OP) return state == EXEC_TRAP ? ENDED : AGAIN;
         verdict = run_op(a);
-        if (verdict == GO_ON) verdict = interrupted(a, false);
-        if (verdict == GO_ON && env->mono_ms(env) - start >= FAIR_MS) return AGAIN;
     }
     return verdict;
 }
 
+static void finish(struct activity *a) {
+    struct activity_pool *p = a->pool;
+    bool again = a->ended && a->spec.reuse && exec_reusable(a->exec);
+    if (again)
+        idle_put(p, &a->spec, a->exec);
+    else
+        exec_free(a->exec);
+    if (atomic_load(&a->cancelled)) fail(a, ENDED, LOOM_E_CANCELLED, "it was cancelled");
+    struct str result = a->result.n ? buf_view(&a->result) : STR("null");
+    a->spec.done(a->spec.ctx, a->error.code[0] ? STR_NONE : result, a->error.code[0] ? &a->error : NULL);
+    pthread_mutex_lock(&p->mutex);
+    *(a->live_prev ? &a->live_prev->live_next : &p->live) = a->live_next;
+    if (a->live_next) a->live_next->live_prev = a->live_prev;
+    if (!p->live) pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->mutex);
+    exec_module_unref(a->spec.module);
+    buf_free(&a->result);
+    buf_free(&a->text);
+    free(a);
+}
+
+/* One go, and what follows from it; true when the attempt has ended. */
+static bool run(struct activity_pool *p, struct activity *a) {
+    enum verdict verdict = go(a);
+    if (verdict == ENDED) finish(a);
+    if (verdict == NO_ROOM) usleep(1000);
+    if (verdict == AGAIN || verdict == NO_ROOM) {
+        pthread_mutex_lock(&p->mutex);
+        enqueue(p, a);
+        pthread_mutex_unlock(&p->mutex);
+    }
+    return verdict == ENDED;
+}
+
 static void *thread_main(void *arg) {
     struct activity_pool *p = arg;
-    pthread_mutex_lock(&p->mutex);
     for (;;) {
+        pthread_mutex_lock(&p->mutex);
         while (!p->first && !(atomic_load(&p->stopping) && !p->live)) pthread_cond_wait(&p->wake, &p->mutex);
         struct activity *a = p->first;
-        if (!a) break;
-        p->first = a->queued_next;
+        if (a) p->first = a->queued_next;
         pthread_mutex_unlock(&p->mutex);
-        enum verdict verdict = run(a);
-        if (verdict == NO_ROOM) usleep(1000);
-        pthread_mutex_lock(&p->mutex);
-        if (verdict == AGAIN || verdict == NO_ROOM) enqueue(p, a);
+        if (!a) return NULL;
+        run(p, a);
     }
-    pthread_mutex_unlock(&p->mutex);
-    return NULL;
 }
 
 struct activity_pool *activity_pool_new(struct env *env, struct net_client *net, unsigned threads) {
@@ -469,29 +433,18 @@ struct activity_pool *activity_pool_new(struct env *env, struct net_client *net,
     return p;
 }
 
-/* Cuts the network requests of one parked attempt after the other; each then ends on a thread of the pool. */
-static void cut_parked(struct activity_pool *p) {
-    for (;;) {
-        pthread_mutex_lock(&p->mutex);
-        struct activity *a = p->live;
-        while (a && (!a->parked || !a->net_id)) a = a->live_next;
-        uint64_t id = a ? a->net_id : 0;
-        if (a) a->net_id = 0;
-        pthread_mutex_unlock(&p->mutex);
-        if (!a) return;
-        net_cancel(p->net, id);
-    }
-}
-
+/* The threads go on until every attempt has ended; those that are parked are cut off from the network first. */
 void activity_pool_free(struct activity_pool *p) {
     if (!p) return;
     atomic_store(&p->stopping, true);
-    cut_parked(p);
     pthread_mutex_lock(&p->mutex);
+    for (struct activity *a = p->live; a; a = a->live_next) {
+        if (a->parked) net_cancel(p->net, a->net_id);
+    }
     pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->mutex);
     for (unsigned i = 0; i < p->thread_count; i++) pthread_join(p->threads[i], NULL);
-    while (p->idle_count) idle_drop_oldest(p);
+    while (p->idle_count) exec_free(idle_remove(p, 0));
     pthread_mutex_destroy(&p->mutex);
     pthread_cond_destroy(&p->wake);
     free(p->threads);
@@ -508,19 +461,15 @@ struct activity *activity_start(struct activity_pool *p, const struct activity_s
     a->live_next = p->live;
     if (p->live) p->live->live_prev = a;
     p->live = a;
+    if (!inline_slice) enqueue(p, a);
     pthread_mutex_unlock(&p->mutex);
-    if (inline_slice && run(a) == ENDED) return NULL;
-    pthread_mutex_lock(&p->mutex);
-    enqueue(p, a);
-    pthread_mutex_unlock(&p->mutex);
-    return a;
+    return inline_slice && run(p, a) ? NULL : a;
 }
 
 void activity_cancel(struct activity *a) {
     struct activity_pool *p = a->pool;
-    atomic_store(&a->cancelled, true);
     pthread_mutex_lock(&p->mutex);
-    uint64_t id = a->parked ? a->net_id : 0;
+    atomic_store(&a->cancelled, true);
+    if (a->parked) net_cancel(p->net, a->net_id);
     pthread_mutex_unlock(&p->mutex);
-    if (id) net_cancel(p->net, id);
 }

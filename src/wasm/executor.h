@@ -8,8 +8,11 @@
 
 #include "wasm/exec.h"
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <wasmtime.h>
+
+enum { TABLE_ELEMENTS = 100000, FUEL_PER_MS = 1000000 };
 
 struct exec_engine {
     struct exec_config config; /* with the defaults filled in */
@@ -20,11 +23,9 @@ struct exec_engine {
 
     /* The ticker raises the epoch while an instance runs, and sleeps otherwise. */
     pthread_t ticker;
-    pthread_mutex_t mutex;
-    pthread_cond_t wake;
+    sem_t wake;
     atomic_uint running; /* instances inside exec_run() */
-    atomic_bool asleep;
-    bool stop;
+    atomic_bool asleep, stop;
 };
 
 struct exec_module {
@@ -47,19 +48,20 @@ struct exec {
     struct exec_limits limits;
     enum exec_phase phase;
 
-    /* The op in progress: asked, then answered; the result stays for `take` until the next one. */
+    /* The op in progress: asked, then answered. */
     bool asked, answered, ok;
-    bool has_result; /* `take` may copy it */
+    bool exited; /* by proc_exit(0) */
     struct str name, arg;
-    struct buf result;
+    struct buf answer;
+    struct buf result;  /* of the last `op`: what `take` copies; .p NULL: none yet */
     struct error *trap; /* why it trapped; malloc'd */
 
     struct native *native;
 
     wasmtime_store_t *store;
     wasmtime_context_t *context;
-    wasmtime_instance_t instance;
     wasmtime_call_future_t *future; /* of the phase; it keeps pointers to the four below */
+    wasmtime_instance_t instance;
     wasmtime_func_t func;
     wasm_trap_t *trap_ret;
     wasmtime_error_t *error_ret;
@@ -70,37 +72,38 @@ struct exec {
     wasmtime_val_t *results;
     bool (*then)(struct exec *x);
 
-    /* WASI: output up to the next newline, the call's arguments, the text of the op asked for. */
-    bool exited;
+    /* WASI: output up to the next newline and whether it is an error, the op's text, where random bytes go. */
     struct buf line, text;
-    struct wasi_call {
-        uint8_t *to;
-        size_t left;
-        int level;
-    } wasi;
+    bool line_error;
+    uint8_t *to;
+    size_t left;
 };
 
-/* ---- for host functions ---- */
-struct exec *exec_of(wasmtime_caller_t *caller);
-/* The guest's bytes at ptr, or NULL: then the trap `bad_pointer` is set and the host function returns exec_host_trap(). */
-uint8_t *exec_memory(struct exec *x, wasmtime_caller_t *caller, uint32_t ptr, uint64_t len);
-void exec_fail(struct exec *x, int code, const char *fmt, ...); /* sets the trap unless there is one */
-wasm_trap_t *exec_host_trap(struct exec *x);
-/* Suspends the guest with an op; `then` is called with the answer in x->ok and x->result. */
+/* ---- engine.c ---- */
+void engine_enter(struct exec_engine *e); /* an instance runs: the epoch must rise */
+void engine_leave(struct exec_engine *e);
+
+/* ---- executor.c ---- */
+/* Suspends the guest with an op; `then` is called with the answer in x->ok and x->answer. */
 void exec_ask(struct exec *x, struct str name, struct str arg, bool (*then)(struct exec *x));
-/* An asynchronous host function begins (called first) and goes on when its op is answered. */
-void exec_host_begin(struct exec *x, wasmtime_val_t *results, wasmtime_async_continuation_t *k);
-/* A function type of parameters, one letter each (i: i32, I: i64), and results. */
-wasm_functype_t *exec_functype(const char *params, const char *results);
+/* The guest's bytes at ptr; NULL when they are not all its own, then its trap is `bad_pointer`. */
+uint8_t *exec_memory(struct exec *x, wasmtime_caller_t *caller, uint32_t ptr, uint64_t len);
+/* Where error_set() puts why the guest traps: NULL when that is known already. */
+struct error *exec_trapping(struct exec *x);
+int exec_op_result(struct exec *x); /* the answer becomes the result; what `op` returns */
+
+/* A host function: its WASM result, or HOST_ASKED. When it set a trap the guest gets that. */
+enum { HOST_ASKED = -1 };
+typedef int host_fn(struct exec *x, wasmtime_caller_t *caller, const wasmtime_val_t *args);
+host_fn host_op, host_take;
 
 /* ---- compile.c ---- */
-int exec_module_check(struct exec_module *m, struct error *err); /* its exports; fills in what they tell */
-/* The innermost cause, without frames. */
+/* The innermost cause of one of the two, without frames. */
 void exec_wasm_error(const wasmtime_error_t *error, const wasm_trap_t *trap, char *out, size_t cap);
 
 /* ---- wasi.c ---- */
-void wasi_link(wasmtime_linker_t *linker);
-bool wasi_flush(struct exec *x); /* asks to log an unfinished line; false when there is none */
+void host_link(wasmtime_linker_t *linker); /* everything a guest may import */
+bool wasi_flush(struct exec *x);           /* asks to log an unfinished line; false when there is none */
 
 /* ---- native.c ---- */
 void native_new(struct exec *x);

@@ -84,7 +84,7 @@ int32_t loom_native_op(const char *name, size_t name_len, const char *arg, size_
     swapcontext(&x->native->guest, &x->native->host);
     arrive(save, &x->native->host_stack, &x->native->host_stack_bytes);
     x->asked = false;
-    return x->ok ? (int32_t)x->result.n : -1 - (int32_t)x->result.n;
+    return exec_op_result(x);
 }
 
 void loom_native_take(char *dst) {

@@ -1,4 +1,5 @@
-/* wasi.c: as much of WASI preview 1 as Rust, Go, AssemblyScript and C with wasi-libc need to start, and nothing real.
+/* wasi.c: what a guest may import: Loom's two functions, and as much of WASI preview 1 as Rust, Go, AssemblyScript and C
+ * with wasi-libc need to start, none of it real.
  *
  * What a program may learn or tell goes through the same ops as everything else, so that it is journaled and replayed:
  * output lines are op `log` (stdout "info", stderr "error"), the clock is op `now`, random bytes are op `random`. There
@@ -11,14 +12,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WASI_OK = 0, WASI_BADF = 8, WASI_IO = 29, WASI_NOSYS = 52, WASI_SPIPE = 70 };
-enum { ASKED = -1, LINE_MAX_BYTES = 65536, RANDOM_MAX = 256 };
+enum { WASI_OK = 0, WASI_BADF = 8, WASI_IO = 29 };
+enum { LINE_MAX_BYTES = 65536, RANDOM_MAX_BYTES = 256 };
 
 #define U32(i) ((uint32_t)args[i].of.i32)
-typedef const wasmtime_val_t *wasi_args;
+typedef const wasmtime_val_t *host_args;
 
-static void put32(uint8_t *to, uint32_t value) {
-    if (to) memcpy(to, &value, sizeof value);
+static void put32(uint8_t *to, size_t value) {
+    uint32_t bytes = (uint32_t)value;
+    if (to) memcpy(to, &bytes, sizeof bytes);
 }
 
 static uint32_t get32(const uint8_t *from) {
@@ -38,228 +40,227 @@ static bool log_next(struct exec *x);
 
 /* Asks to log the first n bytes of x->line, and takes them out with `skip` bytes behind them. */
 static void log_line(struct exec *x, size_t n, size_t skip) {
+    const char *level = x->line_error ? "error" : "info";
     buf_clear(&x->text);
-    buf_json(&x->text, "{\"level\":%z,\"msg\":%q}", x->wasi.level == 2 ? "error" : "info", (struct str){x->line.p, n});
+    buf_json(&x->text, "{\"level\":%z,\"msg\":%q}", level, (struct str){x->line.p, n});
     x->line.n -= n + skip;
     memmove(x->line.p, x->line.p + n + skip, x->line.n);
     exec_ask(x, STR("log"), buf_view(&x->text), log_next);
 }
 
 static bool log_next(struct exec *x) {
-    char *end = x->line.n ? memchr(x->line.p, '\n', x->line.n) : NULL;
-    if (end)
-        log_line(x, (size_t)(end - x->line.p), 1);
-    else if (x->line.n >= LINE_MAX_BYTES)
-        log_line(x, x->line.n, 0);
-    else
-        return answer(x, WASI_OK);
+    const char *end = x->line.n ? memchr(x->line.p, '\n', x->line.n) : NULL;
+    if (!end && x->line.n < LINE_MAX_BYTES) return answer(x, WASI_OK);
+    log_line(x, end ? (size_t)(end - x->line.p) : x->line.n, end ? 1 : 0);
     return false;
 }
 
 bool wasi_flush(struct exec *x) {
-    if (x->line.n) log_line(x, x->line.n, 0);
-    return x->asked && !x->answered;
+    if (!x->line.n) return false;
+    log_line(x, x->line.n, 0);
+    return true;
 }
 
-static int fd_write(struct exec *x, wasmtime_caller_t *caller, wasi_args args) {
-    if (U32(0) != 1 && U32(0) != 2) return WASI_BADF;
+static int fd_write(struct exec *x, wasmtime_caller_t *caller, host_args args) {
     const uint8_t *vectors = exec_memory(x, caller, U32(1), U32(2) * 8ULL);
     uint8_t *written = exec_memory(x, caller, U32(3), 4);
     size_t before = x->line.n;
+    if (U32(0) != 1 && U32(0) != 2) return WASI_BADF;
     for (uint32_t i = 0; vectors && i < U32(2) && x->line.n < LINE_MAX_BYTES; i++) {
         size_t n = get32(vectors + i * 8 + 4), room = LINE_MAX_BYTES - x->line.n;
         const uint8_t *p = exec_memory(x, caller, get32(vectors + i * 8), n);
         if (p) buf_add(&x->line, p, n < room ? n : room);
     }
-    put32(written, (uint32_t)(x->line.n - before));
-    x->wasi.level = (int)U32(0);
     if (x->trap) return WASI_IO;
-    return log_next(x) ? WASI_OK : ASKED;
+    put32(written, x->line.n - before);
+    x->line_error = U32(0) == 2;
+    return log_next(x) ? WASI_OK : HOST_ASKED;
 }
 
 /* ---- clock, randomness, end ---- */
 
 static bool clock_answered(struct exec *x) {
-    buf_char(&x->result, '\0');
-    uint64_t ns = (uint64_t)strtoll(x->result.p, NULL, 10) * 1000000;
-    memcpy(x->wasi.to, &ns, sizeof ns);
+    buf_char(&x->answer, '\0');
+    uint64_t ns = (uint64_t)strtoll(x->answer.p, NULL, 10) * 1000000;
+    memcpy(x->to, &ns, sizeof ns);
     return answer(x, x->ok ? WASI_OK : WASI_IO);
 }
 
-static int clock_time_get(struct exec *x, wasmtime_caller_t *caller, wasi_args args) {
-    x->wasi.to = exec_memory(x, caller, U32(2), 8);
-    if (x->wasi.to) exec_ask(x, STR("now"), STR("null"), clock_answered);
-    return ASKED;
+static int clock_time_get(struct exec *x, wasmtime_caller_t *caller, host_args args) {
+    x->to = exec_memory(x, caller, U32(2), 8);
+    if (x->to) exec_ask(x, STR("now"), STR("null"), clock_answered);
+    return HOST_ASKED;
 }
 
-static void ask_random(struct exec *x);
+static bool random_answered(struct exec *x);
 
-static bool random_answered(struct exec *x) {
-    size_t n = x->wasi.left < RANDOM_MAX ? x->wasi.left : RANDOM_MAX;
-    if (!x->ok || x->result.n != 2 * n + 2) return answer(x, WASI_IO);
-    for (size_t i = 0; i < n; i++) {
-        char pair[3] = {x->result.p[1 + 2 * i], x->result.p[2 + 2 * i], 0};
-        x->wasi.to[i] = (uint8_t)strtoul(pair, NULL, 16);
-    }
-    x->wasi.to += n;
-    x->wasi.left -= n;
-    if (x->wasi.left == 0) return answer(x, WASI_OK);
-    ask_random(x);
-    return false;
-}
-
-static void ask_random(struct exec *x) {
+static int ask_random(struct exec *x) {
+    if (x->left == 0) return WASI_OK;
     buf_clear(&x->text);
-    buf_json(&x->text, "%u", (uint64_t)(x->wasi.left < RANDOM_MAX ? x->wasi.left : RANDOM_MAX));
+    buf_json(&x->text, "%u", (uint64_t)(x->left < RANDOM_MAX_BYTES ? x->left : RANDOM_MAX_BYTES));
     exec_ask(x, STR("random"), buf_view(&x->text), random_answered);
+    return HOST_ASKED;
 }
 
-static int random_get(struct exec *x, wasmtime_caller_t *caller, wasi_args args) {
-    x->wasi.to = exec_memory(x, caller, U32(0), U32(1));
-    x->wasi.left = U32(1);
-    if (x->trap || !x->wasi.left) return WASI_OK;
-    ask_random(x);
-    return ASKED;
+/* The answer is a string of hexadecimal digits. */
+static bool random_answered(struct exec *x) {
+    size_t n = (x->answer.n - 1) / 2;
+    if (!x->ok || x->answer.n < 4 || n > x->left) return answer(x, WASI_IO);
+    for (const char *p = x->answer.p + 1; n > 0; n--, p += 2, x->left--) {
+        *x->to++ = (uint8_t)strtoul((char[]){p[0], p[1], 0}, NULL, 16);
+    }
+    return ask_random(x) == WASI_OK && answer(x, WASI_OK);
 }
 
-static int proc_exit(struct exec *x, wasmtime_caller_t *caller, wasi_args args) {
+static int random_get(struct exec *x, wasmtime_caller_t *caller, host_args args) {
+    x->to = exec_memory(x, caller, U32(0), U32(1));
+    x->left = U32(1);
+    return x->trap ? WASI_IO : ask_random(x);
+}
+
+static int proc_exit(struct exec *x, wasmtime_caller_t *caller, host_args args) {
     (void)caller;
-    if (U32(0) == 0)
-        x->exited = true;
-    else
-        exec_fail(x, LOOM_E_TRAP, "the guest exited with code %u", U32(0));
-    return ASKED;
+    x->exited = U32(0) == 0;
+    error_set(exec_trapping(x), LOOM_E_TRAP, "the guest exited with code %u", U32(0));
+    return HOST_ASKED;
 }
 
 /* AssemblyScript's strings are UTF-16 with their length in bytes before them. */
-static int as_abort(struct exec *x, wasmtime_caller_t *caller, wasi_args args) {
+static int as_abort(struct exec *x, wasmtime_caller_t *caller, host_args args) {
     char text[200] = "";
     const uint8_t *head = U32(0) >= 4 ? exec_memory(x, caller, U32(0) - 4, 4) : NULL;
-    size_t n = head ? get32(head) / 2 : 0;
-    const uint8_t *p = n ? exec_memory(x, caller, U32(0), n * 2) : NULL;
-    for (size_t i = 0; p && i < n && i < sizeof text - 1; i++) {
+    const uint8_t *p = head ? exec_memory(x, caller, U32(0), get32(head)) : NULL;
+    for (size_t i = 0; p && i < get32(head) / 2 && i < sizeof text - 1; i++) {
         text[i] = p[2 * i + 1] == 0 && p[2 * i] >= ' ' && p[2 * i] < 127 ? (char)p[2 * i] : '?';
     }
-    exec_fail(x, LOOM_E_TRAP, "abort: %s at line %u:%u", text, U32(2), U32(3));
-    return ASKED;
+    error_set(exec_trapping(x), LOOM_E_TRAP, "abort: %s at line %u:%u", text, U32(2), U32(3));
+    return HOST_ASKED;
 }
 
 /* ---- the rest ---- */
 
-static int sizes_get(struct exec *x, wasmtime_caller_t *caller, wasi_args args) {
+static int sizes_get(struct exec *x, wasmtime_caller_t *caller, host_args args) {
     put32(exec_memory(x, caller, U32(0), 4), 0);
     put32(exec_memory(x, caller, U32(1), 4), 0);
     return WASI_OK;
 }
 
 /* Standard input is at its end. */
-static int fd_read(struct exec *x, wasmtime_caller_t *caller, wasi_args args) {
+static int fd_read(struct exec *x, wasmtime_caller_t *caller, host_args args) {
     if (U32(0) != 0) return WASI_BADF;
     put32(exec_memory(x, caller, U32(3), 4), 0);
     return WASI_OK;
 }
 
 /* The three standard streams are character devices, to be read and written only. */
-static int fd_fdstat_get(struct exec *x, wasmtime_caller_t *caller, wasi_args args) {
+static int fd_fdstat_get(struct exec *x, wasmtime_caller_t *caller, host_args args) {
     uint8_t *stat = exec_memory(x, caller, U32(1), 24);
     if (!stat || U32(0) > 2) return WASI_BADF;
-    memset(stat, 0, 24);
-    stat[0] = 2;
-    stat[8] = 1 << 1 | 1 << 6;
+    memcpy(stat, (uint8_t[24]){[0] = 2, [8] = 1 << 1 | 1 << 6}, 24);
     return WASI_OK;
 }
 
 /* Each subscription (48 bytes) gets its event (32 bytes): user data and type. */
-static int poll_oneoff(struct exec *x, wasmtime_caller_t *caller, wasi_args args) {
+static int poll_oneoff(struct exec *x, wasmtime_caller_t *caller, host_args args) {
     const uint8_t *in = exec_memory(x, caller, U32(0), U32(2) * 48ULL);
-    uint8_t *out = exec_memory(x, caller, U32(1), U32(2) * 32ULL), *count = exec_memory(x, caller, U32(3), 4);
+    uint8_t *out = exec_memory(x, caller, U32(1), U32(2) * 32ULL);
     for (uint32_t i = 0; in && out && i < U32(2); i++) {
         uint8_t event[32] = {[10] = in[i * 48 + 8]};
         memcpy(event, in + i * 48, 8);
         memcpy(out + i * 32, event, sizeof event);
     }
-    put32(count, U32(2));
+    put32(exec_memory(x, caller, U32(3), 4), U32(2));
     return WASI_OK;
 }
 
-static const struct wasi_row {
-    const char *name, *params;
-    int code; /* the answer of a function that does nothing */
-    int (*fn)(struct exec *x, wasmtime_caller_t *caller, wasi_args args);
-} rows[] =
-    {
-        {"args_get", "ii", WASI_OK, NULL},
-        {"args_sizes_get", "ii", 0, sizes_get},
-        {"clock_res_get", "ii", WASI_NOSYS, NULL},
-        {"clock_time_get", "iIi", 0, clock_time_get},
-        {"environ_get", "ii", WASI_OK, NULL},
-        {"environ_sizes_get", "ii", 0, sizes_get},
-        {"fd_advise", "iIIi", WASI_BADF, NULL},
-        {"fd_allocate", "iII", WASI_BADF, NULL},
-        {"fd_close", "i", WASI_OK, NULL},
-        {"fd_datasync", "i", WASI_BADF, NULL},
-        {"fd_fdstat_get", "ii", 0, fd_fdstat_get},
-        {"fd_fdstat_set_flags", "ii", WASI_OK, NULL},
-        {"fd_fdstat_set_rights", "iII", WASI_BADF, NULL},
-        {"fd_filestat_get", "ii", WASI_BADF, NULL},
-        {"fd_filestat_set_size", "iI", WASI_BADF, NULL},
-        {"fd_filestat_set_times", "iIIi", WASI_BADF, NULL},
-        {"fd_pread", "iiiIi", WASI_BADF, NULL},
-        {"fd_prestat_dir_name", "iii", WASI_BADF, NULL},
-        {"fd_prestat_get", "ii", WASI_BADF, NULL},
-        {"fd_pwrite", "iiiIi", WASI_BADF, NULL},
-        {"fd_read", "iiii", 0, fd_read},
-        {"fd_readdir", "iiiIi", WASI_BADF, NULL},
-        {"fd_renumber", "ii", WASI_BADF, NULL},
-        {"fd_seek", "iIii", WASI_SPIPE, NULL},
-        {"fd_sync", "i", WASI_BADF, NULL},
-        {"fd_tell", "ii", WASI_SPIPE, NULL},
-        {"fd_write", "iiii", 0, fd_write},
-        {"path_create_directory", "iii", WASI_BADF, NULL},
-        {"path_filestat_get", "iiiii", WASI_BADF, NULL},
-        {"path_filestat_set_times", "iiiiIIi", WASI_BADF, NULL},
-        {"path_link", "iiiiiii", WASI_BADF, NULL},
-        {"path_open", "iiiiiIIii", WASI_BADF, NULL},
-        {"path_readlink", "iiiiii", WASI_BADF, NULL},
-        {"path_remove_directory", "iii", WASI_BADF, NULL},
-        {"path_rename", "iiiiii", WASI_BADF, NULL},
-        {"path_symlink", "iiiii", WASI_BADF, NULL},
-        {"path_unlink_file", "iii", WASI_BADF, NULL},
-        {"poll_oneoff", "iiii", 0, poll_oneoff},
-        {"proc_raise", "i", WASI_NOSYS, NULL},
-        {"random_get", "ii", 0, random_get},
-        {"sched_yield", "", WASI_OK, NULL},
-        {"sock_accept", "iii", WASI_BADF, NULL},
-        {"sock_recv", "iiiiii", WASI_BADF, NULL},
-        {"sock_send", "iiiii", WASI_BADF, NULL},
-        {"sock_shutdown", "ii", WASI_BADF, NULL},
-},
-  exit_row = {"proc_exit", "i", 0, proc_exit}, abort_row = {"abort", "iiii", 0, as_abort};
+static int nothing(struct exec *x, wasmtime_caller_t *caller, host_args args) {
+    (void)x, (void)caller, (void)args;
+    return WASI_OK;
+}
 
-static void begin(void *env, wasmtime_caller_t *caller, wasi_args args, size_t nargs, wasmtime_val_t *results,
-                  size_t nresults, wasm_trap_t **trap, wasmtime_async_continuation_t *k) {
+static int no_such_file(struct exec *x, wasmtime_caller_t *caller, host_args args) {
+    (void)x, (void)caller, (void)args;
+    return WASI_BADF;
+}
+
+#define PREVIEW1 "wasi_snapshot_preview1"
+
+/* Parameters and results, a letter each: i is i32, I is i64. */
+static const struct host_row {
+    const char *module, *names, *params, *results;
+    host_fn *fn;
+} rows[] = {
+    {"loom", "op", "iiii", "i", host_op},
+    {"loom", "take", "i", "", host_take},
+    {"env", "abort", "iiii", "", as_abort},
+    {PREVIEW1, "args_sizes_get environ_sizes_get", "ii", "i", sizes_get},
+    {PREVIEW1, "args_get environ_get fd_fdstat_set_flags", "ii", "i", nothing},
+    {PREVIEW1, "clock_time_get", "iIi", "i", clock_time_get},
+    {PREVIEW1, "fd_close", "i", "i", nothing},
+    {PREVIEW1, "fd_fdstat_get", "ii", "i", fd_fdstat_get},
+    {PREVIEW1, "fd_read", "iiii", "i", fd_read},
+    {PREVIEW1, "fd_write", "iiii", "i", fd_write},
+    {PREVIEW1, "poll_oneoff", "iiii", "i", poll_oneoff},
+    {PREVIEW1, "proc_exit", "i", "", proc_exit},
+    {PREVIEW1, "random_get", "ii", "i", random_get},
+    {PREVIEW1, "sched_yield", "", "i", nothing},
+    {PREVIEW1, "fd_datasync fd_sync proc_raise", "i", "i", no_such_file},
+    {PREVIEW1, "clock_res_get fd_filestat_get fd_prestat_get fd_renumber fd_tell sock_shutdown", "ii", "i",
+     no_such_file},
+    {PREVIEW1, "fd_prestat_dir_name path_create_directory path_remove_directory path_unlink_file sock_accept", "iii",
+     "i", no_such_file},
+    {PREVIEW1, "path_filestat_get path_symlink sock_send", "iiiii", "i", no_such_file},
+    {PREVIEW1, "path_readlink path_rename sock_recv", "iiiiii", "i", no_such_file},
+    {PREVIEW1, "fd_pread fd_pwrite fd_readdir", "iiiIi", "i", no_such_file},
+    {PREVIEW1, "fd_allocate fd_fdstat_set_rights", "iII", "i", no_such_file},
+    {PREVIEW1, "fd_advise fd_filestat_set_times", "iIIi", "i", no_such_file},
+    {PREVIEW1, "fd_filestat_set_size", "iI", "i", no_such_file},
+    {PREVIEW1, "fd_seek", "iIii", "i", no_such_file},
+    {PREVIEW1, "path_filestat_set_times", "iiiiIIi", "i", no_such_file},
+    {PREVIEW1, "path_link", "iiiiiii", "i", no_such_file},
+    {PREVIEW1, "path_open", "iiiiiIIii", "i", no_such_file},
+};
+
+/* Called by Wasmtime at each poll while a host function waits. */
+static bool go_on(void *env) {
+    struct exec *x = env;
+    if (!x->asked) return true;
+    if (!x->answered) return false;
+    x->asked = false;
+    return x->then(x);
+}
+
+static void call(void *env, wasmtime_caller_t *caller, host_args args, size_t nargs, wasmtime_val_t *results,
+                 size_t nresults, wasm_trap_t **trap, wasmtime_async_continuation_t *k) {
     (void)nargs;
-    const struct wasi_row *row = env;
-    struct exec *x = exec_of(caller);
-    exec_host_begin(x, results, k);
-    int code = row->fn ? row->fn(x, caller, args) : row->code;
+    const struct host_row *row = env;
+    struct exec *x = wasmtime_context_get_data(wasmtime_caller_context(caller));
+    x->results = results;
+    *k = (wasmtime_async_continuation_t){.callback = go_on, .env = x};
+    int code = row->fn(x, caller, args);
     if (x->trap)
-        *trap = exec_host_trap(x);
-    else if (x->exited)
-        *trap = wasmtime_trap_new("exit", 4);
-    else if (nresults && code != ASKED)
+        *trap = wasmtime_trap_new(x->trap->message, strlen(x->trap->message));
+    else if (nresults && code != HOST_ASKED)
         answer(x, code);
 }
 
-static void define(wasmtime_linker_t *linker, const char *module, const struct wasi_row *row, const char *results) {
-    wasm_functype_t *type = exec_functype(row->params, results);
-    wasmtime_linker_define_async_func(linker, module, strlen(module), row->name, strlen(row->name), type, begin,
-                                      (void *)(uintptr_t)row, NULL);
-    wasm_functype_delete(type);
+static wasm_valtype_vec_t types_of(const char *letters) {
+    wasm_valtype_vec_t types;
+    wasm_valtype_vec_new_uninitialized(&types, strlen(letters));
+    for (size_t i = 0; i < types.size; i++) types.data[i] = wasm_valtype_new(letters[i] == 'I' ? WASM_I64 : WASM_I32);
+    return types;
 }
 
-void wasi_link(wasmtime_linker_t *linker) {
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) define(linker, "wasi_snapshot_preview1", &rows[i], "i");
-    define(linker, "wasi_snapshot_preview1", &exit_row, "");
-    define(linker, "env", &abort_row, "");
+void host_link(wasmtime_linker_t *linker) {
+    for (const struct host_row *row = rows; row < rows + sizeof rows / sizeof *rows; row++) {
+        wasm_valtype_vec_t params = types_of(row->params), results = types_of(row->results);
+        wasm_functype_t *type = wasm_functype_new(&params, &results);
+        for (const char *name = row->names; *name;) {
+            size_t n = strcspn(name, " ");
+            wasmtime_linker_define_async_func(linker, row->module, strlen(row->module), name, n, type, call,
+                                              (void *)(uintptr_t)row, NULL);
+            name += n + strspn(name + n, " ");
+        }
+        wasm_functype_delete(type);
+    }
 }

@@ -1,0 +1,135 @@
+/* engine.c: Wasmtime's engine: its settings, the pool of memories and stacks, and the ticker that ends slices.
+ *
+ * A slot reserves all that 32 bits can address, so that compiled code needs no bounds checks (a third less time in loops
+ * over memory); only what a guest touches costs memory. The ticker raises the epoch twice a slice while an instance runs.
+ * When none has run for IDLE_TICKS it sleeps, so that an idle server wakes never; who finds it asleep wakes it.
+ *
+ * Deliberately off: threads, SIMD, several memories, 64-bit memories.
+ */
+#include "wasm/executor.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+
+enum {
+    STACK_BYTES = 192 << 10,       /* of a fiber */
+    GUEST_STACK_BYTES = 128 << 10, /* of these a guest may use so many; host functions need the rest */
+    KEEP_RESIDENT = 8 << 10,       /* of a memory's start: zeroed by hand when its slot is freed, not given back */
+    GUARD_BYTES = 32 << 20,
+    MAPPINGS_PER_GUEST = 5,
+    SLOTS_MAX = 12000,
+    IDLE_TICKS = 50,
+};
+static const uint64_t RESERVE_BYTES = 4ULL << 30;
+
+static void *ticker_main(void *arg) {
+    struct exec_engine *e = arg;
+    struct timespec tick = {.tv_nsec = (long)e->config.slice_ms * 1000000 / 2};
+    for (unsigned idle = 0; !atomic_load(&e->stop); idle = atomic_load(&e->running) ? 0 : idle + 1) {
+        nanosleep(&tick, NULL);
+        wasmtime_engine_increment_epoch(e->wasm);
+        if (idle < IDLE_TICKS) continue;
+        atomic_store(&e->asleep, true);
+        bool woken = atomic_load(&e->running) && atomic_exchange(&e->asleep, false);
+        if (!woken) sem_wait(&e->wake);
+        idle = 0;
+    }
+    return NULL;
+}
+
+void engine_enter(struct exec_engine *e) {
+    atomic_fetch_add(&e->running, 1);
+    if (atomic_load(&e->asleep) && atomic_exchange(&e->asleep, false)) sem_post(&e->wake);
+}
+
+void engine_leave(struct exec_engine *e) {
+    atomic_fetch_sub(&e->running, 1);
+}
+
+/* Wasmtime aborts when it cannot reserve its pool, so try that first. */
+static bool room_for(uint32_t slots) {
+    size_t bytes = (slots + 1) * (RESERVE_BYTES + GUARD_BYTES);
+    void *room = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room != MAP_FAILED) munmap(room, bytes);
+    return room != MAP_FAILED;
+}
+
+static uint32_t slots_of_machine(void) {
+    uint32_t maps = 65530;
+    FILE *f = fopen("/proc/sys/vm/max_map_count", "re");
+    if (f && fscanf(f, "%u", &maps) != 1) maps = 65530;
+    if (f) fclose(f);
+    uint32_t slots = maps / MAPPINGS_PER_GUEST < SLOTS_MAX ? maps / MAPPINGS_PER_GUEST : SLOTS_MAX;
+    while (slots > 64 && !room_for(slots)) slots /= 2;
+    return slots;
+}
+
+static void pool_configure(wasm_config_t *c, const struct exec_config *config) {
+    wasmtime_pooling_allocation_config_t *p = wasmtime_pooling_allocation_config_new();
+    wasmtime_pooling_allocation_config_total_core_instances_set(p, config->slots);
+    wasmtime_pooling_allocation_config_total_memories_set(p, config->slots);
+    wasmtime_pooling_allocation_config_total_tables_set(p, config->slots);
+    wasmtime_pooling_allocation_config_total_stacks_set(p, config->slots);
+    wasmtime_pooling_allocation_config_table_elements_set(p, TABLE_ELEMENTS);
+    wasmtime_pooling_allocation_config_max_memory_size_set(p, (size_t)config->memory_mb << 20);
+    wasmtime_pooling_allocation_config_linear_memory_keep_resident_set(p, KEEP_RESIDENT);
+    wasmtime_pooling_allocation_config_table_keep_resident_set(p, KEEP_RESIDENT);
+    wasmtime_pooling_allocation_strategy_set(c, p);
+    wasmtime_pooling_allocation_config_delete(p);
+}
+
+/* Relaxed SIMD must go before SIMD does: a wrong order, like any other misuse, aborts. */
+static wasm_engine_t *wasm_new(const struct exec_config *config) {
+    wasm_config_t *c = wasm_config_new();
+    wasmtime_config_wasm_relaxed_simd_set(c, false);
+    wasmtime_config_wasm_simd_set(c, false);
+    wasmtime_config_wasm_multi_memory_set(c, false);
+    wasmtime_config_wasm_memory64_set(c, false);
+    wasmtime_config_cranelift_nan_canonicalization_set(c, true);
+    wasmtime_config_native_unwind_info_set(c, false);
+    wasmtime_config_consume_fuel_set(c, config->fuel);
+    wasmtime_config_epoch_interruption_set(c, !config->fuel);
+    wasmtime_config_async_stack_size_set(c, STACK_BYTES);
+    wasmtime_config_max_wasm_stack_set(c, GUEST_STACK_BYTES);
+    wasmtime_config_memory_reservation_set(c, RESERVE_BYTES);
+    wasmtime_config_memory_guard_size_set(c, GUARD_BYTES);
+    pool_configure(c, config);
+    return wasm_engine_new_with_config(c);
+}
+
+struct exec_engine *exec_engine_new(const struct exec_config *config, struct error *err) {
+    struct exec_engine *e = mem_alloc(sizeof *e);
+    e->config = *config;
+    if (!e->config.slots) e->config.slots = slots_of_machine();
+    if (!e->config.memory_mb) e->config.memory_mb = 256;
+    if (!e->config.slice_ms) e->config.slice_ms = 2;
+    if (!room_for(e->config.slots)) {
+        error_set(err, LOOM_E_INTERNAL, "no address space for %u guests; raise the limit (ulimit -v)", e->config.slots);
+        free(e);
+        return NULL;
+    }
+    e->wasm = wasm_new(&e->config);
+    e->linker = wasmtime_linker_new(e->wasm);
+    host_link(e->linker);
+    snprintf(e->artefact_key, sizeof e->artefact_key, "wasmtime-" WASMTIME_VERSION "-%u-%s", e->config.memory_mb,
+             e->config.fuel ? "fuel" : "epoch");
+    sem_init(&e->wake, 0, 0);
+    pthread_create(&e->ticker, NULL, ticker_main, e);
+    return e;
+}
+
+void exec_engine_free(struct exec_engine *e) {
+    if (!e) return;
+    atomic_store(&e->stop, true);
+    engine_enter(e);
+    pthread_join(e->ticker, NULL);
+    sem_destroy(&e->wake);
+    wasmtime_linker_delete(e->linker);
+    wasm_engine_delete(e->wasm);
+    free(e);
+}
+
+const char *exec_artefact_key(struct exec_engine *e) {
+    return e->artefact_key;
+}
