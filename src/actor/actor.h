@@ -127,9 +127,9 @@ void journal_copy(struct actor *a, yyjson_val *entry);
  * MISMATCH with both sides in err. */
 int journal_repeat(struct actor *a, struct str body, struct error *err);
 bool journal_replaying(const struct actor *a);
-/* The row of the tail: {"prev":HEX,"entries":[…]}; journal_key appends the row's key. */
+/* The row of the tail: {"prev":HEX,"entries":[…]}; journal_key: the row's key, in the arena. */
 void journal_row(const struct actor *a, struct buf *out);
-void journal_key(struct str actor_id, uint64_t number, struct buf *out);
+struct str journal_key(struct arena *mem, struct str actor_id, uint64_t number);
 uint64_t journal_key_number(struct str key);
 /* Loads one row (in order): checks chain and density, folds the entries; patches before the open turn change the state.
  * DAMAGED names the actor and the entry. */

@@ -301,12 +301,10 @@ int journal_repeat(struct actor *a, struct str body, struct error *err) {
     return 1;
 }
 
-void journal_key(struct str actor_id, uint64_t number, struct buf *out) {
+struct str journal_key(struct arena *mem, struct str actor_id, uint64_t number) {
     char digits[17];
     snprintf(digits, sizeof digits, "%016" PRIx64, number);
-    buf_str(out, actor_id);
-    buf_add(out, "", 1);
-    buf_add(out, digits, 16);
+    return arena_json(mem, "%j%j%s", actor_id, STR("\0"), digits);
 }
 
 uint64_t journal_key_number(struct str key) {

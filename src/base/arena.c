@@ -55,6 +55,15 @@ struct str arena_json(struct arena *a, const char *fmt, ...) {
     return s;
 }
 
+void arena_reset(struct arena *a) {
+    struct arena_chunk *keep = a->head;
+    if (!keep) return;
+    struct arena older = {.head = keep->next};
+    arena_free(&older);
+    *keep = (struct arena_chunk){.cap = keep->cap};
+    *a = (struct arena){.head = keep, .bytes = keep->cap + sizeof *keep};
+}
+
 void arena_free(struct arena *a) {
     for (struct arena_chunk *c = a->head, *next; c; c = next) {
         next = c->next;

@@ -56,6 +56,7 @@ struct arena {
 void *arena_alloc(struct arena *a, size_t n);                 /* zeroed, aligned to 16 */
 struct str arena_dup(struct arena *a, struct str s);          /* NUL-terminated behind .n */
 struct str arena_json(struct arena *a, const char *fmt, ...); /* buf_json into the arena */
+void arena_reset(struct arena *a); /* as arena_free, but keeps the newest chunk for what comes next */
 void arena_free(struct arena *a);
 
 /* ---- map: str → pointer, insertion-ordered iteration is not promised; keys are borrowed from the values' owner ---- */
@@ -162,6 +163,8 @@ yyjson_mut_val *json_mut_at(yyjson_mut_val *root, struct str pointer);
 struct str json_str(yyjson_val *obj, const char *key); /* STR_NONE when absent */
 int64_t json_int(yyjson_val *obj, const char *key, int64_t absent);
 bool json_bool(yyjson_val *obj, const char *key, bool absent);
+/* Text that Loom itself wrote, read without the checks; lives in the arena. NULL when it is not JSON. */
+yyjson_val *json_in(struct arena *a, struct str text);
 struct str json_text_of(yyjson_val *v, struct arena *a); /* minified text in the arena; STR_NONE for NULL */
 
 /* RFC 6902. Applies `patch` (an array) to `doc` wholly or not at all; appends the inverse patch (an array, JSON text)

@@ -88,6 +88,24 @@ yyjson_doc *json_parse(struct str text, struct error *err) {
     return NULL;
 }
 
+static void *arena_take(void *a, size_t size) {
+    return arena_alloc(a, size);
+}
+
+static void *arena_take_more(void *a, void *p, size_t old_size, size_t size) {
+    return memcpy(arena_alloc(a, size), p, old_size);
+}
+
+static void arena_keep(void *a, void *p) {
+    (void)a, (void)p;
+}
+
+yyjson_val *json_in(struct arena *a, struct str text) {
+    yyjson_alc alc = {arena_take, arena_take_more, arena_keep, a};
+    return yyjson_doc_get_root(
+        yyjson_read_opts((char *)(uintptr_t)text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW, &alc, NULL));
+}
+
 /* ---- writing: straight into the buffer, by an allocator that gives its free room ---- */
 
 static void *room(void *ctx, size_t size) {

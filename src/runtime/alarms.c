@@ -139,14 +139,16 @@ static void fire(struct loom *l, const struct alarm *alarm) {
     struct resident *r = resident_by_id(l, id);
     if (!r)
         return;
-    if (alarm->kind == ALARM_MAIL)
+    if (alarm->kind == ALARM_MAIL) {
+        mail_expire(l, r);
         resident_queue(l, r);
-    else if (!r->a->turn || r->a->turn->number != alarm->turn || r->a->status == ACTOR_PAUSED)
+    } else if (!r->a->turn || r->a->turn->number != alarm->turn || r->a->status == ACTOR_PAUSED) {
         return;
-    else if (alarm->kind == ALARM_RETRY)
+    } else if (alarm->kind == ALARM_RETRY) {
         attempt_schedule(l, r, alarm->promise);
-    else
+    } else {
         deadline_passed(l, r, alarm->promise);
+    }
 }
 
 void alarms_fire(struct loom *l) {

@@ -112,6 +112,17 @@ int rows_load(struct loom *l, enum row_kind kind, struct str key, struct buf *ou
     return rc;
 }
 
+struct str rows_get(struct loom *l, enum row_kind kind, struct str key) {
+    struct buf out = {0};
+    struct error err;
+    int rc = rows_load(l, kind, key, &out, &err);
+    if (rc < 0)
+        log_event(LOG_ERROR, "row cannot be read", "\"kind\":%z,\"code\":%z,\"detail\":%z", row_kind_name(kind), err.code, err.message);
+    struct str value = rc == 1 ? arena_dup(&l->scratch, buf_view(&out)) : STR_NONE;
+    buf_free(&out);
+    return value;
+}
+
 struct merge {
     struct loom *l;
     struct pending_row **rows;
@@ -158,8 +169,12 @@ static bool merge_row(void *ctx, struct str key, struct str value) {
     if (m->next < m->count && str_eq(bare(m->rows[m->next]), key))
         return true; /* superseded: comes with the next emit_before */
     struct buf whole = {0};
-    m->rc = resolve(m->l, value, &whole, m->err);
-    m->stopped = m->rc < 0 || !m->fn(m->ctx, key, buf_view(&whole));
+    int rc = value.p ? resolve(m->l, value, &whole, m->err)
+                     : error_set(m->err, LOOM_E_DAMAGED, "row %.*s does not match its checksum; its bytes are kept", (int)key.n, key.p);
+    if (rc < 0)
+        m->rc = rc; /* the others are still visited */
+    else
+        m->stopped = !m->fn(m->ctx, key, buf_view(&whole));
     buf_free(&whole);
     return !m->stopped;
 }
@@ -171,18 +186,20 @@ int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to
     if (m.count)
         qsort(m.rows, m.count, sizeof *m.rows, by_key);
     int rc = l->store->ops->scan(l->store, kind, from, to, merge_row, &m, err);
-    if (rc >= 0 && m.rc >= 0)
+    if (rc >= 0)
         emit_before(&m, NULL);
     free(m.rows);
     return m.rc < 0 ? m.rc : rc;
 }
 
-void rows_prefix_end(struct str prefix, struct buf *end) {
-    buf_str(end, prefix);
-    while (end->n > 0 && (unsigned char)end->p[end->n - 1] == 0xff)
-        end->n--;
-    if (end->n > 0)
-        end->p[end->n - 1]++;
+int rows_prefix(struct loom *l, enum row_kind kind, struct str prefix, row_fn fn, void *ctx, struct error *err) {
+    char *end = memcpy(arena_alloc(&l->scratch, prefix.n), prefix.p, prefix.n); /* the smallest key above all with it */
+    size_t n = prefix.n;
+    while (n > 0 && (unsigned char)end[n - 1] == 0xff)
+        n--;
+    if (n > 0)
+        end[n - 1]++;
+    return rows_scan(l, kind, prefix, (struct str){n ? end : NULL, n}, fn, ctx, err);
 }
 
 /* ---- effects ---- */

@@ -9,79 +9,50 @@
 #include <stdlib.h>
 #include <string.h>
 
-static struct str own(struct loom_str s) {
-    return (struct str){s.p, s.n};
-}
-
-static struct str ns_of(const struct loom_request *req) {
-    return req->ns.p ? own(req->ns) : STR("default");
-}
-
 /* The actor of the request, or NULL with the answer given. */
 static struct resident *target(struct loom *l, const struct loom_request *req) {
     struct error err;
     struct resident *r = NULL;
-    if (actor_check_name(ns_of(req), "the namespace", &err) == 0 && actor_check_name(own(req->type), "the actor type", &err) == 0 && actor_check_key(own(req->key), &err) == 0)
-        r = resident_get(l, ns_of(req), own(req->type), own(req->key), false, &err);
+    if (actor_check_name(ns_of(req), "the namespace", &err) == 0 && actor_check_name(lent(req->type), "the actor type", &err) == 0 &&
+        actor_check_key(lent(req->key), &err) == 0)
+        r = resident_get(l, ns_of(req), lent(req->type), lent(req->key), false, &err);
     if (!r)
         reply_error(l, req, &err);
     return r;
 }
 
-static void accepted(struct loom *l, const struct loom_request *req, struct str id) {
-    struct buf body = {0};
-    buf_json(&body, "{\"messageId\":%q,\"actorId\":\"%j/%j\"}", id, own(req->type), own(req->key));
-    reply_send(l, req, 202, buf_view(&body), id);
-    buf_free(&body);
+static struct str full_id(struct loom *l, const struct loom_request *req) {
+    return say(l, "%j/%j/%j", ns_of(req), lent(req->type), lent(req->key));
 }
 
-/* A duplicate gets the original reply; in flight it waits for it. */
-static bool answer_known(struct loom *l, const struct loom_request *req, struct str full, struct str id) {
-    struct buf row = {0}, body = {0};
-    bool known = false;
-    if (message_status(l, full, id, &row, NULL) == 1) {
-        yyjson_doc *doc = yyjson_read(row.p, row.n, YYJSON_READ_BIGNUM_AS_RAW);
-        yyjson_val *root = yyjson_doc_get_root(doc), *reply = yyjson_obj_get(root, "reply"), *error = yyjson_obj_get(root, "error");
-        known = reply || error;
-        if (known) {
-            json_write(reply ? reply : error, &body);
-            int status = reply ? 200 : error_status(json_str(error, "code"));
-            reply_send(l, req, status >= 500 ? 422 : status, buf_view(&body), id);
-        }
-        yyjson_doc_free(doc);
-    }
-    buf_free(&row);
-    buf_free(&body);
-    return known;
-}
+/* ---- messages ---- */
 
-static int check_message_id(struct str id, struct error *err) {
+static int check_request(const struct loom_request *req, struct str id, struct error *err) {
     for (size_t i = 0; i < id.n; i++)
         if ((unsigned char)id.p[i] < 0x20)
             return error_set(err, LOOM_E_INVALID_ARGUMENT, "a message id has no control characters; byte %zu is one", i);
-    return id.n <= 256 && (!id.p || id.n > 0) ? 0 : error_set(err, LOOM_E_INVALID_ARGUMENT, "a message id has 1 to 256 bytes, this one has %zu", id.n);
-}
-
-static int check_times(const struct loom_request *req, struct error *err) {
+    if (id.n > 256 || (id.p && id.n == 0))
+        return error_set(err, LOOM_E_INVALID_ARGUMENT, "a message id has 1 to 256 bytes, this one has %zu", id.n);
     if (req->delay_ms < 0 || req->ttl_ms < 0 || req->timeout_ms < 0)
         return error_set(err, LOOM_E_INVALID_ARGUMENT, "delayMs, ttlMs and timeoutMs cannot be negative");
+    if (req->body.n > BODY_MAX)
+        return error_set(err, LOOM_E_TOO_LARGE, "the input has %zu bytes; at most %d are accepted", req->body.n, BODY_MAX);
     return 0;
 }
 
-static int deliver(struct loom *l, const struct loom_request *req, struct str event, struct str id, bool run, struct buf *id_out, struct error *err) {
+static int deliver(struct loom *l, const struct loom_request *req, struct str event, struct str id, struct str *id_out, struct error *err) {
+    struct message m = {.ns = ns_of(req), .type = lent(req->type), .key = lent(req->key), .id = id, .event = event, .outside = true};
     struct buf data = {0};
-    struct message m = {.ns = ns_of(req), .type = own(req->type), .key = own(req->key), .id = id, .event = event, .correlation = own(req->correlation),
-                        .traceparent = own(req->traceparent), .delay_ms = req->delay_ms, .ttl_ms = req->ttl_ms, .priority = req->priority, .version = own(req->version), .run = run,
-                        .outside = true};
-    int rc = check_message_id(id, err);
+    m.correlation = lent(req->correlation);
+    m.traceparent = lent(req->traceparent);
+    m.version = lent(req->version);
+    m.delay_ms = req->delay_ms;
+    m.ttl_ms = req->ttl_ms;
+    m.priority = req->priority;
+    m.run = str_starts(m.type, STR("workflow."));
+    int rc = check_request(req, id, err);
     if (rc == 0)
-        rc = check_times(req, err);
-    if (rc == 0 && req->body.n > BODY_MAX)
-        rc = error_set(err, LOOM_E_TOO_LARGE, "the input has %zu bytes; at most %d are accepted", req->body.n, BODY_MAX);
-    if (rc == 0 && !req->body.p)
-        buf_str(&data, STR("null"));
-    else if (rc == 0)
-        rc = json_normalize(own(req->body), &data, err);
+        rc = json_normalize(req->body.p ? lent(req->body) : STR("null"), &data, err);
     m.data = buf_view(&data);
     if (rc == 0)
         rc = mail_deliver(l, &m, id_out, err);
@@ -89,143 +60,121 @@ static int deliver(struct loom *l, const struct loom_request *req, struct str ev
     return rc;
 }
 
-static void do_call(struct loom *l, const struct loom_request *req) {
-    struct error err;
-    struct buf id = {0}, full = {0};
-    int rc = deliver(l, req, STR_NONE, own(req->id), false, &id, &err);
-    buf_json(&full, "%j/%j/%j", ns_of(req), own(req->type), own(req->key));
-    if (rc < 0)
-        reply_error(l, req, &err);
-    else if (rc == 0 || !answer_known(l, req, buf_view(&full), buf_view(&id)))
-        waiter_add(l, req, buf_view(&full), buf_view(&id));
-    buf_free(&id);
-    buf_free(&full);
+/* A duplicate gets the original reply; in flight it waits for it. */
+static bool answer_known(struct loom *l, const struct loom_request *req, struct str id) {
+    struct str text = message_row(l, full_id(l, req), id);
+    yyjson_val *row = text.p ? look(l, text) : NULL, *reply = yyjson_obj_get(row, "reply"), *error = yyjson_obj_get(row, "error");
+    if (!reply && !error)
+        return false;
+    reply_send(l, req, reply_status(reply != NULL, error), json_text_of(reply ? reply : error, &l->scratch), id);
+    return true;
 }
 
-static void send_event(struct loom *l, const struct loom_request *req, struct str event, struct str id) {
+static void do_call(struct loom *l, const struct loom_request *req) {
     struct error err;
-    struct buf made = {0};
-    if (deliver(l, req, event, id, false, &made, &err) < 0)
+    struct str id;
+    int rc = deliver(l, req, STR_NONE, lent(req->id), &id, &err);
+    if (rc < 0)
+        reply_error(l, req, &err);
+    else if (rc == 0 || !answer_known(l, req, id))
+        waiter_add(l, req, full_id(l, req), id);
+}
+
+static void accept_message(struct loom *l, const struct loom_request *req, struct str event, struct str id) {
+    struct error err;
+    struct str made;
+    if (deliver(l, req, event, id, &made, &err) < 0)
         reply_error(l, req, &err);
     else
-        accepted(l, req, buf_view(&made));
-    buf_free(&made);
+        reply_send(l, req, 202, say(l, "{\"messageId\":%q,\"actorId\":\"%j/%j\"}", made, lent(req->type), lent(req->key)), made);
 }
 
 static void do_send(struct loom *l, const struct loom_request *req) {
-    send_event(l, req, STR_NONE, own(req->id));
+    accept_message(l, req, STR_NONE, lent(req->id));
 }
 
 static void do_event(struct loom *l, const struct loom_request *req) {
     struct error err;
     if (req->id.n >= 1 && req->id.n <= 256) {
-        send_event(l, req, own(req->id), own(req->event_id));
+        accept_message(l, req, lent(req->id), lent(req->event_id));
         return;
     }
     error_set(&err, LOOM_E_INVALID_ARGUMENT, "the event's type has 1 to 256 bytes");
     reply_error(l, req, &err);
 }
 
+/* A run's message id is its key: starting it again is a duplicate, with another input a conflict. */
 static void do_run(struct loom *l, const struct loom_request *req) {
     struct error err;
-    struct buf id = {0}, type = {0}, key = {0}, body = {0};
     struct loom_request run = *req;
-    uint8_t bytes[16];
-    char hex[33];
-    l->env->random(l->env, bytes, sizeof bytes);
-    hex_encode(bytes, sizeof bytes, hex);
-    buf_json(&type, "workflow.%j", own(req->type));
-    buf_str(&key, req->key.p ? own(req->key) : str_of(hex));
+    char made[33];
+    struct str key = req->key.p ? lent(req->key) : str_of(loom_random_id(l, made)), type = say(l, "workflow.%j", lent(req->type)), id;
     run.type = (struct loom_str){type.p, type.n};
     run.key = (struct loom_str){key.p, key.n};
-    /* A run is a message with one id for its key: starting it again is a duplicate, another input a conflict. */
-    if (deliver(l, &run, STR_NONE, req->id.p ? own(req->id) : buf_view(&key), true, &id, &err) < 0) {
+    if (deliver(l, &run, STR_NONE, req->id.p ? lent(req->id) : key, &id, &err) < 0)
         reply_error(l, req, &err);
-    } else {
-        buf_json(&body, "{\"id\":%q,\"actorId\":\"%j/%j\",\"messageId\":%q}", buf_view(&key), buf_view(&type), buf_view(&key), buf_view(&id));
-        reply_send(l, req, 202, buf_view(&body), buf_view(&id));
+    else
+        reply_send(l, req, 202, say(l, "{\"id\":%q,\"actorId\":\"%j/%j\",\"messageId\":%q}", key, type, key, id), id);
+}
+
+static void do_message(struct loom *l, const struct loom_request *req) {
+    struct error err;
+    struct str full = full_id(l, req), id = lent(req->id), text = message_row(l, full, id);
+    if (!text.p) {
+        error_set(&err, LOOM_E_NOT_FOUND, "%.*s got no message %.*s, or its 24 hours are over", (int)full.n, full.p, (int)id.n, id.p);
+        reply_error(l, req, &err);
+        return;
     }
-    buf_free(&id);
-    buf_free(&type);
-    buf_free(&key);
-    buf_free(&body);
+    yyjson_val *row = look(l, text), *reply = yyjson_obj_get(row, "reply"), *error = yyjson_obj_get(row, "error");
+    struct resident *r = resident_by_id(l, full);
+    bool running = r && r->a->turn && str_eq(json_str(yyjson_doc_get_root(r->a->turn->started), "messageId"), id);
+    struct str end = reply || error ? say(l, ",\"%s\":%j", reply ? "reply" : "error", json_text_of(reply ? reply : error, &l->scratch)) : STR("");
+    reply_send(l, req, 200, say(l, "{\"messageId\":%q,\"status\":%q%j}", id, running ? STR("running") : json_str(row, "status"), end), id);
 }
 
 /* ---- looking ---- */
 
-static void do_message(struct loom *l, const struct loom_request *req) {
-    struct buf full = {0}, row = {0}, body = {0};
-    struct error err;
-    struct str id = own(req->id);
-    buf_json(&full, "%j/%j/%j", ns_of(req), own(req->type), own(req->key));
-    int rc = message_status(l, buf_view(&full), id, &row, &err);
-    if (rc == 0)
-        error_set(&err, LOOM_E_NOT_FOUND, "%.*s got no message %.*s, or its 24 hours are over", (int)full.n, full.p, (int)id.n, id.p);
-    if (rc <= 0) {
-        reply_error(l, req, &err);
-    } else {
-        yyjson_doc *doc = yyjson_read(row.p, row.n, YYJSON_READ_BIGNUM_AS_RAW);
-        yyjson_val *root = yyjson_doc_get_root(doc), *reply = yyjson_obj_get(root, "reply"), *error = yyjson_obj_get(root, "error");
-        struct resident *r = resident_by_id(l, buf_view(&full));
-        bool running = r && r->a->turn && str_eq(json_str(yyjson_doc_get_root(r->a->turn->started), "messageId"), id);
-        buf_json(&body, "{\"messageId\":%q,\"status\":%q", id, running ? STR("running") : json_str(root, "status"));
-        if (reply || error) {
-            buf_json(&body, ",\"%s\":", reply ? "reply" : "error");
-            json_write(reply ? reply : error, &body);
-        }
-        buf_char(&body, '}');
-        reply_send(l, req, 200, buf_view(&body), id);
-        yyjson_doc_free(doc);
-    }
-    buf_free(&full);
-    buf_free(&row);
-    buf_free(&body);
-}
-
 struct reading {
     struct buf out;
     int64_t from, limit, count, next;
-    bool plain; /* entries as they are, without their numbers */
+    bool numbers; /* each entry with its cursor */
 };
 
 static bool read_entries(void *ctx, struct str key, struct str value) {
     struct reading *s = ctx;
     int64_t number = (int64_t)journal_key_number(key);
-    yyjson_doc *doc = yyjson_read(value.p, value.n, YYJSON_READ_BIGNUM_AS_RAW);
+    struct arena mem = {0};
     yyjson_val *entry;
     size_t i, n;
-    yyjson_arr_foreach(yyjson_obj_get(yyjson_doc_get_root(doc), "entries"), i, n, entry) {
+    yyjson_arr_foreach(yyjson_obj_get(json_in(&mem, value), "entries"), i, n, entry) {
         if (number++ < s->from)
             continue;
         if (s->count == s->limit) {
             s->next = number - 1;
             break;
         }
-        if (s->count++ > 0)
-            buf_char(&s->out, ',');
-        size_t start = s->out.n;
-        if (!s->plain)
-            buf_json(&s->out, "{\"cursor\":%d,", number - 1);
-        struct buf text = {0};
-        json_write(entry, &text);
-        buf_add(&s->out, text.p + (s->plain ? 0 : 1), text.n - (s->plain ? 0 : 1));
-        buf_free(&text);
-        (void)start;
+        struct str text = json_text_of(entry, &mem);
+        buf_str(&s->out, s->count++ ? STR(",") : STR(""));
+        if (s->numbers)
+            buf_json(&s->out, "{\"cursor\":%d,%j", number - 1, (struct str){text.p + 1, text.n - 1});
+        else
+            buf_str(&s->out, text);
     }
-    yyjson_doc_free(doc);
+    arena_free(&mem);
     return s->next == 0;
 }
 
-/* Entries from a number on. The row that holds `from` may begin up to one batch earlier. */
 static int read_journal(struct loom *l, struct resident *r, struct reading *s, struct error *err) {
-    struct buf from = {0}, to = {0};
     resident_flush(l, r);
-    journal_key(r->a->full, 0, &from);
-    journal_key(r->a->full, UINT64_MAX, &to);
-    int rc = rows_scan(l, ROW_JOURNAL, buf_view(&from), buf_view(&to), read_entries, s, err);
-    buf_free(&from);
-    buf_free(&to);
-    return rc;
+    return journal_rows(l, r->a, 0, read_entries, s, err);
+}
+
+static struct str state_now(struct loom *l, const struct actor *a) {
+    struct buf text = {0};
+    state_text(a, &text);
+    struct str state = arena_dup(&l->scratch, buf_view(&text));
+    buf_free(&text);
+    return state;
 }
 
 static void do_get(struct loom *l, const struct loom_request *req) {
@@ -233,26 +182,23 @@ static void do_get(struct loom *l, const struct loom_request *req) {
     struct error err;
     if (!r)
         return;
-    struct buf state = {0}, out = {0};
-    struct reading s = {.limit = 1000, .plain = true};
-    uint64_t first = r->a->turn ? r->a->turn->first : r->a->last_turn;
+    struct buf out = {0};
+    struct reading s = {.limit = 1000};
+    uint64_t first = r->a->last_turn;
     s.from = (int64_t)(r->a->cursor >= first + 1000 ? r->a->cursor - 999 : first);
-    buf_char(&s.out, '[');
     if (read_journal(l, r, &s, &err) < 0) {
         reply_error(l, req, &err);
     } else {
-        buf_char(&s.out, ']');
-        state_text(r->a, &state);
-        actor_document(r->a, buf_view(&s.out), buf_view(&state), &out);
+        actor_document(r->a, say(l, "[%j]", buf_view(&s.out)), state_now(l, r->a), &out);
         reply_send(l, req, 200, buf_view(&out), STR_NONE);
     }
     buf_free(&s.out);
-    buf_free(&state);
     buf_free(&out);
 }
 
 struct patches {
-    yyjson_doc **docs;
+    struct arena mem;
+    yyjson_val **inverse;
     size_t count;
     uint64_t after;
 };
@@ -260,58 +206,46 @@ struct patches {
 static bool collect_patches(void *ctx, struct str key, struct str value) {
     struct patches *p = ctx;
     uint64_t number = journal_key_number(key);
-    yyjson_doc *doc = yyjson_read(value.p, value.n, YYJSON_READ_BIGNUM_AS_RAW);
     yyjson_val *entry;
     size_t i, n;
-    yyjson_arr_foreach(yyjson_obj_get(yyjson_doc_get_root(doc), "entries"), i, n, entry) {
-        yyjson_val *inverse = yyjson_obj_get(entry, "inversePatches");
-        if (number++ <= p->after || !inverse)
+    yyjson_arr_foreach(yyjson_obj_get(json_in(&p->mem, value), "entries"), i, n, entry) {
+        if (number++ <= p->after || !yyjson_obj_get(entry, "inversePatches"))
             continue;
-        struct buf text = {0};
-        json_write(inverse, &text);
-        p->docs = mem_grow(p->docs, (p->count + 1) * sizeof *p->docs);
-        p->docs[p->count++] = yyjson_read(text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW);
-        buf_free(&text);
+        p->inverse = mem_grow(p->inverse, (p->count + 1) * sizeof *p->inverse);
+        p->inverse[p->count++] = yyjson_obj_get(entry, "inversePatches");
     }
-    yyjson_doc_free(doc);
     return true;
 }
 
 /* The state as it was after an entry: from now backwards by the inverse patches. */
-int state_at(struct loom *l, struct resident *r, int64_t at, struct buf *out, struct error *err) {
+int state_at(struct loom *l, struct resident *r, int64_t at, struct str *out, struct error *err) {
     struct patches p = {.after = (uint64_t)at};
-    struct buf from = {0}, to = {0}, now = {0};
+    struct buf text = {0};
     resident_flush(l, r);
-    journal_key(r->a->full, 0, &from);
-    journal_key(r->a->full, UINT64_MAX, &to);
-    int rc = rows_scan(l, ROW_JOURNAL, buf_view(&from), buf_view(&to), collect_patches, &p, err);
-    state_text(r->a, &now);
-    yyjson_doc *doc = yyjson_read(now.p, now.n, YYJSON_READ_BIGNUM_AS_RAW);
-    yyjson_mut_doc *state = yyjson_doc_mut_copy(doc, NULL);
-    while (p.count > 0) {
-        yyjson_doc *inverse = p.docs[--p.count];
-        patch_apply(state, yyjson_doc_get_root(inverse), NULL, NULL);
-        yyjson_doc_free(inverse);
-    }
-    json_write_mut(yyjson_mut_doc_get_root(state), out);
+    int rc = journal_rows(l, r->a, 0, collect_patches, &p, err);
+    yyjson_doc *now = yyjson_read(state_now(l, r->a).p, state_now(l, r->a).n, YYJSON_READ_BIGNUM_AS_RAW);
+    yyjson_mut_doc *state = yyjson_doc_mut_copy(now, NULL);
+    while (p.count > 0)
+        patch_apply(state, p.inverse[--p.count], NULL, NULL);
+    json_write_mut(yyjson_mut_doc_get_root(state), &text);
+    *out = arena_dup(&l->scratch, buf_view(&text));
     yyjson_mut_doc_free(state);
-    yyjson_doc_free(doc);
-    free(p.docs);
-    buf_free(&from);
-    buf_free(&to);
-    buf_free(&now);
+    yyjson_doc_free(now);
+    free(p.inverse);
+    arena_free(&p.mem);
+    buf_free(&text);
     return rc;
 }
 
 static void do_state(struct loom *l, const struct loom_request *req) {
     struct resident *r = target(l, req);
     struct error err;
-    struct buf out = {0};
+    struct str out = STR_NONE;
     int rc = 0;
     if (!r)
         return;
     if (req->at < 0)
-        state_text(r->a, &out);
+        out = state_now(l, r->a);
     else if ((uint64_t)req->at > r->a->cursor)
         rc = error_set(&err, LOOM_E_INVALID_ARGUMENT, "at=%" PRId64 " is beyond the journal of %s, which ends at %" PRIu64, req->at, r->a->id, r->a->cursor);
     else
@@ -319,8 +253,7 @@ static void do_state(struct loom *l, const struct loom_request *req) {
     if (rc < 0)
         reply_error(l, req, &err);
     else
-        reply_send(l, req, 200, buf_view(&out), STR_NONE);
-    buf_free(&out);
+        reply_send(l, req, 200, out, STR_NONE);
 }
 
 static void do_journal(struct loom *l, const struct loom_request *req) {
@@ -328,24 +261,18 @@ static void do_journal(struct loom *l, const struct loom_request *req) {
     struct error err;
     if (!r)
         return;
-    struct reading s = {.from = req->from, .limit = req->limit > 0 && req->limit <= 10000 ? req->limit : 1000};
-    buf_str(&s.out, STR("{\"entries\":["));
-    if (read_journal(l, r, &s, &err) < 0) {
+    struct reading s = {.from = req->from, .limit = req->limit > 0 && req->limit <= 10000 ? req->limit : 1000, .numbers = true};
+    if (read_journal(l, r, &s, &err) < 0)
         reply_error(l, req, &err);
-    } else {
-        if (s.next)
-            buf_json(&s.out, "],\"next\":%d}", s.next);
-        else
-            buf_str(&s.out, STR("],\"next\":null}"));
-        reply_send(l, req, 200, buf_view(&s.out), STR_NONE);
-    }
+    else
+        reply_send(l, req, 200, say(l, "{\"entries\":[%j],\"next\":%j}", buf_view(&s.out), s.next ? say(l, "%d", s.next) : STR("null")), STR_NONE);
     buf_free(&s.out);
 }
 
 struct query {
+    struct loom *l;
     struct buf out;
     struct str type, status, last;
-    struct buf last_key;
     int64_t limit, count;
     bool more;
 };
@@ -354,81 +281,67 @@ static bool read_actor(void *ctx, struct str key, struct str value) {
     struct query *q = ctx;
     if (memchr(key.p, '\0', key.n))
         return true; /* a large state's row */
-    yyjson_doc *doc = yyjson_read(value.p, value.n, YYJSON_READ_BIGNUM_AS_RAW);
-    yyjson_val *root = yyjson_doc_get_root(doc);
-    bool wanted = (!q->type.p || str_eq(q->type, json_str(root, "actorType"))) && (!q->status.p || str_eq(q->status, json_str(root, "status")));
-    if (wanted && q->count == q->limit) {
-        q->more = true;
-    } else if (wanted) {
-        buf_json(&q->out, "%s{\"id\":%q,\"actorType\":%q,\"status\":%q,\"suspendReason\":%Q,\"cursor\":%d,\"metadata\":", q->count++ ? "," : "", json_str(root, "id"),
-                 json_str(root, "actorType"), json_str(root, "status"), json_str(root, "suspendReason"), json_int(yyjson_obj_get(root, "journal"), "cursor", 0));
-        json_write(yyjson_obj_get(root, "metadata"), &q->out);
-        buf_char(&q->out, '}');
-        buf_clear(&q->last_key);
-        buf_str(&q->last_key, json_str(root, "id"));
+    struct arena mem = {0};
+    yyjson_val *doc = json_in(&mem, value);
+    struct str type = json_str(doc, "actorType"), status = json_str(doc, "status");
+    bool wanted = (!q->type.p || str_eq(q->type, type)) && (!q->status.p || str_eq(q->status, status));
+    q->more = wanted && q->count == q->limit;
+    if (wanted && !q->more) {
+        buf_json(&q->out, "%s{\"id\":%q,\"actorType\":%q,\"status\":%q,\"suspendReason\":%Q,\"cursor\":%d,\"metadata\":%j}", q->count++ ? "," : "", json_str(doc, "id"), type, status,
+                 json_str(doc, "suspendReason"), json_int(yyjson_obj_get(doc, "journal"), "cursor", 0), json_text_of(yyjson_obj_get(doc, "metadata"), &mem));
+        q->last = arena_dup(&q->l->scratch, json_str(doc, "id"));
     }
-    yyjson_doc_free(doc);
+    arena_free(&mem);
     return !q->more;
 }
 
 static void do_actors(struct loom *l, const struct loom_request *req) {
-    struct query q = {.type = own(req->type), .status = own(req->status), .limit = req->limit > 0 && req->limit <= 1000 ? req->limit : 100};
+    struct query q = {.l = l, .type = lent(req->type), .status = lent(req->status), .limit = req->limit > 0 && req->limit <= 1000 ? req->limit : 100};
     struct error err;
-    struct buf prefix = {0}, from = {0}, to = {0};
-    buf_json(&prefix, q.type.p ? "%j/%j/" : "%j/", ns_of(req), q.type);
-    rows_prefix_end(buf_view(&prefix), &to);
-    buf_str(&from, buf_view(&prefix));
-    if (req->after.p) {
-        buf_clear(&from);
-        buf_json(&from, "%j/%j", ns_of(req), own(req->after));
-        buf_char(&from, '\1'); /* behind the key itself and its state row */
-    }
+    struct str prefix = q.type.p ? say(l, "%j/%j", ns_of(req), q.type) : ns_of(req);
+    /* Behind the last one seen and its state row; '0' is what follows '/'. */
+    struct str from = req->after.p ? say(l, "%j/%j\1", ns_of(req), lent(req->after)) : say(l, "%j/", prefix);
     residents_flush(l, false);
-    buf_str(&q.out, STR("{\"actors\":["));
-    if (rows_scan(l, ROW_ACTOR, buf_view(&from), buf_view(&to), read_actor, &q, &err) < 0) {
+    int rc = rows_scan(l, ROW_ACTOR, from, say(l, "%j0", prefix), read_actor, &q, &err);
+    if (rc < 0 && rc != LOOM_E_DAMAGED)
         reply_error(l, req, &err);
-    } else {
-        buf_json(&q.out, "],\"next\":%Q}", q.more ? buf_view(&q.last_key) : STR_NONE);
-        reply_send(l, req, 200, buf_view(&q.out), STR_NONE);
-    }
+    else
+        reply_send(l, req, 200, say(l, "{\"actors\":[%j],\"next\":%Q}", buf_view(&q.out), q.more ? q.last : STR_NONE), STR_NONE);
     buf_free(&q.out);
-    buf_free(&q.last_key);
-    buf_free(&prefix);
-    buf_free(&from);
-    buf_free(&to);
 }
 
 /* ---- operating ---- */
 
 static void done(struct loom *l, const struct loom_request *req, struct resident *r) {
-    struct buf body = {0};
-    buf_json(&body, "{\"actorId\":%q,\"status\":%z}", r->a->name, actor_status_name(r->a->status));
-    reply_send(l, req, 202, buf_view(&body), STR_NONE);
-    buf_free(&body);
+    reply_send(l, req, 202, say(l, "{\"actorId\":%q,\"status\":%z}", r->a->name, actor_status_name(r->a->status)), STR_NONE);
 }
 
-static yyjson_doc *body_of(struct loom *l, const struct loom_request *req, struct error *err) {
-    yyjson_doc *doc = json_parse(req->body.p ? own(req->body) : STR("null"), err);
-    if (!doc)
-        reply_error(l, req, err);
-    return doc;
+/* The request's body, checked, as text in the scratch; .p NULL: refused, and answered. */
+static struct str body_of(struct loom *l, const struct loom_request *req) {
+    struct buf text = {0};
+    struct error err;
+    int rc = json_normalize(req->body.p ? lent(req->body) : STR("null"), &text, &err);
+    if (rc < 0)
+        reply_error(l, req, &err);
+    struct str body = rc < 0 ? STR_NONE : arena_dup(&l->scratch, buf_view(&text));
+    buf_free(&text);
+    return body;
 }
 
 static void do_cancel(struct loom *l, const struct loom_request *req) {
     struct error err;
     struct resident *r = target(l, req);
-    yyjson_doc *doc = r ? body_of(l, req, &err) : NULL;
-    if (!doc)
+    struct str body = r ? body_of(l, req) : STR_NONE;
+    if (!body.p)
         return;
-    struct str reason = json_str(yyjson_doc_get_root(doc), "reason");
+    struct str reason = json_str(look(l, body), "reason");
     if (r->a->status >= ACTOR_COMPLETED || (!r->a->turn && !r->a->run)) {
         error_set(&err, LOOM_E_CONFLICT, "actor %s is %s: there is nothing to cancel", r->a->id, actor_status_name(r->a->status));
         reply_error(l, req, &err);
-    } else {
-        turn_cancel(l, r, reason.p ? reason : STR("cancelled by an operator"));
-        done(l, req, r);
+        return;
     }
-    yyjson_doc_free(doc);
+    turn_cancel(l, r, reason.p ? reason : STR("cancelled by an operator"));
+    done(l, req, r);
 }
 
 /* A paused actor goes on: its deadlines count again, attempts that ended meanwhile are made anew. */
@@ -444,56 +357,49 @@ static void unpause(struct loom *l, struct resident *r) {
     resident_queue(l, r);
 }
 
+/* The promise of a suspend that waits, or 0. */
+static uint64_t person_awaited(struct turn *t) {
+    for (uint64_t i = 1; t && i <= t->promise_count; i++)
+        if (turn_promise(t, i)->kind == PROMISE_SUSPEND && turn_promise(t, i)->done_at == ENTRY_NEVER)
+            return i;
+    return 0;
+}
+
 static void do_resume(struct loom *l, const struct loom_request *req) {
     struct error err;
     struct resident *r = target(l, req);
-    struct turn *t = r ? r->a->turn : NULL;
-    struct buf data = {0};
-    if (!r)
+    struct str data = r ? body_of(l, req) : STR_NONE;
+    if (!data.p)
         return;
-    if (req->body.p && json_normalize(own(req->body), &data, &err) < 0) {
+    uint64_t promise = person_awaited(r->a->turn);
+    if (r->a->status != ACTOR_PAUSED && !promise) {
+        error_set(&err, LOOM_E_CONFLICT, "actor %s is %s and waits for nobody: only a paused actor or one that called suspend is resumed", r->a->id,
+                  actor_status_name(r->a->status));
         reply_error(l, req, &err);
         return;
     }
-    if (r->a->status == ACTOR_PAUSED) {
+    if (r->a->status == ACTOR_PAUSED)
         unpause(l, r);
-        done(l, req, r);
-        buf_free(&data);
-        return;
-    }
-    for (uint64_t i = 1; t && i <= t->promise_count; i++) {
-        struct promise *p = turn_promise(t, i);
-        if (p->kind != PROMISE_SUSPEND || p->done_at != ENTRY_NEVER)
-            continue;
-        promise_done(l, r, i, "resumed", true, data.n ? buf_view(&data) : STR("null"));
-        done(l, req, r);
-        buf_free(&data);
-        return;
-    }
-    error_set(&err, LOOM_E_CONFLICT, "actor %s is %s and waits for nobody: only a paused actor or one that called suspend is resumed", r->a->id, actor_status_name(r->a->status));
-    reply_error(l, req, &err);
-    buf_free(&data);
+    else
+        promise_done(l, r, promise, "resumed", true, data);
+    done(l, req, r);
 }
 
 /* A new actor with the open or last turn's entries up to `from`; it goes on from there, live. */
 static void do_fork(struct loom *l, const struct loom_request *req) {
     struct error err;
-    struct resident *r = target(l, req);
-    yyjson_doc *doc = r ? body_of(l, req, &err) : NULL;
-    if (!doc)
+    struct resident *r = target(l, req), *made = NULL;
+    struct str body = r ? body_of(l, req) : STR_NONE;
+    if (!body.p)
         return;
-    yyjson_val *body = yyjson_doc_get_root(doc);
-    struct str key = json_str(body, "key");
-    int64_t from = json_int(body, "from", (int64_t)r->a->cursor);
-    struct resident *made = NULL;
+    struct str key = json_str(look(l, body), "key");
     int rc = key.p ? actor_check_key(key, &err) : error_set(&err, LOOM_E_INVALID_ARGUMENT, "field key is missing: the new actor's key");
     if (rc == 0)
-        rc = resident_fork(l, r, key, from, &made, &err);
+        rc = resident_fork(l, r, key, json_int(look(l, body), "from", (int64_t)r->a->cursor), &made, &err);
     if (rc < 0)
         reply_error(l, req, &err);
     else
         done(l, req, made);
-    yyjson_doc_free(doc);
 }
 
 static void do_put_activity(struct loom *l, const struct loom_request *req) {
@@ -539,32 +445,29 @@ static const struct operator_row {
     {"definition", registry_op_get, true, "type = kind, key = name; version", "A definition's document."},
     {"ready", do_ready, false, "", "Answers when Loom takes work."},
 };
+enum { OPERATOR_OPS = sizeof operator_ops / sizeof *operator_ops };
 
 void operate(struct loom *l, const struct loom_request *req) {
+    const struct operator_row *row = operator_ops;
     struct error err;
-    for (size_t i = 0; i < sizeof operator_ops / sizeof *operator_ops; i++) {
-        const struct operator_row *row = &operator_ops[i];
-        if (strcmp(row->name, req->op) != 0)
-            continue;
-        if (l->failed && !row->reads)
-            error_set(&err, l->failed_code, "the store takes no batch at the moment; repeat the request with the same message id");
-        else if (!row->reads && l->flight && batch_full(l))
-            error_set(&err, LOOM_E_BUSY, "the disk is behind; try again");
-        else {
-            row->fn(l, req);
-            return;
-        }
-        reply_error(l, req, &err);
+    while (row < operator_ops + OPERATOR_OPS && strcmp(row->name, req->op) != 0)
+        row++;
+    if (row == operator_ops + OPERATOR_OPS)
+        error_set(&err, LOOM_E_NOT_FOUND, "there is no operator op \"%s\"", req->op);
+    else if (l->failed && !row->reads)
+        error_set(&err, l->failed_code, "the store takes no batch at the moment; repeat the request with the same message id");
+    else if (!row->reads && l->flight && batch_full(l))
+        error_set(&err, LOOM_E_BUSY, "the disk is behind; try again");
+    else {
+        row->fn(l, req);
         return;
     }
-    error_set(&err, LOOM_E_NOT_FOUND, "there is no operator op \"%s\"", req->op);
     reply_error(l, req, &err);
 }
 
-static struct loom_op_doc docs[sizeof operator_ops / sizeof *operator_ops + 1];
-
 const struct loom_op_doc *operator_op_docs(void) {
-    for (size_t i = 0; i < sizeof operator_ops / sizeof *operator_ops; i++)
+    static struct loom_op_doc docs[OPERATOR_OPS + 1];
+    for (size_t i = 0; i < OPERATOR_OPS; i++)
         docs[i] = (struct loom_op_doc){operator_ops[i].name, operator_ops[i].argument, operator_ops[i].doc};
     return docs;
 }

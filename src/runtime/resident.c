@@ -70,42 +70,31 @@ static bool load_entries(void *ctx, struct str key, struct str value) {
     return s->rc >= 0;
 }
 
+/* The journal rows from the one that begins with entry `from`. */
+int journal_rows(struct loom *l, const struct actor *a, uint64_t from, row_fn fn, void *ctx, struct error *err) {
+    struct str first = journal_key(&l->scratch, a->full, from), end = journal_key(&l->scratch, a->full, UINT64_MAX);
+    return rows_scan(l, ROW_JOURNAL, first, end, fn, ctx, err);
+}
+
 static int load_journal(struct loom *l, struct resident *r, struct error *err) {
     struct load s = {r, err, 0};
-    struct buf from = {0}, to = {0};
     uint64_t cursor = r->a->cursor;
-    journal_key(r->a->full, r->a->from, &from);
-    journal_key(r->a->full, UINT64_MAX, &to);
-    int rc = rows_scan(l, ROW_JOURNAL, buf_view(&from), buf_view(&to), load_entries, &s, err);
+    int rc = journal_rows(l, r->a, r->a->from, load_entries, &s, err);
     if (r->a->cursor < cursor)
         r->a->cursor = cursor;
-    buf_free(&from);
-    buf_free(&to);
     return s.rc < 0 ? s.rc : rc;
 }
 
-static void state_key(const struct actor *a, struct buf *key) {
-    buf_str(key, a->full);
-    buf_add(key, "\0s", 2);
+static struct str state_key(struct loom *l, const struct actor *a) {
+    return say(l, "%j%js", a->full, STR("\0"));
 }
 
 static int load_state(struct loom *l, struct resident *r, struct error *err) {
-    struct buf key = {0}, text = {0};
-    state_key(r->a, &key);
-    int rc = rows_load(l, ROW_ACTOR, buf_view(&key), &text, err);
-    if (rc == 0)
-        rc = error_set(err, LOOM_E_DAMAGED, "the state of %s is missing from the store", r->a->id);
-    if (rc == 1) {
-        yyjson_doc *doc = yyjson_read(text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW);
-        struct buf state = {0};
-        json_write(yyjson_obj_get(yyjson_doc_get_root(doc), "state"), &state);
-        state_set(r->a, buf_view(&state));
-        buf_free(&state);
-        yyjson_doc_free(doc);
-    }
-    buf_free(&key);
-    buf_free(&text);
-    return rc;
+    struct str row = rows_get(l, ROW_ACTOR, state_key(l, r->a));
+    if (!row.p)
+        return error_set(err, LOOM_E_DAMAGED, "the state of %s is missing from the store", r->a->id);
+    state_set(r->a, json_text_of(yyjson_obj_get(look(l, row), "state"), &l->scratch));
+    return 0;
 }
 
 static void resident_free(struct loom *l, struct resident *r) {
@@ -170,31 +159,25 @@ struct resident *resident_by_id(struct loom *l, struct str full) {
 
 /* ---- writing ---- */
 
-/* The state goes into the document while small; else into a row of its own, written only when the patches outweigh half of it. */
-static void flush_state(struct loom *l, struct actor *a, struct buf *inline_state) {
-    struct buf state = {0}, key = {0}, row = {0};
-    state_text_stored(a, &state);
-    bool small = state.n < STATE_SMALL;
-    bool write = small || !a->state_apart || a->patch_bytes > state.n / 2;
-    if (write) {
-        a->state_at = a->turn ? a->turn->first - 1 : a->cursor;
-        a->from = a->turn ? a->turn->row : a->cursor + 1;
-        a->patch_bytes = 0;
-    }
-    if (small)
-        buf_str(inline_state, buf_view(&state));
-    if (write && (a->state_apart || !small)) {
-        state_key(a, &key);
-        buf_json(&row, "{\"state\":%j}", buf_view(&state));
-        if (small)
-            rows_delete(l, ROW_ACTOR, buf_view(&key));
-        else
-            rows_put(l, ROW_ACTOR, buf_view(&key), buf_view(&row), false);
-    }
+/* The state goes into the document while small; else into a row of its own, written only when the patches outweigh half
+ * of it. Answers the text for the document, or STR_NONE. */
+static struct str flush_state(struct loom *l, struct actor *a) {
+    struct buf b = {0};
+    state_text_stored(a, &b);
+    struct str state = arena_dup(&l->scratch, buf_view(&b));
+    bool small = state.n < STATE_SMALL, was_apart = a->state_apart;
+    buf_free(&b);
     a->state_apart = !small;
-    buf_free(&state);
-    buf_free(&key);
-    buf_free(&row);
+    if (!small && was_apart && a->patch_bytes <= state.n / 2)
+        return STR_NONE;
+    a->state_at = a->turn ? a->turn->first - 1 : a->cursor;
+    a->from = a->turn ? a->turn->row : a->cursor + 1;
+    a->patch_bytes = 0;
+    if (!small)
+        rows_put(l, ROW_ACTOR, state_key(l, a), say(l, "{\"state\":%j}", state), false);
+    else if (was_apart)
+        rows_delete(l, ROW_ACTOR, state_key(l, a));
+    return small ? state : STR_NONE;
 }
 
 static bool in_flight(const struct resident *r) {
@@ -205,39 +188,37 @@ static bool in_flight(const struct resident *r) {
     return running;
 }
 
+void resident_put_outbox(struct loom *l, struct resident *r) {
+    struct str row = say(l, "{\"starts\":%d,\"cursor\":%u}", (int64_t)r->starts, r->starts_cursor);
+    rows_put(l, ROW_OUTBOX, r->a->full, row, !r->in_outbox);
+    r->in_outbox = true;
+}
+
 static void flush_outbox(struct loom *l, struct resident *r) {
-    struct buf row = {0};
     bool flying = in_flight(r);
-    if (flying == r->in_outbox)
-        return;
-    buf_json(&row, "{\"starts\":%d,\"cursor\":%u}", (int64_t)r->starts, r->starts_cursor);
-    if (flying)
-        rows_put(l, ROW_OUTBOX, r->a->full, buf_view(&row), true);
-    else
+    if (flying && !r->in_outbox)
+        resident_put_outbox(l, r);
+    else if (!flying && r->in_outbox)
         rows_delete(l, ROW_OUTBOX, r->a->full);
     r->in_outbox = flying;
-    buf_free(&row);
 }
 
 void resident_flush(struct loom *l, struct resident *r) {
-    struct buf key = {0}, row = {0}, state = {0};
+    struct buf row = {0};
     if (r->a->tail_first) {
-        journal_key(r->a->full, r->a->tail_first, &key);
         journal_row(r->a, &row);
         r->a->tip = hash64(buf_view(&row), 0);
-        rows_put(l, ROW_JOURNAL, buf_view(&key), buf_view(&row), true);
+        rows_put(l, ROW_JOURNAL, journal_key(&l->scratch, r->a->full, r->a->tail_first), buf_view(&row), true);
     }
     if (r->document_dirty) {
-        flush_state(l, r->a, &state);
         buf_clear(&row);
-        actor_document(r->a, STR_NONE, state.n ? buf_view(&state) : STR_NONE, &row);
+        struct str state = flush_state(l, r->a);
+        actor_document(r->a, STR_NONE, state, &row);
         rows_put(l, ROW_ACTOR, r->a->full, buf_view(&row), false);
         r->document_dirty = false;
     }
     flush_outbox(l, r);
-    buf_free(&key);
     buf_free(&row);
-    buf_free(&state);
 }
 
 void residents_flush(struct loom *l, bool close) {
@@ -291,7 +272,7 @@ int resident_rewind(struct loom *l, struct resident *r, struct error *err) {
 static bool droppable(const struct loom *l, const struct resident *r) {
     bool mail_waits = false;
     for (size_t i = 0; i < r->mail_count && !r->a->turn; i++)
-        mail_waits |= !r->mail[i].event && !r->mail[i].due;
+        mail_waits |= !r->mail[i].event.p && !r->mail[i].due;
     return !r->dirty && !r->queued && !r->in_outbox && !r->exec && !mail_waits && r->seq <= l->committed;
 }
 
@@ -335,7 +316,6 @@ void resident_drop_all(struct loom *l) {
 /* ---- fork ---- */
 
 struct copying {
-    struct loom *l;
     struct actor *to;
     int64_t first, last;
 };
@@ -343,21 +323,20 @@ struct copying {
 static bool copy_entries(void *ctx, struct str key, struct str value) {
     struct copying *s = ctx;
     int64_t number = (int64_t)journal_key_number(key);
-    yyjson_doc *doc = yyjson_read(value.p, value.n, YYJSON_READ_BIGNUM_AS_RAW);
+    struct arena mem = {0};
     yyjson_val *entry;
     size_t i, n;
-    yyjson_arr_foreach(yyjson_obj_get(yyjson_doc_get_root(doc), "entries"), i, n, entry) {
+    yyjson_arr_foreach(yyjson_obj_get(json_in(&mem, value), "entries"), i, n, entry) {
         if (number >= s->first && number <= s->last)
             journal_copy(s->to, entry);
         number++;
     }
-    yyjson_doc_free(doc);
+    arena_free(&mem);
     return number <= s->last;
 }
 
 int resident_fork(struct loom *l, struct resident *r, struct str key, int64_t from, struct resident **out, struct error *err) {
     struct actor *a = r->a;
-    struct buf state = {0}, begin = {0}, end = {0};
     if (from < (int64_t)a->last_turn || from > (int64_t)a->cursor || a->last_turn == 0)
         return error_set(err, LOOM_E_INVALID_ARGUMENT, "from is %" PRId64 "; the last turn of %s has the entries %" PRIu64 " to %" PRIu64, from, a->id, a->last_turn, a->cursor);
     struct resident *made = resident_get(l, a->ns, a->type, key, true, err);
@@ -365,24 +344,19 @@ int resident_fork(struct loom *l, struct resident *r, struct str key, int64_t fr
         return LOOM_E_STORE;
     if (made->a->created_at)
         return error_set(err, LOOM_E_EXISTS, "actor %s exists already; choose another key", made->a->id);
-    resident_flush(l, r);
+    struct str state;
     int rc = state_at(l, r, (int64_t)a->last_turn - 1, &state, err);
     if (rc < 0)
         return rc;
-    state_set(made->a, buf_view(&state));
+    state_set(made->a, state);
     made->a->run = a->run;
     made->a->created_at = made->a->activated_at = loom_now(l);
     made->a->correlation = a->correlation ? str_dup(str_of(a->correlation)) : NULL;
-    struct copying s = {l, made->a, (int64_t)a->last_turn, from};
-    journal_key(a->full, 0, &begin);
-    journal_key(a->full, UINT64_MAX, &end);
-    rc = rows_scan(l, ROW_JOURNAL, buf_view(&begin), buf_view(&end), copy_entries, &s, err);
+    struct copying s = {made->a, (int64_t)a->last_turn, from};
+    rc = journal_rows(l, a, 0, copy_entries, &s, err);
     resident_status(l, made, made->a->turn ? ACTOR_RUNNING : ACTOR_IDLE, STR_NONE);
     attempt_recover(l, made);
     resident_queue(l, made);
     *out = made;
-    buf_free(&state);
-    buf_free(&begin);
-    buf_free(&end);
     return rc;
 }

@@ -20,6 +20,32 @@ int64_t loom_now(struct loom *l) {
     return l->env->now_ms(l->env);
 }
 
+uint64_t loom_order(struct loom *l) {
+    return (l->open_seq << 20) | l->arrivals++;
+}
+
+struct str say(struct loom *l, const char *fmt, ...) {
+    struct buf b = {0};
+    va_list ap;
+    va_start(ap, fmt);
+    buf_json_v(&b, fmt, ap);
+    va_end(ap);
+    struct str s = arena_dup(&l->scratch, buf_view(&b));
+    buf_free(&b);
+    return s.p ? s : STR("");
+}
+
+const char *loom_random_id(struct loom *l, char out[33]) {
+    uint8_t bytes[16];
+    l->env->random(l->env, bytes, sizeof bytes);
+    hex_encode(bytes, sizeof bytes, out);
+    return out;
+}
+
+struct str ns_of(const struct loom_request *req) {
+    return req->ns.p ? lent(req->ns) : STR("default");
+}
+
 /* ---- inbox ---- */
 
 void loom_post(struct loom *l, struct item *item) {
@@ -108,6 +134,7 @@ static void run_actors(struct loom *l) {
         l->run_count--;
         r->queued = false;
         turn_step(l, r);
+        arena_reset(&l->scratch);
     }
 }
 
@@ -122,6 +149,7 @@ static void pass(struct loom *l) {
     for (; items; items = next, count++) {
         next = items->next;
         items->fn(l, items);
+        arena_reset(&l->scratch);
     }
     waiters_timeout(l);
     if (l->failed) {
@@ -161,24 +189,20 @@ static bool found_outbox(void *ctx, struct str key, struct str value) {
 
 static bool found_mail(void *ctx, struct str key, struct str value) {
     struct found *f = ctx;
-    yyjson_doc *doc = yyjson_read(value.p, value.n, YYJSON_READ_BIGNUM_AS_RAW);
-    if (json_int(yyjson_doc_get_root(doc), "due", 0) <= f->now)
+    struct arena mem = {0};
+    if (json_int(json_in(&mem, value), "due", 0) <= f->now)
         found_add(f, (struct str){key.p + 1, (size_t)((const char *)memchr(key.p, '\0', key.n) - key.p) - 1});
-    yyjson_doc_free(doc);
+    arena_free(&mem);
     return true;
 }
 
 /* After an unclean start, what was running counts the attempt before it runs; the third time without a new entry it is
  * given up: it may be what takes the worker down. */
 static void count_start(struct loom *l, struct resident *r) {
-    struct buf row = {0};
-    if (rows_load(l, ROW_OUTBOX, r->a->full, &row, NULL) == 1) {
-        yyjson_doc *doc = yyjson_read(row.p, row.n, 0);
-        bool still = (uint64_t)json_int(yyjson_doc_get_root(doc), "cursor", 0) == r->a->cursor;
-        r->starts = still ? (int32_t)json_int(yyjson_doc_get_root(doc), "starts", 0) : 0;
-        yyjson_doc_free(doc);
-    }
-    buf_free(&row);
+    struct str text = rows_get(l, ROW_OUTBOX, r->a->full);
+    yyjson_val *row = look(l, text.p ? text : STR("{}"));
+    bool still = (uint64_t)json_int(row, "cursor", 0) == r->a->cursor;
+    r->starts = still ? (int32_t)json_int(row, "starts", 0) : 0;
     if (r->starts++ < 3)
         return;
     struct str poison = STR("{\"code\":\"poison\",\"message\":\"the worker died 3 times while this message ran; it was given up\",\"retryable\":false}");
@@ -189,15 +213,8 @@ static void count_start(struct loom *l, struct resident *r) {
         r->a->turn->op_count = r->a->turn->op_next = 0;
         turn_end(l, r, END_FAIL, poison);
     } else if (r->mail_count > 0) {
-        mail_dead_letter(l, r, mail_next(l, r), STR("poison"));
+        mail_dead_letter(l, r, &r->mail[0], "poison", "the worker died 3 times while this message ran");
     }
-}
-
-static void write_starts(struct loom *l, struct resident *r) {
-    struct buf row = {0};
-    buf_json(&row, "{\"starts\":%d,\"cursor\":%u}", (int64_t)r->starts, r->starts_cursor);
-    rows_put(l, ROW_OUTBOX, r->a->full, buf_view(&row), false);
-    buf_free(&row);
 }
 
 /* One that was running at two deaths in a row runs by itself until it waits, so that the count of the one that takes the
@@ -212,7 +229,7 @@ static void run_alone(struct loom *l, struct resident *r) {
     if (l->failed)
         return;
     r->starts = 0;
-    write_starts(l, r);
+    resident_put_outbox(l, r);
 }
 
 static void recover_actor(struct loom *l, struct str id, bool unclean) {
@@ -223,21 +240,29 @@ static void recover_actor(struct loom *l, struct str id, bool unclean) {
         count_start(l, r);
     attempt_recover(l, r);
     r->starts_cursor = r->a->cursor;
-    r->in_outbox = true;
-    write_starts(l, r);
+    r->in_outbox = true; /* also when it was found by its mail: a row that is not there may be deleted */
+    resident_put_outbox(l, r);
     resident_touch(l, r, false);
     resident_queue(l, r);
     if (r->starts > 1)
         run_alone(l, r);
 }
 
+/* A damaged row stops its actor, not the shard. */
+static int passed(int rc, const struct error *err) {
+    if (rc != LOOM_E_DAMAGED)
+        return rc;
+    log_event(LOG_ERROR, "a damaged row was passed over", "\"detail\":%z", err->message);
+    return 0;
+}
+
 static int recover_all(struct loom *l, bool unclean, struct error *err) {
     struct found f = {.now = loom_now(l)};
-    int rc = alarms_recover(l, err);
+    int rc = passed(alarms_recover(l, err), err);
     if (rc >= 0)
-        rc = rows_scan(l, ROW_OUTBOX, STR(""), STR_NONE, found_outbox, &f, err);
+        rc = passed(rows_scan(l, ROW_OUTBOX, STR(""), STR_NONE, found_outbox, &f, err), err);
     if (rc >= 0)
-        rc = rows_scan(l, ROW_MAILBOX, STR("m"), STR("n"), found_mail, &f, err);
+        rc = passed(rows_prefix(l, ROW_MAILBOX, STR("m"), found_mail, &f, err), err);
     char *id;
     for (size_t i = 0; (id = map_next(&f.ids, &i)) != NULL; free(id))
         if (rc >= 0)
@@ -253,20 +278,14 @@ int recover(struct loom *l, struct error *err) {
 }
 
 static void write_lease(struct loom *l, bool clean) {
-    struct buf row = {0};
-    buf_json(&row, "{\"pid\":%d,\"clean\":%b,\"at\":%d}", (int64_t)getpid(), clean, loom_now(l));
-    rows_put(l, ROW_LEASE, STR("worker"), buf_view(&row), false);
-    buf_free(&row);
+    rows_put(l, ROW_LEASE, STR("worker"), say(l, "{\"pid\":%d,\"clean\":%b,\"at\":%d}", (int64_t)getpid(), clean, loom_now(l)), false);
 }
 
 static int start(struct loom *l, struct error *err) {
-    struct buf lease = {0};
-    int rc = rows_load(l, ROW_LEASE, STR("worker"), &lease, err);
-    bool unclean = rc == 1 && memmem(lease.p, lease.n, "\"clean\":false", 13);
-    buf_free(&lease);
+    struct str lease = rows_get(l, ROW_LEASE, STR("worker"));
+    bool unclean = lease.p && !json_bool(look(l, lease), "clean", false);
     write_lease(l, false);
-    if (rc >= 0)
-        rc = recover_all(l, unclean, err);
+    int rc = recover_all(l, unclean, err);
     if (rc < 0)
         return rc;
     if (unclean)
@@ -372,6 +391,7 @@ static void release(struct loom *l) {
     pending_free(l->flight);
     map_free(&l->attempts);
     map_free(&l->waiters);
+    arena_free(&l->scratch);
     free(l->effects);
     free(l->cache_dir);
     free((char *)l->config.store);
@@ -450,14 +470,6 @@ void loom_close(struct loom *l) {
     if (l->config.flushed)
         l->config.flushed(l->config.flushed_ctx);
     release(l);
-}
-
-int loom_register_actor(struct loom *l, const char *type, void (*run)(void)) {
-    return registry_native(l, "actor-type", type, run);
-}
-
-int loom_register_activity(struct loom *l, const char *name, void (*run)(void)) {
-    return registry_native(l, "activity", name, run);
 }
 
 const struct loom_op_doc *loom_ops(const char *who) {

@@ -22,28 +22,30 @@ enum { BATCH_BYTES_MAX = 4 << 20, BATCH_ROWS_MAX = 10000, BLOB_MIN = 256 << 10, 
 
 /* ---- definitions and modules (registry.c) ---- */
 struct definition {
-    char *kind, *ns, *name, *version, *hash; /* kind: activity, actor-type, workflow */
-    yyjson_doc *doc;
-    struct exec_limits limits;
-    int64_t wall_ms;           /* activity: time of one attempt */
+    const char *kind; /* activity or actor-type */
+    struct str ns, name, version, text;
+    char hash[65]; /* of the text */
+    uint64_t order; /* of deployment */
+    yyjson_val *doc;
+    struct exec_limits limits; /* for an activity cpu_ms is the wall time of an attempt, too */
     struct retry_policy retry; /* actor types: max_attempts 1 unless given */
     struct net_policy *policy; /* activity: NULL when it is pure */
     struct loom_schema *input, *output;
     struct exec_module *native; /* registered in process; otherwise the module comes from wasmBlobUrl */
     bool reuse;
-    struct definition *next; /* all that were ever deployed while this process lives */
+    struct definition *older; /* deployed before it under the same name */
+    struct arena mem;         /* holds all of it, the struct too */
 };
 
 /* ---- one message, waiting ---- */
 struct mail {
-    char *key; /* row key */
-    size_t key_n;
-    char *text; /* the message document */
-    size_t text_n;
-    char *id, *event; /* message id; event type or NULL */
+    struct str key, text; /* row */
+    yyjson_val *doc;
+    struct str id, event; /* message id; event type, absent for activate */
     int32_t priority;
     uint64_t arrival;
     int64_t due, expires; /* 0: at once, never */
+    struct arena mem;
 };
 
 /* An actor in memory, with what the engine needs to run it. */
@@ -57,9 +59,8 @@ struct resident {
     bool dirty;            /* tail or document go into the open batch */
     bool document_dirty;
     bool rewind;           /* its guest was dropped: the next one must replay the open turn */
-    bool fresh;            /* the guest has not waited yet */
+    uint32_t awaits, evicted_at; /* evict_always: awaits of this guest; the last one at which a guest of this turn was evicted */
     bool in_outbox;        /* the store has an outbox row */
-    uint64_t row_sum;      /* checksum of the journal row last flushed */
     int32_t starts;        /* times a worker died with this actor in flight and the journal at starts_cursor */
     uint64_t starts_cursor;
     uint64_t seq;          /* last batch that holds rows of it */
@@ -132,8 +133,8 @@ struct loom {
     size_t alarm_count, alarm_cap;
     int64_t horizon; /* durable alarms due before it are in the heap */
 
-    struct map definitions, latest, by_hash, modules; /* registry.c */
-    struct definition *all_definitions;
+    struct map definitions, modules; /* registry.c: kind/ns/name → newest definition; hash → loaded module */
+    struct arena scratch; /* texts and documents that live until the current item or slice is done */
     struct map attempts;                     /* idempotency key → struct attempt (attempt.c) */
     struct map waiters;                      /* callers that wait for a reply (mailbox.c) */
     int64_t waiters_due;                     /* no waiter times out before it (monotonic) */
@@ -147,6 +148,16 @@ struct loom {
 
 /* ---- runtime.c: loop, activation, residency ---- */
 int64_t loom_now(struct loom *l);
+const char *loom_random_id(struct loom *l, char out[33]); /* 128 random bits in hex */
+uint64_t loom_order(struct loom *l); /* rises with every call and over restarts */
+struct str say(struct loom *l, const char *fmt, ...); /* buf_json's template into the scratch */
+static inline yyjson_val *look(struct loom *l, struct str text) {
+    return json_in(&l->scratch, text);
+}
+static inline struct str lent(struct loom_str s) {
+    return (struct str){s.p, s.n};
+}
+struct str ns_of(const struct loom_request *req);
 void loom_post(struct loom *l, struct item *item); /* any thread */
 struct resident *resident_get(struct loom *l, struct str ns, struct str type, struct str key, bool create, struct error *err); /* NULL: NOT_FOUND, DAMAGED */
 struct resident *resident_by_id(struct loom *l, struct str full); /* existing or NULL */
@@ -161,7 +172,9 @@ void resident_flush(struct loom *l, struct resident *r); /* of one, so that a re
 void residents_evict(struct loom *l, size_t at_least); /* guests least recently used, over budget or at_least so many */
 void resident_drop_guest(struct loom *l, struct resident *r);
 int resident_rewind(struct loom *l, struct resident *r, struct error *err);
-int state_at(struct loom *l, struct resident *r, int64_t at, struct buf *out, struct error *err); /* operate.c */
+void resident_put_outbox(struct loom *l, struct resident *r); /* counts its starts */
+int journal_rows(struct loom *l, const struct actor *a, uint64_t from, row_fn fn, void *ctx, struct error *err);
+int state_at(struct loom *l, struct resident *r, int64_t at, struct str *out, struct error *err); /* operate.c */
 void resident_drop_all(struct loom *l); /* after a failed commit: memory is ahead of the truth */
 int recover(struct loom *l, struct error *err);
 
@@ -169,6 +182,7 @@ int recover(struct loom *l, struct error *err);
 void turn_step(struct loom *l, struct resident *r); /* one slice */
 enum turn_end { END_RETURN, END_FINISH, END_CONTINUE, END_FAIL };
 void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str value); /* value: JSON; END_FAIL: error JSON */
+void turn_trapped(struct loom *l, struct resident *r, const struct error *err); /* fails a live turn, pauses a replaying one */
 void turn_pause(struct loom *l, struct resident *r, const struct error *why);
 /* An entry that settles a promise, and what follows: the guest goes on. type: its entry type; field: result or error. */
 void promise_done(struct loom *l, struct resident *r, uint64_t promise, const char *type, bool ok, struct str json);
@@ -184,7 +198,7 @@ struct op_call {
     struct resident *r;
     struct str name, arg;  /* as the guest gave them */
     yyjson_val *value;     /* arg parsed, for ops that take JSON */
-    struct buf out;        /* result or error JSON */
+    struct str out;        /* result or error JSON, in the scratch */
     struct error err;
 };
 enum op_outcome op_run(struct op_call *c);
@@ -194,8 +208,10 @@ enum op_outcome op_await_result(struct op_call *c); /* the answer of a settled a
 void rows_put(struct loom *l, enum row_kind kind, struct str key, struct str value, bool fresh); /* fresh: no such row exists */
 void rows_delete(struct loom *l, enum row_kind kind, struct str key);
 int rows_load(struct loom *l, enum row_kind kind, struct str key, struct buf *out, struct error *err); /* 1, 0 or negative */
+struct str rows_get(struct loom *l, enum row_kind kind, struct str key); /* into the scratch; .p NULL: none, or a fault that is logged */
+/* Rows from ≤ key < to in key order. A damaged row is passed over; DAMAGED then names one when all others were visited. */
 int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx, struct error *err);
-void rows_prefix_end(struct str prefix, struct buf *end); /* the smallest key above all with the prefix */
+int rows_prefix(struct loom *l, enum row_kind kind, struct str prefix, row_fn fn, void *ctx, struct error *err);
 void batch_close(struct loom *l, bool here); /* hands the open batch to the writer, or commits it here */
 bool batch_full(const struct loom *l);
 bool batch_idle(const struct loom *l); /* nothing uncommitted */
@@ -222,25 +238,29 @@ struct message {
     bool run, spawn;          /* the actor ends with its turn; it must not exist yet */
     bool outside;             /* from a client: deduplicated, mailbox limit applies */
     bool again;               /* a message of before that goes on (retry, continue): not checked anew */
-    bool replied_outside;     /* `again` of one whose client still waits */
 };
-/* Puts the message in the target's mailbox. 0: accepted, id in id_out. 1: a duplicate. Negative: err. */
-int mail_deliver(struct loom *l, const struct message *m, struct buf *id_out, struct error *err);
+/* Puts the message in the target's mailbox. 0: accepted. 1: a duplicate. Negative: err. id_out lives in the scratch or is m's. */
+int mail_deliver(struct loom *l, const struct message *m, struct str *id_out, struct error *err);
+void mail_expire(struct loom *l, struct resident *r); /* messages whose time is over become dead letters */
 struct mail *mail_next(struct loom *l, struct resident *r); /* the next activate message, due and not expired; NULL: none */
 struct mail *mail_event(struct loom *l, struct resident *r, struct str type); /* the oldest buffered event of the type */
 void mail_remove(struct loom *l, struct resident *r, struct mail *m);
-void mail_dead_letter(struct loom *l, struct resident *r, struct mail *m, struct str reason);
+void mail_dead_letter(struct loom *l, struct resident *r, struct mail *m, const char *code, const char *why);
 int mail_load(struct loom *l, struct resident *r, struct error *err);
 void mail_free(struct resident *r);
-/* The end of a message from outside: dedup row and waiting callers. */
-void mail_replied(struct loom *l, struct actor *a, struct str message_id, bool ok, struct str json);
+struct str message_row(struct loom *l, struct str full_id, struct str message_id); /* dedup row; .p NULL: unknown */
+/* The end of a message: to the actor that called, or to the dedup row and the callers outside. */
+void reply_to(struct loom *l, struct resident *r, yyjson_val *message, struct str message_id, bool ok, struct str json);
+
+/* ---- reply.c ---- */
 void reply_send(struct loom *l, const struct loom_request *req, int status, struct str body, struct str message_id);
 void reply_error(struct loom *l, const struct loom_request *req, const struct error *err);
+struct str error_text(struct loom *l, const struct error *err); /* {"code","message","retryable"} in the scratch */
+int reply_status(bool ok, yyjson_val *error);
 void waiter_add(struct loom *l, const struct loom_request *req, struct str full_id, struct str message_id);
+void waiters_answer(struct loom *l, struct str key, bool ok, struct str json);
 void waiters_timeout(struct loom *l);
 void waiters_fail(struct loom *l, bool all); /* those whose message has not committed, or all: Loom stops */
-/* What is known of a message: 1 and the dedup row's text, 0 nothing. */
-int message_status(struct loom *l, struct str full_id, struct str message_id, struct buf *out, struct error *err);
 
 /* ---- alarms.c ---- */
 void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise, bool durable);
@@ -255,16 +275,18 @@ void attempt_schedule(struct loom *l, struct resident *r, uint64_t promise); /* 
 void attempt_recover(struct loom *l, struct resident *r);  /* after load: link running attempts, the others were interrupted */
 void attempt_cancel(struct loom *l, const struct resident *r, uint64_t promise);
 void attempts_fail(struct loom *l); /* a commit failed: drop those that are not durable */
-void activity_key(const struct actor *a, uint64_t promise, char out[33]);
+struct str activity_key(struct loom *l, const struct actor *a, uint64_t promise);
 
 /* ---- registry.c ---- */
 int registry_open(struct loom *l, struct error *err);
 void registry_free(struct loom *l);
-struct definition *registry_find(struct loom *l, const char *kind, struct str ns, struct str name, struct str version); /* version absent: last deployed */
-struct definition *registry_by_hash(struct loom *l, struct str hash, struct str name);
+/* version absent: the last deployed one. NULL: none. */
+struct definition *registry_find(struct loom *l, const char *kind, struct str ns, struct str name, struct str version);
+struct definition *registry_pinned(struct loom *l, struct str ns, struct str type, struct str hash); /* of an open turn */
 int definition_check(const struct definition *d, bool input, struct str json, struct error *err);
-struct exec_module *definition_module(struct loom *l, const struct definition *d, struct str module_hash, char hash_out[65], struct error *err); /* a reference; module_hash absent: as wasmBlobUrl says now */
-int registry_native(struct loom *l, const char *kind, const char *name, void (*run)(void));
+/* A reference to its code; pinned: a module's hash, absent: what wasmBlobUrl says now. */
+struct exec_module *definition_module(struct loom *l, const struct definition *d, struct str pinned, char hash_out[65],
+                                      struct error *err);
 void registry_op_put(struct loom *l, const struct loom_request *req, const char *kind);
 void registry_op_module_put(struct loom *l, const struct loom_request *req);
 void registry_op_modules(struct loom *l, const struct loom_request *req);

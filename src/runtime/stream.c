@@ -11,10 +11,8 @@
 enum { RING = 10000 };
 
 struct stream_event {
-    char *text; /* {"actor","cursor","entry"} */
-    size_t n;
-    char *full;
-    int64_t cursor;
+    struct arena mem;
+    struct str full, text; /* {"actor","cursor","entry"} */
 };
 
 struct subscriber {
@@ -48,56 +46,51 @@ static void give(struct subscriber *s, int64_t id, struct str full, struct str t
     s->fn(s->ctx, &e);
 }
 
+static struct str event_text(struct arena *mem, struct str name, int64_t cursor, yyjson_val *entry) {
+    return arena_json(mem, "{\"actor\":%q,\"cursor\":%d,\"entry\":%j}", name, cursor, json_text_of(entry, mem));
+}
+
 static void publish(struct loom *l, struct str full, int64_t cursor, struct str text) {
     struct stream_event *slot = &l->ring[l->ring_next % RING];
-    free(slot->text);
-    free(slot->full);
-    *slot = (struct stream_event){str_dup(text), text.n, str_dup(full), cursor};
+    arena_free(&slot->mem);
+    slot->full = arena_dup(&slot->mem, full);
+    slot->text = arena_dup(&slot->mem, text);
     for (struct subscriber *s = l->subscribers; s; s = s->next)
         give(s, s->actor ? cursor : (int64_t)l->ring_next, full, text);
     l->ring_next++;
 }
 
-/* Splits a batch's entries of one actor into events. */
-static void publish_entries(struct loom *l, struct str full, int64_t number, struct str entries) {
-    yyjson_doc *doc = yyjson_read(entries.p, entries.n, YYJSON_READ_BIGNUM_AS_RAW);
-    yyjson_val *entry;
-    size_t i, n;
-    const char *name = memchr(full.p, '/', full.n);
-    pthread_mutex_lock(&l->stream_lock);
-    yyjson_arr_foreach(yyjson_doc_get_root(doc), i, n, entry) {
-        struct buf text = {0};
-        buf_json(&text, "{\"actor\":%q,\"cursor\":%d,\"entry\":", (struct str){name + 1, full.n - (size_t)(name + 1 - full.p)}, number + (int64_t)i);
-        json_write(entry, &text);
-        buf_char(&text, '}');
-        publish(l, full, number + (int64_t)i, buf_view(&text));
-        buf_free(&text);
-    }
-    pthread_mutex_unlock(&l->stream_lock);
-    yyjson_doc_free(doc);
-}
-
+/* One batch's entries of one actor. */
 struct tail {
-    char *full;
+    struct arena mem;
+    struct str full, entries;
     int64_t first;
-    struct buf entries;
 };
 
 static void tail_release(struct loom *l, void *ctx, bool committed) {
     struct tail *t = ctx;
+    struct arena mem = t->mem;
+    const char *slash = memchr(t->full.p, '/', t->full.n);
+    struct str name = {slash + 1, t->full.n - (size_t)(slash + 1 - t->full.p)};
+    yyjson_val *entry;
+    size_t i, n;
+    pthread_mutex_lock(&l->stream_lock);
     if (committed)
-        publish_entries(l, str_of(t->full), t->first, buf_view(&t->entries));
-    buf_free(&t->entries);
-    free(t->full);
-    free(t);
+        yyjson_arr_foreach(json_in(&mem, t->entries), i, n, entry)
+            publish(l, t->full, t->first + (int64_t)i, event_text(&mem, name, t->first + (int64_t)i, entry));
+    pthread_mutex_unlock(&l->stream_lock);
+    arena_free(&mem);
 }
 
 void stream_publish(struct loom *l, struct resident *r) {
     if (!l->watched || r->a->tail.n == 0)
         return;
-    struct tail *t = mem_alloc(sizeof *t);
-    *t = (struct tail){.full = str_dup(r->a->full), .first = (int64_t)r->a->tail_first};
-    buf_json(&t->entries, "[%j]", buf_view(&r->a->tail));
+    struct arena mem = {0};
+    struct tail *t = arena_alloc(&mem, sizeof *t);
+    t->full = arena_dup(&mem, r->a->full);
+    t->entries = arena_json(&mem, "[%j]", buf_view(&r->a->tail));
+    t->first = (int64_t)r->a->tail_first;
+    t->mem = mem;
     effect_add(l, tail_release, t);
 }
 
@@ -112,43 +105,26 @@ struct subscription {
 static bool give_recorded(void *ctx, struct str key, struct str value) {
     struct subscriber *s = ctx;
     int64_t number = (int64_t)journal_key_number(key);
-    yyjson_doc *doc = yyjson_read(value.p, value.n, YYJSON_READ_BIGNUM_AS_RAW);
+    struct arena mem = {0};
     yyjson_val *entry;
     size_t i, n;
-    yyjson_arr_foreach(yyjson_obj_get(yyjson_doc_get_root(doc), "entries"), i, n, entry) {
-        struct buf text = {0};
-        buf_json(&text, "{\"actor\":%z,\"cursor\":%d,\"entry\":", s->actor, number);
-        json_write(entry, &text);
-        buf_char(&text, '}');
-        give(s, number, (struct str){key.p, key.n - 17}, buf_view(&text));
-        buf_free(&text);
-        number++;
-    }
-    yyjson_doc_free(doc);
+    yyjson_arr_foreach(yyjson_obj_get(json_in(&mem, value), "entries"), i, n, entry)
+        give(s, number + (int64_t)i, (struct str){key.p, key.n - 17}, event_text(&mem, str_of(s->actor), number + (int64_t)i, entry));
+    arena_free(&mem);
     return true;
 }
 
 /* Only what the store holds: the open batch's entries come live. */
 static void catch_up(struct loom *l, struct subscriber *s) {
-    struct buf full = {0}, from = {0}, to = {0};
+    struct str full = say(l, "%s/%s", s->ns, s->actor ? s->actor : "");
     struct error err;
-    if (s->actor) {
-        buf_json(&full, "%s/%s", s->ns, s->actor);
-        journal_key(buf_view(&full), 0, &from);
-        journal_key(buf_view(&full), UINT64_MAX, &to);
-        if (l->store->ops->scan(l->store, ROW_JOURNAL, buf_view(&from), buf_view(&to), give_recorded, s, &err) < 0)
-            log_event(LOG_ERROR, "stream cannot read the journal", "\"detail\":%z", err.message);
-    } else {
-        uint64_t first = l->ring_next > RING ? l->ring_next - RING : 0;
-        for (uint64_t id = first; id < l->ring_next; id++) {
-            struct stream_event *e = &l->ring[id % RING];
-            if (e->text)
-                give(s, (int64_t)id, str_of(e->full), (struct str){e->text, e->n});
-        }
+    for (uint64_t id = l->ring_next > RING ? l->ring_next - RING : 0; !s->actor && id < l->ring_next; id++) {
+        struct stream_event *e = &l->ring[id % RING];
+        if (e->text.p)
+            give(s, (int64_t)id, e->full, e->text);
     }
-    buf_free(&full);
-    buf_free(&from);
-    buf_free(&to);
+    if (s->actor && l->store->ops->scan(l->store, ROW_JOURNAL, journal_key(&l->scratch, full, 0), journal_key(&l->scratch, full, UINT64_MAX), give_recorded, s, &err) < 0)
+        log_event(LOG_ERROR, "stream cannot read the journal", "\"detail\":%z", err.message);
 }
 
 static void subscribe(struct loom *l, struct item *item) {
@@ -227,8 +203,7 @@ void stream_free(struct loom *l) {
         subscriber_free(s);
     }
     for (size_t i = 0; i < RING; i++) {
-        free(l->ring[i].text);
-        free(l->ring[i].full);
+        arena_free(&l->ring[i].mem);
     }
     free(l->ring);
     pthread_mutex_destroy(&l->stream_lock);
