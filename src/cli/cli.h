@@ -107,10 +107,12 @@ bool project_open(struct project *p, const char *dir, bool units);
 void project_close(struct project *p);
 char *project_find(const char *start); /* nearest folder at or above with a loom.json, malloc'd; or NULL */
 bool project_build(const struct project *p, bool quiet); /* what is older than its source; false: printed */
-/* Modules, then definitions; `all` also lists what was there already. false: printed. */
-bool project_deploy(const struct project *p, const struct door *d, bool replace, bool all);
+/* What deploying prints, besides errors. */
+enum show { SHOW_NOTHING, SHOW_CHANGES, SHOW_ALL };
+/* Modules, then definitions. false: printed. */
+bool project_deploy(const struct project *p, const struct door *d, bool replace, enum show show);
 /* Deploys the workflow in a file and appends its name. false: printed. */
-bool workflow_put(const char *path, const struct door *d, bool replace, bool all, struct buf *name);
+bool workflow_put(const char *path, const struct door *d, bool replace, enum show show, struct buf *name);
 const char *unit_folder(const struct unit *u); /* "actors", "activities" or "workflows" */
 /* Opens an engine for the project (config.store NULL: DIR/.loom/store); NULL: the error has been printed. */
 struct loom *project_engine(const struct project *p, struct loom_config config);

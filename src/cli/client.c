@@ -337,9 +337,23 @@ int command_modules(struct cli *c) {
     return ask_for_table(c, request_of(c, "module.list"), "modules", "name:32 version:10 size:9 sha256:64");
 }
 
+/* For people without the journal's entries, which `loom journal` shows better. */
 int command_inspect(struct cli *c) {
+    struct door d = door_remote(c);
     struct loom_request r = actor_request(c, c->o.request.at >= 0 ? "state" : "get");
-    return ask_and_print(c, &r, NULL);
+    struct answer a;
+    bool ok = ask_ok(&d, &r, &a);
+    yyjson_mut_doc *doc = ok && !c->o.json ? yyjson_doc_mut_copy(a.doc, NULL) : NULL;
+    yyjson_mut_obj_remove_key(yyjson_mut_obj_get(yyjson_mut_doc_get_root(doc), "journal"), "entries");
+    char *text = yyjson_mut_write(doc, YYJSON_WRITE_PRETTY_TWO_SPACES, NULL);
+    if (text)
+        puts(text);
+    else if (ok)
+        print_json(a.root, false);
+    free(text);
+    yyjson_mut_doc_free(doc);
+    answer_free(&a);
+    return ok ? EXIT_OK : EXIT_FAILED;
 }
 
 int command_journal(struct cli *c) {
@@ -363,7 +377,7 @@ static int workflow_list(struct cli *c) {
 static int workflow_deploy(struct cli *c) {
     struct door d = door_remote(c);
     struct buf name = {0};
-    bool ok = workflow_put(c->args[1], &d, c->o.request.replace, true, &name);
+    bool ok = workflow_put(c->args[1], &d, c->o.request.replace, SHOW_ALL, &name);
     buf_free(&name);
     return ok ? EXIT_OK : EXIT_FAILED;
 }

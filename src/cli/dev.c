@@ -163,7 +163,7 @@ static bool changed(struct served *s) {
 static bool build_and_deploy(struct served *s) {
     project_close(&s->project);
     bool ok = project_open(&s->project, s->dir, true) && project_build(&s->project, false);
-    if (ok && s->loom) ok = project_deploy(&s->project, &(struct door){.loom = s->loom}, true, false);
+    if (ok && s->loom) ok = project_deploy(&s->project, &(struct door){.loom = s->loom}, true, SHOW_CHANGES);
     watch(s);
     return ok;
 }
@@ -190,7 +190,7 @@ static bool serve_start(struct served *s, bool dev) {
         show_all_recovered(s, "suspended");
         s->subscription = loom_subscribe(s->loom, (struct loom_str){0}, (struct loom_str){0}, 0, on_event, s);
     }
-    if (dev && !project_deploy(&s->project, &(struct door){.loom = s->loom}, true, false)) return false;
+    if (dev && !project_deploy(&s->project, &(struct door){.loom = s->loom}, true, SHOW_CHANGES)) return false;
     struct http_config http = {.listen = o->listen ? o->listen : "127.0.0.1:7100",
                                .loom = s->loom,
                                .keys = s->keys.n ? buf_view(&s->keys) : STR_NONE,

@@ -293,13 +293,13 @@ static bool put_module(const struct door *d, const struct unit *u, bool replace,
     return ok;
 }
 
-static bool deploy_unit(const struct unit *u, const struct door *d, bool replace, bool all) {
+static bool deploy_unit(const struct unit *u, const struct door *d, bool replace, enum show show) {
     struct buf definition = {0};
     struct answer a = {0};
     if (!u->wasm) buf_str(&definition, u->text);
     bool ok = !u->wasm || put_module(d, u, replace, &definition);
     int status = ok ? put(d, u->kind->op, u, buf_view(&definition), replace, &a) : 0;
-    if (status && (all || status == 201))
+    if (status && (show == SHOW_ALL || (show == SHOW_CHANGES && status == 201)))
         printf("%s  %s%s %-10s %s%.*s%s %.*s\n", paint(status == 201 ? GREEN : DIM),
                status == 201 ? "deploy" : "same  ", paint(PLAIN), u->kind->folder, paint(BOLD), (int)u->name.n,
                u->name.p, paint(PLAIN), (int)u->version.n, u->version.p);
@@ -308,9 +308,9 @@ static bool deploy_unit(const struct unit *u, const struct door *d, bool replace
     return status != 0;
 }
 
-bool project_deploy(const struct project *p, const struct door *d, bool replace, bool all) {
+bool project_deploy(const struct project *p, const struct door *d, bool replace, enum show show) {
     bool ok = true;
-    for (size_t i = 0; ok && i < p->count; i++) ok = deploy_unit(&p->units[i], d, replace, all);
+    for (size_t i = 0; ok && i < p->count; i++) ok = deploy_unit(&p->units[i], d, replace, show);
     fflush(stdout);
     return ok;
 }
@@ -329,9 +329,9 @@ struct loom *project_engine(const struct project *p, struct loom_config config) 
     return l;
 }
 
-bool workflow_put(const char *path, const struct door *d, bool replace, bool all, struct buf *name) {
+bool workflow_put(const char *path, const struct door *d, bool replace, enum show show, struct buf *name) {
     struct project p = {.dir = "."};
-    bool ok = add_unit(&p, &kinds[WORKFLOWS], path) && deploy_unit(&p.units[0], d, replace, all);
+    bool ok = add_unit(&p, &kinds[WORKFLOWS], path) && deploy_unit(&p.units[0], d, replace, show);
     if (ok) buf_str(name, p.units[0].name);
     project_close(&p);
     return ok;
@@ -340,7 +340,7 @@ bool workflow_put(const char *path, const struct door *d, bool replace, bool all
 static int with_project(const struct cli *c, const struct door *d) {
     struct project p;
     bool ok = project_open(&p, c->arg_count ? c->args[0] : ".", true) && project_build(&p, false);
-    if (ok && d) ok = project_deploy(&p, d, c->o.request.replace, true);
+    if (ok && d) ok = project_deploy(&p, d, c->o.request.replace, SHOW_ALL);
     project_close(&p);
     return ok ? EXIT_OK : EXIT_FAILED;
 }

@@ -43,7 +43,7 @@ static bool is_file(const char *name) {
 static int run_through(const struct cli *c, const struct door *d) {
     const char *target = c->args[0];
     struct buf name = {0};
-    bool ok = !is_file(target) || workflow_put(target, d, c->o.request.replace || d->loom, false, &name);
+    bool ok = !is_file(target) || workflow_put(target, d, c->o.request.replace || d->loom, SHOW_NOTHING, &name);
     int code = ok ? run_start(c, d, is_file(target) ? buf_view(&name) : str_of(target), c->o.input, true) : EXIT_FAILED;
     buf_free(&name);
     return code;
@@ -59,7 +59,7 @@ static int run_here(const struct cli *c) {
     struct loom_config config = {.store = c->o.store ? c->o.store : "memory"};
     struct door d = {0};
     bool ok = project_open(&p, dir ? dir : ".", dir != NULL) && (!dir || project_build(&p, c->o.json));
-    if (ok && (d.loom = project_engine(&p, config))) ok = project_deploy(&p, &d, true, false);
+    if (ok && (d.loom = project_engine(&p, config))) ok = project_deploy(&p, &d, true, SHOW_NOTHING);
     int code = d.loom && ok ? run_through(c, &d) : EXIT_FAILED;
     if (d.loom) loom_close(d.loom);
     project_close(&p);
@@ -152,7 +152,7 @@ int command_test(struct cli *c) {
     log_open(2, LOG_WARN);
     bool ok = project_open(&p, c->arg_count ? c->args[0] : ".", true) && project_build(&p, false);
     if (ok && (t.door.loom = project_engine(&p, (struct loom_config){.store = "memory"})))
-        ok = project_deploy(&p, &t.door, true, false);
+        ok = project_deploy(&p, &t.door, true, SHOW_NOTHING);
     for (size_t i = 0; ok && t.door.loom && i < p.count; i++) ok = test_unit(&t, &p.units[i]);
     if (t.door.loom) loom_close(t.door.loom);
     project_close(&p);

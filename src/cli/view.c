@@ -213,7 +213,7 @@ static void print_row(const char *cols, yyjson_val *row) {
     struct arena a = {0};
     for (const char *p = cols; sscanf(p, " %31[^:]:%d%n", name, &width, &used) == 2; p += used) {
         struct str s = row ? field_text(row, name, &a) : str_of(name);
-        printf("%-*.*s ", width, s.p ? (int)s.n : 0, s.p ? s.p : "");
+        printf("%-*.*s ", width, s.p && !str_eq(s, STR("null")) ? (int)s.n : 0, s.p ? s.p : "");
     }
     putchar('\n');
     arena_free(&a);
