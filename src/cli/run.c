@@ -111,10 +111,11 @@ static void run_case(struct tested *t, const struct unit *u, yyjson_val *test, i
     struct answer a;
     struct str input = json_text_of(yyjson_obj_get(test, "input"), &mem), key = json_str(test, "key");
     bool actor = strcmp(unit_folder(u), "actors") == 0;
+    int64_t run = t->passed + t->failed + 1;
     input = input.p ? input : STR("null");
     struct loom_request r = {.op = "call", .at = -1, .timeout_ms = 60000, .body = loom_of(input)};
-    r.type = loom_of(actor ? u->name : wrap_activity(t, u->name, input, number, &mem));
-    r.key = loom_of(key.p ? key : arena_json(&mem, "test-%d", number));
+    r.type = loom_of(actor ? u->name : wrap_activity(t, u->name, input, run, &mem));
+    r.key = loom_of(key.p ? key : arena_json(&mem, "test-%d", run));
     bool good = ask(&t->door, &r, &a) && a.status == 200;
     yyjson_val *expect = yyjson_obj_get(test, "expect"), *code = yyjson_obj_get(test, "error");
     bool pass = code ? !good && yyjson_equals(yyjson_obj_get(a.root, "code"), code)
