@@ -532,6 +532,531 @@ static void children_end_with_parent(void **state) {
     loom_close(l);
 }
 
+/* ---- activities ---- */
+
+static int flaky_calls;
+
+/* Fails as often as its input says, retryable, then answers. */
+static void flaky(void) {
+    if (++flaky_calls <= loom_int(loom_input())) loom_fail("shaky", true, "'not yet'");
+    loom_return("'done'");
+}
+
+static int stubborn_calls;
+
+static void stubborn(void) {
+    stubborn_calls++;
+    loom_fail("never", false, "'no'");
+}
+
+static void garbage(void) {
+    loom_native_op("return", 6, "{\"a\":", 5);
+}
+
+/* Runs one activity in an actor and looks for `part` in what came of it. */
+static void expect_activity(struct loom *l, const char *key, const char *activity, const char *part) {
+    char actor[80], in[1024];
+    snprintf(actor, sizeof actor, "script/%s", key);
+    snprintf(in, sizeof in, "[['activity',%s],['await',{'promises':[1],'mode':'any'}]]", activity);
+    struct answer a = ask(l, about("call", actor, in));
+    char *want = quoted(part);
+    if (a.status != 200 || !strstr(a.body, want)) fail_msg("expected %s, got %d %s", want, a.status, a.body);
+    free(want);
+    answer_free(&a);
+}
+
+static void activities(void **state) {
+    (void)state; /* An activity's value or error settles its promise; unknown ones and ones refused by the schema fail the promise, not the op. */
+    struct loom *l = open_scripts("memory");
+    expect_activity(l, "a", "{'name':'act','input':[['return',{'x':1}]]}", "[1,{'promise':1,'ok':{'x':1}}]");
+    expect_activity(l, "a", "{'name':'echo','input':'hello'}", "'ok':'hello'");
+    expect_activity(l, "a", "{'name':'act','input':[['fail',{'code':'odd','message':'m'}]]}", "'error':{'code':'odd'");
+    expect_activity(l, "a", "{'name':'nothing','input':1}", "'error':{'code':'not_found'");
+    expect_activity(l, "a", "{'name':'act','version':'9','input':1}", "'error':{'code':'not_found'");
+    deploy(l, "activity.put", "strict", "1", "{'activityName':'strict','version':'1','wasmBlobUrl':'module:act@1','inputSchema':{'type':'array'},'outputSchema':{'type':'integer'}}", false);
+    expect_activity(l, "a", "{'name':'strict','input':'text'}", "'error':{'code':'invalid_input'");
+    expect_activity(l, "a", "{'name':'strict','input':[['return','text']]}", "'error':{'code':'invalid_output'");
+    expect_activity(l, "a", "{'name':'strict','input':[['return',7]]}", "'ok':7");
+    loom_close(l);
+}
+
+static void activity_retries(void **state) {
+    (void)state; /* A retryable failure is tried again as often as the policy says, each with its entry; a final one is not. */
+    struct loom *l = open_scripts("memory");
+    flaky_calls = stubborn_calls = 0;
+    expect_activity(l, "a", "{'name':'flaky','input':2,'retry':{'backoffMs':1}}", "'ok':'done'");
+    assert_int_equal(flaky_calls, 3);
+    assert_int_equal(entries_of(l, "script/a", "activity_retry"), 2);
+    flaky_calls = 0;
+    expect_activity(l, "b", "{'name':'flaky','input':9,'retry':{'maxAttempts':2,'backoffMs':1}}", "'error':{'code':'shaky'");
+    assert_int_equal(flaky_calls, 2);
+    expect_activity(l, "c", "{'name':'stubborn','input':null,'retry':{'backoffMs':1}}", "'error':{'code':'never'");
+    assert_int_equal(stubborn_calls, 1);
+    expect_activity(l, "d", "{'name':'garbage','input':null,'retry':{'backoffMs':1}}", "'error':{'code':'invalid_output'");
+    expect_activity(l, "e", "{'name':'act','input':[['trap']],'retry':{'backoffMs':1}}", "'error':{'code':'trap'");
+    assert_int_equal(entries_of(l, "script/e", "activity_retry"), 0);
+    loom_close(l);
+}
+
+static void activity_timeout(void **state) {
+    (void)state; /* timeoutMs bounds all attempts with their backoff; maxExecutionMs one attempt, which may be tried again. */
+    struct loom *l = open_scripts("memory");
+    flaky_calls = 0;
+    expect_activity(l, "a", "{'name':'flaky','input':1000000,'timeoutMs':50,'retry':{'maxAttempts':1000000,'backoffMs':5}}", "'error':{'code':'timeout'");
+    int after = flaky_calls;
+    deploy(l, "activity.put", "brief", "1", "{'activityName':'brief','version':'1','wasmBlobUrl':'module:act@1','limits':{'maxExecutionMs':20},'retryPolicy':{'maxAttempts':2,'backoffMs':1}}", false);
+    expect_activity(l, "b", "{'name':'brief','input':[['spin']]}", "'error':{'code':'timeout'");
+    assert_int_equal(entries_of(l, "script/b", "activity_retry"), 1);
+    assert_true(flaky_calls <= after + 1);
+    loom_close(l);
+}
+
+static void restart_during_backoff(void **state) {
+    (void)state; /* A retry that waits for its backoff goes on after a restart, with the same attempt numbers. */
+    char *dir = make_folder();
+    struct loom *l = open_scripts(dir);
+    flaky_calls = 0;
+    expect(l, "send", "script/a", "[['activity',{'name':'flaky','input':2,'retry':{'backoffMs':150}}],['must',['await',{'promises':[1],'mode':'any'}]],['finish',1]]", 202, NULL);
+    while (entries_of(l, "script/a", "activity_retry") < 1) usleep(1000);
+    loom_close(l);
+    l = open_scripts(dir);
+    wait_status(l, "script/a", "completed");
+    assert_int_equal(flaky_calls, 3);
+    assert_int_equal(entries_of(l, "script/a", "activity_retry"), 2);
+    loom_close(l);
+    remove_folder(dir);
+}
+
+static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+static int gate_calls;
+
+/* Waits at the gate. */
+static void gated(void) {
+    __atomic_add_fetch(&gate_calls, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_lock(&gate);
+    pthread_mutex_unlock(&gate);
+    loom_return("'through'");
+}
+
+static void restart_during_attempt(void **state) {
+    (void)state; /* An attempt that ran when the worker died is made again, as interrupted, and the actor gets one result. */
+    char *dir = make_folder();
+    struct loom *l = open_scripts(dir);
+    gate_calls = 0;
+    pthread_mutex_lock(&gate);
+    expect(l, "send", "script/a", "[['activity',{'name':'gated','input':null}],['must',['await',{'promises':[1],'mode':'any'}]],['finish',1]]", 202, NULL);
+    while (__atomic_load_n(&gate_calls, __ATOMIC_SEQ_CST) < 1) usleep(1000);
+    expect_field(l, "script/a", "/status", "'running'");
+    char *copy = copy_folder(dir);
+    pthread_mutex_unlock(&gate);
+    loom_close(l);
+    l = open_scripts(copy);
+    wait_status(l, "script/a", "completed");
+    assert_int_equal(entries_of(l, "script/a", "activity_completed"), 1);
+    assert_int_equal(entries_of(l, "script/a", "activity_retry"), 1);
+    assert_int_equal(gate_calls, 2);
+    loom_close(l);
+    remove_folder(copy);
+    remove_folder(dir);
+}
+
+/* ---- guests that misbehave ---- */
+
+#define WAT(body) "(module (import \"loom\" \"op\" (func $op (param i32 i32 i32 i32) (result i32))) (import \"loom\" \"take\" (func $take (param i32))) (memory (export \"memory\") 1)" \
+                  "(data (i32.const 0) \"inputawaitreturn{]nonsuch\")" body ")"
+#define RUN(body) WAT("(func (export \"run\") " body ")")
+
+static void misbehaving_guests(void **state) {
+    (void)state; /* A guest that traps, loops, overflows, asks for nonsense or returns garbage fails its own turn with the right code; others go on. */
+    struct loom *l = open_scripts("memory");
+    static const struct {
+        const char *name, *wat, *code;
+    } guests[] = {
+        {"traps", RUN("unreachable"), "trap"},
+        {"divides", RUN("(drop (i32.div_u (i32.const 1) (i32.const 0)))"), "trap"},
+        {"loops", RUN("(loop (br 0))"), "limit_time"},
+        {"asks-on", RUN("(loop (drop (call $op (i32.const 0) (i32.const 5) (i32.const 0) (i32.const 0))) (br 0))"), "limit_time"},
+        {"overflows", WAT("(func $f (export \"run\") (call $f))"), "trap"},
+        {"no-op", RUN("(drop (call $op (i32.const 18) (i32.const 7) (i32.const 0) (i32.const 0)))"), "unknown_op"},
+        {"takes", RUN("(call $take (i32.const 0))"), "trap"},
+        {"garbage", RUN("(drop (call $op (i32.const 10) (i32.const 6) (i32.const 16) (i32.const 2)))"), "invalid_output"},
+        {"name-out", RUN("(drop (call $op (i32.const 65535) (i32.const 5) (i32.const 0) (i32.const 0)))"), "bad_pointer"},
+        {"name-wraps", RUN("(drop (call $op (i32.const -1) (i32.const 5) (i32.const 0) (i32.const 0)))"), "bad_pointer"},
+        {"arg-out", RUN("(drop (call $op (i32.const 0) (i32.const 5) (i32.const 65536) (i32.const 1)))"), "bad_pointer"},
+        {"arg-empty-out", RUN("(drop (call $op (i32.const 0) (i32.const 5) (i32.const 65537) (i32.const 0)))"), "bad_pointer"},
+        {"arg-huge", RUN("(drop (call $op (i32.const 0) (i32.const 5) (i32.const 1) (i32.const -1)))"), "bad_pointer"},
+        {"take-out", RUN("(drop (call $op (i32.const 0) (i32.const 5) (i32.const 0) (i32.const 0))) (call $take (i32.const 65534))"), "bad_pointer"},
+        {"grows", RUN("(loop (br_if 0 (i32.ne (memory.grow (i32.const 16)) (i32.const -1)))) unreachable"), "trap"},
+    };
+    expect(l, "send", "script/quiet", "[" WAIT_X "]", 202, NULL);
+    for (size_t i = 0; i < sizeof guests / sizeof *guests; i++) {
+        char actor[64];
+        snprintf(actor, sizeof actor, "%s/a", guests[i].name);
+        deploy_wat(l, guests[i].name, guests[i].wat, "'limits':{'maxExecutionMs':40,'maxMemoryMB':2}");
+        struct answer bad, good;
+        submit(l, about("call", actor, "null"), &bad);
+        submit(l, about("call", "script/good", "[['state.get','']]"), &good);
+        await_answer(&bad);
+        await_answer(&good);
+        check(&good, 200, "[{}]");
+        if (bad.status != 422) fail_msg("%s: %d %s", guests[i].name, bad.status, bad.body);
+        check_code(&bad, 422, guests[i].code);
+        wait_status(l, actor, "idle");
+    }
+    send_event(l, "script/quiet", "x", "1");
+    wait_status(l, "script/quiet", "idle");
+    loom_close(l);
+}
+
+static void guest_arguments(void **state) {
+    (void)state; /* Bad arguments of ops are errors that the guest sees, and leave no entry. */
+    struct loom *l = open_scripts("memory");
+    expect_call(l, "script/a", "[['activity',{}],['timer',{'delayMs':-1}],['timer',7],['event.wait',{}],['actor.call',{}],['child.spawn',{}],['state.patch',{}],['state.patch',[{'op':'remove','path':'/none'}]],"
+                               "['state.get',7],['random',0],['random',257],['emit',{}],['await',{'promises':['1']}]]",
+                "[{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},"
+                "{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'}]");
+    expect_field(l, "script/a", "/journal/cursor", "2");
+    loom_close(l);
+}
+
+/* ---- programs that change ---- */
+
+static void first_program(void) {
+    loom_set("/n", "1");
+    loom_must(loom_await(loom_wait_event("x", 0)));
+    loom_set("/n", "2");
+    loom_finish("'first'");
+}
+
+static void second_program(void) {
+    loom_set("/n", "7");
+    loom_must(loom_await(loom_wait_event("x", 0)));
+    loom_finish("'second'");
+}
+
+static void short_program(void) {
+    loom_return("'short'");
+}
+
+static void long_program(void) {
+    loom_set("/n", "1");
+    loom_wait_event("y", 0);
+    loom_must(loom_await(loom_wait_event("x", 0)));
+    loom_return("'long'");
+}
+
+static void changed_program(void **state) {
+    (void)state; /* A program that does not fit its journal is paused with both sides shown and no effect; the old version, resumed, goes on. */
+    char *dir = make_folder();
+    loom_register_actor("program", first_program);
+    struct loom *l = open_at(dir);
+    expect(l, "send", "program/a", "null", 202, NULL);
+    wait_status(l, "program/a", "suspended");
+    loom_close(l);
+    void (*changed[])(void) = {second_program, short_program, long_program};
+    for (int i = 0; i < 3; i++) {
+        loom_register_actor("program", changed[i]);
+        l = open_at(dir);
+        if (i == 0) send_event(l, "program/a", "x", "1");
+        else expect(l, "resume", "program/a", NULL, 202, NULL);
+        wait_status(l, "program/a", "paused");
+        char *why = looked_up(l, "program/a", "/suspendReason");
+        assert_non_null(strstr(why, "replay_mismatch"));
+        free(why);
+        expect(l, "state", "program/a", NULL, 200, "{'n':1}");
+        loom_close(l);
+    }
+    loom_register_actor("program", first_program);
+    l = open_at(dir);
+    expect_field(l, "program/a", "/status", "'paused'");
+    expect(l, "resume", "program/a", NULL, 202, NULL);
+    wait_status(l, "program/a", "completed");
+    expect(l, "state", "program/a", NULL, 200, "{'n':2}");
+    loom_close(l);
+    remove_folder(dir);
+}
+
+static void hot_reload(void **state) {
+    (void)state; /* A suspended actor finishes on the module it started with, the next turn runs the new one; the next attempt of an activity too. */
+    struct loom *l = open_scripts("memory");
+    struct buf one = guest_c("#include <loom/guest.h>\nLOOM_ACTOR(v) { loom_must(loom_await(loom_wait_event(\"x\", 0))); loom_return(\"1\"); }\n");
+    struct buf two = guest_c("#include <loom/guest.h>\nLOOM_ACTOR(v) { loom_return(\"2\"); }\n");
+    struct answer a;
+    deploy_module(l, false, "v", buf_view(&one), NULL);
+    deploy_module(l, true, "w", buf_view(&two), NULL);
+    submit(l, about("call", "v/a", "null"), &a);
+    wait_status(l, "v/a", "suspended");
+    deploy_module(l, false, "v", buf_view(&two), "'description':'new'");
+    expect(l, "call", "v/b", "null", 200, "2");
+    send_event(l, "v/a", "x", "1");
+    await_answer(&a);
+    check(&a, 200, "1");
+    expect(l, "call", "v/a", "null", 200, "2");
+    expect_activity(l, "a", "{'name':'w','input':null}", "'ok':2");
+    struct buf three = guest_c("#include <loom/guest.h>\nLOOM_ACTIVITY(v) { loom_return(\"3\"); }\n");
+    deploy_module(l, true, "w", buf_view(&three), NULL);
+    expect_activity(l, "a", "{'name':'w','input':null}", "'ok':3");
+    buf_free(&one);
+    buf_free(&two);
+    buf_free(&three);
+    loom_close(l);
+}
+
+/* ---- large things ---- */
+
+/* {"big":"xxx…"} or a step that stores so many bytes. */
+static char *repeated(const char *before, size_t n, const char *after) {
+    struct buf b = {0};
+    buf_str(&b, str_of(before));
+    memset(buf_reserve(&b, n), 'x', n);
+    b.n += n;
+    buf_str(&b, str_of(after));
+    buf_char(&b, '\0');
+    return b.p;
+}
+
+static void large_state(void **state) {
+    (void)state; /* A state above 16 KiB has a row of its own, small patches do not write it again, and it is whole after restarts. */
+    char *dir = make_folder();
+    struct loom *l = open_scripts(dir);
+    char *grow = repeated("[['state.patch',[{'op':'add','path':'/big','value':'", 40000, "'},{'op':'add','path':'/n','value':[]}]]]");
+    expect_call(l, "script/a", grow, "[null]");
+    free(grow);
+    char want[64] = "[[]]";
+    for (int round = 1; round <= 3; round++) {
+        for (int i = 0; i < 3; i++) expect_call(l, "script/a", "[['state.patch',[{'op':'add','path':'/n/-','value':1}]]]", "[null]");
+        expect(l, "send", "script/a", "[['state.patch',[{'op':'add','path':'/n/-','value':2}]]," WAIT_X ",['state.patch',[{'op':'add','path':'/n/-','value':3}]]]", 202, NULL);
+        wait_status(l, "script/a", "suspended");
+        loom_close(l);
+        l = open_scripts(dir);
+        snprintf(want, sizeof want, "%d", round * 5 - 2);
+        expect_field(l, "script/a", "/state/n/3", "2");
+        send_event(l, "script/a", "x", "1");
+        wait_status(l, "script/a", "idle");
+        if (round < 3) {
+            loom_close(l);
+            l = open_scripts(dir);
+        }
+    }
+    expect_call(l, "script/a", "[['state.get','/n']]", "[[1,1,1,2,3,1,1,1,2,3,1,1,1,2,3]]");
+    expect_code(l, about("call", "script/a", "[['state.patch',[{'op':'remove','path':'/big'}]],['fail',{}]]"), 422, "failed");
+    loom_close(l);
+    l = open_scripts(dir);
+    expect_call(l, "script/a", "[['state.get','/n/14'],['state.patch',[{'op':'remove','path':'/big'}]],['state.get','/n/0']]", "[3,null,1]");
+    loom_close(l);
+    remove_folder(dir);
+}
+
+static void large_payload(void **state) {
+    (void)state; /* Inputs, results and states of 256 KiB and more are kept as blobs and come back the same after a restart. */
+    char *dir = make_folder();
+    struct loom *l = open_scripts(dir);
+    char *in = repeated("[['state.patch',[{'op':'add','path':'','value':'", 400000, "'}]],['event.wait',{'type':'x'}],['await',{'promises':[1],'mode':'any'}],['state.get','']]");
+    char *event = repeated("'", 300000, "'"), *out = repeated("[null,1,{'promise':1,'ok':'", 300000, "'},'");
+    struct buf want = {0};
+    buf_str(&want, str_of(out));
+    memset(buf_reserve(&want, 400000), 'x', 400000);
+    want.n += 400000;
+    buf_add(&want, "']", 3);
+    struct loom_request call = with_id(about("call", "script/a", in), "m");
+    call.timeout_ms = 1;
+    expect_request(l, call, 202, NULL);
+    wait_status(l, "script/a", "suspended");
+    loom_close(l);
+    l = open_scripts(dir);
+    send_event(l, "script/a", "x", event);
+    call.timeout_ms = 0;
+    expect_request(l, call, 200, want.p);
+    loom_close(l);
+    l = open_scripts(dir);
+    expect_request(l, call, 200, want.p);
+    free(in);
+    free(event);
+    free(out);
+    buf_free(&want);
+    loom_close(l);
+    remove_folder(dir);
+}
+
+/* ---- time travel and fork ---- */
+
+static void time_travel(void **state) {
+    (void)state; /* The state after any past entry can be asked for, also past failed turns; a moment beyond the journal is refused. */
+    struct loom *l = open_scripts("memory");
+    expect_call(l, "script/a", "[['state.patch',[{'op':'add','path':'/n','value':1}]],['state.patch',[{'op':'replace','path':'/n','value':2}]]]", "[null,null]");
+    expect_code(l, about("call", "script/a", "[['state.patch',[{'op':'replace','path':'/n','value':9}]],['fail',{'code':'odd'}]]"), 422, "odd");
+    expect_call(l, "script/a", "[['state.patch',[{'op':'replace','path':'/n','value':3}]]]", "[null]");
+    static const char *const past[] = {NULL, "{}", "{'n':1}", "{'n':2}", "{'n':2}", "{'n':2}", "{'n':9}", "{'n':2}", "{'n':2}", "{'n':2}", "{'n':3}", "{'n':3}"};
+    for (int64_t at = 1; at <= 11; at++) {
+        struct loom_request look = about("state", "script/a", NULL);
+        look.at = at;
+        expect_request(l, look, 200, past[at]);
+    }
+    struct loom_request look = about("state", "script/a", NULL);
+    look.at = 12;
+    expect_code(l, look, 400, "invalid_argument");
+    loom_close(l);
+}
+
+static void forking(void **state) {
+    (void)state; /* A fork is a new actor with the journal up to an entry; it goes on from there on its own. */
+    struct loom *l = open_scripts("memory");
+    expect_call(l, "script/a", "[['state.patch',[{'op':'add','path':'/before','value':1}]]]", "[null]");
+    expect(l, "send", "script/a", "[['state.patch',[{'op':'add','path':'/n','value':1}]]," WAIT_X ",['state.patch',[{'op':'add','path':'/x','value':1}]]]", 202, NULL);
+    wait_status(l, "script/a", "suspended");
+    send_event(l, "script/a", "x", "1");
+    wait_status(l, "script/a", "idle");
+    expect(l, "fork", "script/a", "{'key':'b','from':6}", 202, NULL);
+    wait_status(l, "script/b", "suspended");
+    expect(l, "state", "script/b", NULL, 200, "{'before':1,'n':1}");
+    send_event(l, "script/b", "x", "2");
+    wait_status(l, "script/b", "idle");
+    expect(l, "state", "script/b", NULL, 200, "{'before':1,'n':1,'x':1}");
+    expect(l, "state", "script/a", NULL, 200, "{'before':1,'n':1,'x':1}");
+    expect_code(l, about("fork", "script/a", "{'key':'b'}"), 409, "exists");
+    expect_code(l, about("fork", "script/a", "{'key':'c','from':99}"), 400, "invalid_argument");
+    expect_code(l, about("fork", "script/a", "{}"), 400, "invalid_argument");
+    expect_call(l, "script/b", "[]", "[]");
+    loom_close(l);
+}
+
+/* ---- residency ---- */
+
+static void small_budget(void **state) {
+    (void)state; /* With almost no memory for guests the least recently used are evicted, and all get the same results. */
+    enum { COUNT = 40 };
+    static struct answer a[COUNT];
+    struct loom *l = open_with((struct loom_config){.store = "memory", .memory_budget = 1, .idle_ms = 1});
+    deploy_module(l, false, "wasm", script_wasm(), NULL);
+    for (int i = 0; i < COUNT; i++) {
+        char actor[32], in[256];
+        snprintf(actor, sizeof actor, "wasm/%d", i);
+        snprintf(in, sizeof in, "[['state.patch',[{'op':'add','path':'/n','value':%d}]]," WAIT_X ",['timer',{'delayMs':1}],['await',{'promises':[2],'mode':'any'}],['state.get','/n']]", i);
+        submit(l, about("call", actor, in), &a[i]);
+    }
+    for (int i = 0; i < COUNT; i++) {
+        char actor[32];
+        snprintf(actor, sizeof actor, "wasm/%d", i);
+        send_event(l, actor, "x", "1");
+    }
+    for (int i = 0; i < COUNT; i++) {
+        char want[128];
+        snprintf(want, sizeof want, "[null,1,{'promise':1,'ok':1},2,{'promise':2,'ok':null},%d]", i);
+        await_answer(&a[i]);
+        check(&a[i], 200, want);
+    }
+    loom_close(l);
+}
+
+static void idle_actors_leave(void **state) {
+    (void)state; /* An idle actor leaves memory and comes back with its state at the next message. */
+    struct loom *l = open_with((struct loom_config){.store = "memory", .idle_ms = 1});
+    expect_call(l, "script/a", "[['state.patch',[{'op':'add','path':'/n','value':1}]]]", "[null]");
+    for (bool gone = false; !gone; usleep(10000)) {
+        char *metrics = loom_metrics();
+        const char *at = strstr(metrics, "\nloom_actors_loaded ");
+        gone = at && atoi(at + 20) == 0;
+        free(metrics);
+    }
+    expect_call(l, "script/a", "[['state.get','/n']]", "[1]");
+    loom_close(l);
+}
+
+static void namespaces(void **state) {
+    (void)state; /* Namespaces share neither actors nor definitions, and an actor reaches only its own. */
+    struct loom *l = open_scripts("memory");
+    struct loom_request other = about("call", "script/a", "[['state.get','']]");
+    expect_call(l, "script/a", "[['state.patch',[{'op':'add','path':'/n','value':1}]]]", "[null]");
+    other.ns = text("other");
+    if (!ENGINE_EVICT) expect_request(l, other, 200, "[{}]"); /* native guests belong to all */
+    other.type = text("wasm");
+    expect_code(l, other, 404, "not_found");
+    other.ns = text("Bad Name");
+    expect_code(l, other, 400, "invalid_argument");
+    loom_close(l);
+}
+
+/* ---- the stream ---- */
+
+struct watch {
+    int64_t last;
+    int count, gaps;
+    bool completed;
+};
+
+static void on_event(void *ctx, const struct loom_event *event) {
+    struct watch *w = ctx;
+    pthread_mutex_lock(&engine_lock);
+    w->gaps += event->id != w->last + 1;
+    w->last = event->id;
+    w->count++;
+    w->completed |= memmem(event->json.p, event->json.n, "turn_finished", 13) != NULL;
+    pthread_cond_broadcast(&engine_changed);
+    pthread_mutex_unlock(&engine_lock);
+}
+
+static void stream_without_gaps(void **state) {
+    (void)state; /* A subscriber from 0 gets every entry once, in order: first the recorded ones, then as they come. */
+    struct loom *l = open_scripts("memory");
+    struct watch early = {0}, late = {0};
+    uint64_t one = loom_subscribe(l, (struct loom_str){0}, text("script/a"), 0, on_event, &early);
+    for (int i = 0; i < 20; i++) expect(l, "send", "script/a", "[['timer',{'delayMs':1}],['await',{'promises':[1]}]]", 202, NULL);
+    uint64_t two = loom_subscribe(l, (struct loom_str){0}, text("script/a"), 0, on_event, &late);
+    expect(l, "send", "script/a", "[['finish',null]]", 202, NULL);
+    pthread_mutex_lock(&engine_lock);
+    while (!early.completed || !late.completed) pthread_cond_wait(&engine_changed, &engine_lock);
+    pthread_mutex_unlock(&engine_lock);
+    assert_int_equal(early.gaps + late.gaps, 0);
+    assert_int_equal(early.count, late.count);
+    loom_unsubscribe(l, one);
+    loom_unsubscribe(l, two);
+    loom_close(l);
+}
+
+/* ---- the end ---- */
+
+static void graceful_shutdown(void **state) {
+    (void)state; /* Closing answers who waits with `stopping`; everything accepted is there afterwards. */
+    char *dir = make_folder();
+    struct loom *l = open_scripts(dir);
+    struct answer a, b;
+    submit(l, with_id(about("call", "script/a", "[" WAIT_X "]"), "m"), &a);
+    wait_status(l, "script/a", "suspended");
+    submit(l, with_id(about("call", "script/a", "[['return',2]]"), "n"), &b);
+    loom_close(l);
+    check_code(&a, 503, "stopping");
+    check_code(&b, 503, "stopping");
+    l = open_scripts(dir);
+    send_event(l, "script/a", "x", "1");
+    expect_request(l, with_id(about("call", "script/a", "[" WAIT_X "]"), "m"), 200, "[1,{'promise':1,'ok':1}]");
+    expect_request(l, with_id(about("call", "script/a", "[['return',2]]"), "n"), 200, "2");
+    loom_close(l);
+    remove_folder(dir);
+}
+
+static void bad_requests(void **state) {
+    (void)state; /* What is wrong with a request is said with its code, and nothing is made. */
+    struct loom *l = open_scripts("memory");
+    expect_code(l, about("call", "nobody/a", "1"), 404, "not_found");
+    expect_code(l, about("call", "Script/a", "1"), 400, "invalid_argument");
+    expect_code(l, about("call", "script/", "1"), 400, "invalid_argument");
+    expect_code(l, about("call", "script/a", "{"), 400, "invalid_json");
+    expect_code(l, about("call", "script/a", "{'a':1,'a':2}"), 400, "invalid_json");
+    expect_code(l, about("get", "script/a", NULL), 404, "not_found");
+    expect_code(l, about("nonsense", "script/a", NULL), 404, "not_found");
+    struct loom_request early = about("send", "script/a", "1");
+    early.delay_ms = -1;
+    expect_code(l, early, 400, "invalid_argument");
+    char *big = repeated("'", 2 << 20, "'");
+    expect_code(l, about("call", "script/a", big), 413, "too_large");
+    free(big);
+    expect_code(l, (struct loom_request){.op = "module.put", .type = text("m"), .key = text("1"), .body = text("not wasm")}, 400, "invalid_module");
+    expect_code(l, (struct loom_request){.op = "actor-type.put", .type = text("t"), .key = text("1"), .body = text("{'actorType':'t','version':'1','wasmBlobUrl':'module:none@1'}")}, 404, "not_found");
+    expect_code(l, (struct loom_request){.op = "actor-type.put", .type = text("t"), .key = text("1"), .body = text("{'actorType':'t','version':'2','wasmBlobUrl':'module:act@1'}")}, 400, "invalid_document");
+    expect_code(l, about("get", "script/a", NULL), 404, "not_found");
+    loom_close(l);
+}
+
 static int group(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_message_same_reply),
@@ -563,11 +1088,34 @@ static int group(void) {
         cmocka_unit_test(withdrawn_call),
         cmocka_unit_test(children),
         cmocka_unit_test(children_end_with_parent),
+        cmocka_unit_test(activities),
+        cmocka_unit_test(activity_retries),
+        cmocka_unit_test(activity_timeout),
+        cmocka_unit_test(restart_during_backoff),
+        cmocka_unit_test(restart_during_attempt),
+        cmocka_unit_test(misbehaving_guests),
+        cmocka_unit_test(guest_arguments),
+        cmocka_unit_test(changed_program),
+        cmocka_unit_test(hot_reload),
+        cmocka_unit_test(large_state),
+        cmocka_unit_test(large_payload),
+        cmocka_unit_test(time_travel),
+        cmocka_unit_test(forking),
+        cmocka_unit_test(small_budget),
+        cmocka_unit_test(idle_actors_leave),
+        cmocka_unit_test(namespaces),
+        cmocka_unit_test(stream_without_gaps),
+        cmocka_unit_test(graceful_shutdown),
+        cmocka_unit_test(bad_requests),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
 
 int main(void) {
     loom_register_actor("script", loom_run_script);
+    loom_register_activity("flaky", flaky);
+    loom_register_activity("stubborn", stubborn);
+    loom_register_activity("garbage", garbage);
+    loom_register_activity("gated", gated);
     return group();
 }
