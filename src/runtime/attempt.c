@@ -141,7 +141,7 @@ static void activity_note(void *ctx, int level, struct str json) {
 
 static void attempt_start(struct loom *l, struct attempt *a) {
     struct definition *d = a->definition;
-    struct activity_spec spec = {.module = a->code, .limits = d->limits, .key = a->id, .ns = d->ns, .name = d->name, .input = a->input, .policy = d->policy, .reuse = d->reuse};
+    struct activity_spec spec = {.module = a->code, .limits = {.memory_mb = d->limits.memory_mb}, .key = a->id, .ns = d->ns, .name = d->name, .input = a->input, .policy = d->policy, .reuse = d->reuse};
     spec.correlation = a->correlation;
     spec.traceparent = a->traceparent;
     spec.deadline_mono_ms = l->env->mono_ms(l->env) + d->limits.cpu_ms;
