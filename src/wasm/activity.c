@@ -17,10 +17,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <unistd.h>
 
-enum { FAIR_MS = 2, IDLE_MAX = 32, HTTP_TIMEOUT_MS = 60000, FIRST_BYTES = 80, RANDOM_MAX_BYTES = 256 };
+enum { FAIR_MS = 2, IDLE_MAX = 32, FIRST_BYTES = 80, RANDOM_MAX_BYTES = 256 };
 
 struct activity {
     struct activity_pool *pool;
@@ -120,23 +119,23 @@ static enum verdict op_input(struct activity *a, yyjson_val *v) {
     return answer(a, "%j", a->spec.input.n ? a->spec.input : STR("null"));
 }
 
+static enum verdict note(struct activity *a, int level, yyjson_val *v) {
+    json_write(v, &a->text);
+    if (a->spec.note) a->spec.note(a->spec.ctx, level, buf_view(&a->text));
+    buf_clear(&a->text);
+    return answer(a, "null");
+}
+
 /* Levels are told apart by their first letter: trace, debug, info, warn, error, fatal. */
 static enum verdict op_log(struct activity *a, yyjson_val *v) {
     static const char letters[] = "tdiwef";
     struct str level = json_str(v, "level");
     const char *at = level.n ? memchr(letters, level.p[0], 6) : NULL;
-    json_write(v, &a->text);
-    if (a->spec.note)
-        a->spec.note(a->spec.ctx, at ? LOG_TRACE + 10 * (int)(at - letters) : LOG_INFO, buf_view(&a->text));
-    buf_clear(&a->text);
-    return answer(a, "null");
+    return note(a, at ? LOG_TRACE + 10 * (int)(at - letters) : LOG_INFO, v);
 }
 
 static enum verdict op_progress(struct activity *a, yyjson_val *v) {
-    json_write(v, &a->text);
-    if (a->spec.note) a->spec.note(a->spec.ctx, 0, buf_view(&a->text));
-    buf_clear(&a->text);
-    return answer(a, "null");
+    return note(a, 0, v);
 }
 
 static enum verdict op_heartbeat(struct activity *a, yyjson_val *v) {
@@ -185,8 +184,6 @@ static enum verdict op_fail(struct activity *a, yyjson_val *v) {
 static enum verdict op_secret(struct activity *a, yyjson_val *v) {
     struct buf handle = {0};
     struct str name = {yyjson_get_str(v), yyjson_get_len(v)};
-    if (!name.p) return fail(a, REFUSE, LOOM_E_INVALID_ARGUMENT, "secret takes the secret's name, a string");
-    if (!a->spec.policy) return fail(a, REFUSE, LOOM_E_DENIED, "its definition grants no secrets");
     int rc = net_secret_handle(a->pool->net, a->spec.policy, name, &handle, &a->error);
     if (!rc) answer(a, "%q", buf_view(&handle));
     buf_free(&handle);
@@ -227,51 +224,25 @@ static enum verdict http_send(struct activity *a, const struct net_request *r) {
     return PARKED;
 }
 
-/* What is wrong with an http op's argument or not granted: then the code, and why. *keyed: it brings its own key. */
-static int http_check(const struct activity *a, yyjson_val *v, bool *keyed, const char **why) {
-    size_t i, n;
-    yyjson_val *headers = yyjson_obj_get(v, "headers"), *name, *value;
-    struct str url = json_str(v, "url");
-    *why = !url.p                               ? "http: url must be a string"
-           : headers && !yyjson_is_obj(headers) ? "http: headers must be an object"
-                                                : NULL;
-    yyjson_obj_foreach(headers, i, n, name, value) {
-        if (!yyjson_is_str(value)) *why = "http: the value of every header must be a string";
-        if (!strcasecmp(yyjson_get_str(name), "idempotency-key")) *keyed = true;
-    }
-    if (*why) return LOOM_E_INVALID_ARGUMENT;
-    bool mail = url.n > 7 && !strncasecmp(url.p, "smtp://", 7);
-    if (!a->spec.policy)
-        *why = "its definition grants no network";
-    else if (mail && !a->spec.policy->mail)
-        *why = "its definition does not grant the capability mail";
-    return *why ? LOOM_E_DENIED : 0;
-}
-
+/* What is wrong with the request or not granted is net's to say. */
 static enum verdict op_http(struct activity *a, yyjson_val *v) {
-    const char *why;
-    bool keyed = false;
-    int wrong = http_check(a, v, &keyed, &why);
-    if (wrong) return fail(a, REFUSE, wrong, why);
+    struct buf key = {0};
     yyjson_val *body = yyjson_obj_get(v, "body");
     bool json = body && !yyjson_is_null(body) && !yyjson_is_str(body);
+    int64_t left = a->spec.deadline_mono_ms - mono_ms(a), timeout = json_int(v, "timeoutMs", left);
+    if (timeout <= 0 || timeout > left) timeout = left > 0 ? left : 1;
     if (json) json_write(body, &a->text);
-    struct buf key = {0};
     buf_json(&key, "%j-%u", a->spec.key, (uint64_t)++a->https);
-    struct str method = json_str(v, "method");
-    int64_t left = a->spec.deadline_mono_ms - mono_ms(a), timeout = json_int(v, "timeoutMs", HTTP_TIMEOUT_MS);
     struct net_request request = {
         .policy = a->spec.policy,
-        .method = method.p ? method : STR("GET"),
+        .method = json_str(v, "method"),
         .url = json_str(v, "url"),
         .headers = yyjson_obj_get(v, "headers"),
-        .body = json ? buf_view(&a->text) : (struct str){yyjson_get_str(body), yyjson_get_len(body)},
+        .body = json ? buf_view(&a->text) : json_str(v, "body"),
         .body_json = json,
-        .idempotency_key = keyed ? STR_NONE : buf_view(&key),
+        .idempotency_key = buf_view(&key),
         .traceparent = a->spec.traceparent,
-        .timeout_ms = timeout > 0 && timeout < left ? timeout
-                      : left > 0                    ? left
-                                                    : 1,
+        .timeout_ms = timeout,
         .ctx = a,
         .done = http_done,
     };
@@ -395,17 +366,16 @@ static void finish(struct activity *a) {
     free(a);
 }
 
-/* One go, and what follows from it; true when the attempt has ended. */
-static bool run(struct activity_pool *p, struct activity *a) {
+/* One go, and what follows from it. */
+static enum verdict run(struct activity_pool *p, struct activity *a) {
     enum verdict verdict = go(a);
     if (verdict == ENDED) finish(a);
-    if (verdict == NO_ROOM) usleep(1000);
     if (verdict == AGAIN || verdict == NO_ROOM) {
         pthread_mutex_lock(&p->mutex);
         enqueue(p, a);
         pthread_mutex_unlock(&p->mutex);
     }
-    return verdict == ENDED;
+    return verdict;
 }
 
 static void *thread_main(void *arg) {
@@ -417,7 +387,7 @@ static void *thread_main(void *arg) {
         if (a) p->first = a->queued_next;
         pthread_mutex_unlock(&p->mutex);
         if (!a) return NULL;
-        run(p, a);
+        if (run(p, a) == NO_ROOM) usleep(1000);
     }
 }
 
@@ -463,7 +433,7 @@ struct activity *activity_start(struct activity_pool *p, const struct activity_s
     p->live = a;
     if (!inline_slice) enqueue(p, a);
     pthread_mutex_unlock(&p->mutex);
-    return inline_slice && run(p, a) ? NULL : a;
+    return inline_slice && run(p, a) == ENDED ? NULL : a;
 }
 
 void activity_cancel(struct activity *a) {

@@ -5,7 +5,7 @@
  * The CPU time of a stretch is the sum of its polls, none counted longer than a slice: a busy machine kills nobody.
  * Wasmtime keeps pointers to parts of struct exec while a call is in progress, so it never moves.
  *
- * Deliberately not here: what ops do, files and sockets, profiling.
+ * Deliberately not here: what ops do, what guests import (host.c), profiling.
  */
 #include "wasm/executor.h"
 #include <assert.h>
@@ -49,39 +49,6 @@ int exec_op_result(struct exec *x) {
     x->result = x->answer;
     x->answer = (struct buf){0};
     return x->ok ? n : -1 - n;
-}
-
-static bool op_answered(struct exec *x) {
-    x->results[0] = (wasmtime_val_t){.kind = WASMTIME_I32, .of.i32 = exec_op_result(x)};
-    return true;
-}
-
-int host_op(struct exec *x, wasmtime_caller_t *caller, const wasmtime_val_t *args) {
-    struct str name = {.n = (uint32_t)args[1].of.i32}, arg = {.n = (uint32_t)args[3].of.i32};
-    name.p = (const char *)exec_memory(x, caller, (uint32_t)args[0].of.i32, name.n);
-    arg.p = (const char *)exec_memory(x, caller, (uint32_t)args[2].of.i32, arg.n);
-    if (!x->trap) exec_ask(x, name, arg, op_answered);
-    return HOST_ASKED;
-}
-
-int host_take(struct exec *x, wasmtime_caller_t *caller, const wasmtime_val_t *args) {
-    uint8_t *to = exec_memory(x, caller, (uint32_t)args[0].of.i32, x->result.n);
-    if (!x->result.p)
-        error_set(exec_trapping(x), LOOM_E_TRAP, "take was called before an op had a result");
-    else if (to)
-        memcpy(to, x->result.p, x->result.n);
-    return 0;
-}
-
-uint8_t *exec_memory(struct exec *x, wasmtime_caller_t *caller, uint32_t ptr, uint64_t len) {
-    wasmtime_extern_t memory;
-    bool found = wasmtime_caller_export_get(caller, "memory", 6, &memory);
-    assert(found); /* exec_module_load() has seen it */
-    size_t size = wasmtime_memory_data_size(x->context, &memory.of.memory);
-    if (len <= size && ptr <= size - len) return wasmtime_memory_data(x->context, &memory.of.memory) + ptr;
-    error_set(exec_trapping(x), LOOM_E_BAD_POINTER, "%u + %llu is beyond the guest's memory of %zu bytes", ptr,
-              (unsigned long long)len, size);
-    return NULL;
 }
 
 /* ---- calls into the guest ---- */

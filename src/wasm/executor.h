@@ -86,24 +86,35 @@ void engine_leave(struct exec_engine *e);
 /* ---- executor.c ---- */
 /* Suspends the guest with an op; `then` is called with the answer in x->ok and x->answer. */
 void exec_ask(struct exec *x, struct str name, struct str arg, bool (*then)(struct exec *x));
-/* The guest's bytes at ptr; NULL when they are not all its own, then its trap is `bad_pointer`. */
-uint8_t *exec_memory(struct exec *x, wasmtime_caller_t *caller, uint32_t ptr, uint64_t len);
 /* Where error_set() puts why the guest traps: NULL when that is known already. */
 struct error *exec_trapping(struct exec *x);
 int exec_op_result(struct exec *x); /* the answer becomes the result; what `op` returns */
 
-/* A host function: its WASM result, or HOST_ASKED. When it set a trap the guest gets that. */
+/* ---- host.c ---- */
+/* A host function: answers its WASM result. When it set a trap the guest gets that instead. */
 enum { HOST_ASKED = -1 };
-typedef int host_fn(struct exec *x, wasmtime_caller_t *caller, const wasmtime_val_t *args);
-host_fn host_op, host_take;
+typedef const wasmtime_val_t *host_args;
+#define U32(i) ((uint32_t)args[i].of.i32)
+struct host_row {
+    const char *names, *params, *results; /* names between spaces; types a letter each: i is i32, I is i64 */
+    int (*fn)(struct exec *x, wasmtime_caller_t *caller, host_args args);
+};
+void host_link(wasmtime_linker_t *linker); /* everything a guest may import */
+/* The guest's bytes at ptr; NULL when they are not all its own, then its trap is `bad_pointer`. */
+uint8_t *host_memory(struct exec *x, wasmtime_caller_t *caller, uint32_t ptr, uint64_t len);
+bool host_return(struct exec *x, int code); /* the function that asked is done: true, for `then` */
 
-/* ---- compile.c ---- */
+/* ---- module.c ---- */
+/* A module from what `read` understands: WASM bytes or an artefact. */
+typedef wasmtime_error_t *module_reader(wasm_engine_t *e, const uint8_t *bytes, size_t n, wasmtime_module_t **out);
+int module_new(struct exec_engine *e, struct str bytes, module_reader *read, struct exec_module **out,
+               struct error *err);
 /* The innermost cause of one of the two, without frames. */
 void exec_wasm_error(const wasmtime_error_t *error, const wasm_trap_t *trap, char *out, size_t cap);
 
 /* ---- wasi.c ---- */
-void host_link(wasmtime_linker_t *linker); /* everything a guest may import */
-bool wasi_flush(struct exec *x);           /* asks to log an unfinished line; false when there is none */
+extern const struct host_row wasi_rows[], wasi_env_rows[]; /* each ends with a NULL name */
+bool wasi_flush(struct exec *x); /* asks to log an unfinished line; false when there is none */
 
 /* ---- native.c ---- */
 void native_new(struct exec *x);

@@ -1,5 +1,5 @@
-/* wasi.c: what a guest may import: Loom's two functions, and as much of WASI preview 1 as Rust, Go, AssemblyScript and C
- * with wasi-libc need to start, none of it real.
+/* wasi.c: as much of WASI preview 1 as Rust, Go and C with wasi-libc need to start, and AssemblyScript's abort; none of it
+ * is real.
  *
  * What a program may learn or tell goes through the same ops as everything else, so that it is journaled and replayed:
  * output lines are op `log` (stdout "info", stderr "error"), the clock is op `now`, random bytes are op `random`. There
@@ -15,9 +15,6 @@
 enum { WASI_OK = 0, WASI_BADF = 8, WASI_IO = 29 };
 enum { LINE_MAX_BYTES = 65536, RANDOM_MAX_BYTES = 256 };
 
-#define U32(i) ((uint32_t)args[i].of.i32)
-typedef const wasmtime_val_t *host_args;
-
 static void put32(uint8_t *to, size_t value) {
     uint32_t bytes = (uint32_t)value;
     if (to) memcpy(to, &bytes, sizeof bytes);
@@ -27,11 +24,6 @@ static uint32_t get32(const uint8_t *from) {
     uint32_t value;
     memcpy(&value, from, sizeof value);
     return value;
-}
-
-static bool answer(struct exec *x, int code) {
-    x->results[0] = (wasmtime_val_t){.kind = WASMTIME_I32, .of.i32 = code};
-    return true;
 }
 
 /* ---- output ---- */
@@ -50,7 +42,7 @@ static void log_line(struct exec *x, size_t n, size_t skip) {
 
 static bool log_next(struct exec *x) {
     const char *end = x->line.n ? memchr(x->line.p, '\n', x->line.n) : NULL;
-    if (!end && x->line.n < LINE_MAX_BYTES) return answer(x, WASI_OK);
+    if (!end && x->line.n < LINE_MAX_BYTES) return host_return(x, WASI_OK);
     log_line(x, end ? (size_t)(end - x->line.p) : x->line.n, end ? 1 : 0);
     return false;
 }
@@ -62,13 +54,13 @@ bool wasi_flush(struct exec *x) {
 }
 
 static int fd_write(struct exec *x, wasmtime_caller_t *caller, host_args args) {
-    const uint8_t *vectors = exec_memory(x, caller, U32(1), U32(2) * 8ULL);
-    uint8_t *written = exec_memory(x, caller, U32(3), 4);
+    const uint8_t *vectors = host_memory(x, caller, U32(1), U32(2) * 8ULL);
+    uint8_t *written = host_memory(x, caller, U32(3), 4);
     size_t before = x->line.n;
     if (U32(0) != 1 && U32(0) != 2) return WASI_BADF;
     for (uint32_t i = 0; vectors && i < U32(2) && x->line.n < LINE_MAX_BYTES; i++) {
         size_t n = get32(vectors + i * 8 + 4), room = LINE_MAX_BYTES - x->line.n;
-        const uint8_t *p = exec_memory(x, caller, get32(vectors + i * 8), n);
+        const uint8_t *p = host_memory(x, caller, get32(vectors + i * 8), n);
         if (p) buf_add(&x->line, p, n < room ? n : room);
     }
     if (x->trap) return WASI_IO;
@@ -83,11 +75,11 @@ static bool clock_answered(struct exec *x) {
     buf_char(&x->answer, '\0');
     uint64_t ns = (uint64_t)strtoll(x->answer.p, NULL, 10) * 1000000;
     memcpy(x->to, &ns, sizeof ns);
-    return answer(x, x->ok ? WASI_OK : WASI_IO);
+    return host_return(x, x->ok ? WASI_OK : WASI_IO);
 }
 
 static int clock_time_get(struct exec *x, wasmtime_caller_t *caller, host_args args) {
-    x->to = exec_memory(x, caller, U32(2), 8);
+    x->to = host_memory(x, caller, U32(2), 8);
     if (x->to) exec_ask(x, STR("now"), STR("null"), clock_answered);
     return HOST_ASKED;
 }
@@ -105,15 +97,15 @@ static int ask_random(struct exec *x) {
 /* The answer is a string of hexadecimal digits. */
 static bool random_answered(struct exec *x) {
     size_t n = (x->answer.n - 1) / 2;
-    if (!x->ok || x->answer.n < 4 || n > x->left) return answer(x, WASI_IO);
+    if (!x->ok || x->answer.n < 4 || n > x->left) return host_return(x, WASI_IO);
     for (const char *p = x->answer.p + 1; n > 0; n--, p += 2, x->left--) {
         *x->to++ = (uint8_t)strtoul((char[]){p[0], p[1], 0}, NULL, 16);
     }
-    return ask_random(x) == WASI_OK && answer(x, WASI_OK);
+    return ask_random(x) == WASI_OK && host_return(x, WASI_OK);
 }
 
 static int random_get(struct exec *x, wasmtime_caller_t *caller, host_args args) {
-    x->to = exec_memory(x, caller, U32(0), U32(1));
+    x->to = host_memory(x, caller, U32(0), U32(1));
     x->left = U32(1);
     return x->trap ? WASI_IO : ask_random(x);
 }
@@ -128,8 +120,8 @@ static int proc_exit(struct exec *x, wasmtime_caller_t *caller, host_args args) 
 /* AssemblyScript's strings are UTF-16 with their length in bytes before them. */
 static int as_abort(struct exec *x, wasmtime_caller_t *caller, host_args args) {
     char text[200] = "";
-    const uint8_t *head = U32(0) >= 4 ? exec_memory(x, caller, U32(0) - 4, 4) : NULL;
-    const uint8_t *p = head ? exec_memory(x, caller, U32(0), get32(head)) : NULL;
+    const uint8_t *head = U32(0) >= 4 ? host_memory(x, caller, U32(0) - 4, 4) : NULL;
+    const uint8_t *p = head ? host_memory(x, caller, U32(0), get32(head)) : NULL;
     for (size_t i = 0; p && i < get32(head) / 2 && i < sizeof text - 1; i++) {
         text[i] = p[2 * i + 1] == 0 && p[2 * i] >= ' ' && p[2 * i] < 127 ? (char)p[2 * i] : '?';
     }
@@ -140,21 +132,21 @@ static int as_abort(struct exec *x, wasmtime_caller_t *caller, host_args args) {
 /* ---- the rest ---- */
 
 static int sizes_get(struct exec *x, wasmtime_caller_t *caller, host_args args) {
-    put32(exec_memory(x, caller, U32(0), 4), 0);
-    put32(exec_memory(x, caller, U32(1), 4), 0);
+    put32(host_memory(x, caller, U32(0), 4), 0);
+    put32(host_memory(x, caller, U32(1), 4), 0);
     return WASI_OK;
 }
 
 /* Standard input is at its end. */
 static int fd_read(struct exec *x, wasmtime_caller_t *caller, host_args args) {
     if (U32(0) != 0) return WASI_BADF;
-    put32(exec_memory(x, caller, U32(3), 4), 0);
+    put32(host_memory(x, caller, U32(3), 4), 0);
     return WASI_OK;
 }
 
 /* The three standard streams are character devices, to be read and written only. */
 static int fd_fdstat_get(struct exec *x, wasmtime_caller_t *caller, host_args args) {
-    uint8_t *stat = exec_memory(x, caller, U32(1), 24);
+    uint8_t *stat = host_memory(x, caller, U32(1), 24);
     if (!stat || U32(0) > 2) return WASI_BADF;
     memcpy(stat, (uint8_t[24]){[0] = 2, [8] = 1 << 1 | 1 << 6}, 24);
     return WASI_OK;
@@ -162,14 +154,14 @@ static int fd_fdstat_get(struct exec *x, wasmtime_caller_t *caller, host_args ar
 
 /* Each subscription (48 bytes) gets its event (32 bytes): user data and type. */
 static int poll_oneoff(struct exec *x, wasmtime_caller_t *caller, host_args args) {
-    const uint8_t *in = exec_memory(x, caller, U32(0), U32(2) * 48ULL);
-    uint8_t *out = exec_memory(x, caller, U32(1), U32(2) * 32ULL);
+    const uint8_t *in = host_memory(x, caller, U32(0), U32(2) * 48ULL);
+    uint8_t *out = host_memory(x, caller, U32(1), U32(2) * 32ULL);
     for (uint32_t i = 0; in && out && i < U32(2); i++) {
         uint8_t event[32] = {[10] = in[i * 48 + 8]};
         memcpy(event, in + i * 48, 8);
         memcpy(out + i * 32, event, sizeof event);
     }
-    put32(exec_memory(x, caller, U32(3), 4), U32(2));
+    put32(host_memory(x, caller, U32(3), 4), U32(2));
     return WASI_OK;
 }
 
@@ -178,89 +170,42 @@ static int nothing(struct exec *x, wasmtime_caller_t *caller, host_args args) {
     return WASI_OK;
 }
 
-static int no_such_file(struct exec *x, wasmtime_caller_t *caller, host_args args) {
+static int no_file(struct exec *x, wasmtime_caller_t *caller, host_args args) {
     (void)x, (void)caller, (void)args;
     return WASI_BADF;
 }
 
-#define PREVIEW1 "wasi_snapshot_preview1"
-
-/* Parameters and results, a letter each: i is i32, I is i64. */
-static const struct host_row {
-    const char *module, *names, *params, *results;
-    host_fn *fn;
-} rows[] = {
-    {"loom", "op", "iiii", "i", host_op},
-    {"loom", "take", "i", "", host_take},
-    {"env", "abort", "iiii", "", as_abort},
-    {PREVIEW1, "args_sizes_get environ_sizes_get", "ii", "i", sizes_get},
-    {PREVIEW1, "args_get environ_get fd_fdstat_set_flags", "ii", "i", nothing},
-    {PREVIEW1, "clock_time_get", "iIi", "i", clock_time_get},
-    {PREVIEW1, "fd_close", "i", "i", nothing},
-    {PREVIEW1, "fd_fdstat_get", "ii", "i", fd_fdstat_get},
-    {PREVIEW1, "fd_read", "iiii", "i", fd_read},
-    {PREVIEW1, "fd_write", "iiii", "i", fd_write},
-    {PREVIEW1, "poll_oneoff", "iiii", "i", poll_oneoff},
-    {PREVIEW1, "proc_exit", "i", "", proc_exit},
-    {PREVIEW1, "random_get", "ii", "i", random_get},
-    {PREVIEW1, "sched_yield", "", "i", nothing},
-    {PREVIEW1, "fd_datasync fd_sync proc_raise", "i", "i", no_such_file},
-    {PREVIEW1, "clock_res_get fd_filestat_get fd_prestat_get fd_renumber fd_tell sock_shutdown", "ii", "i",
-     no_such_file},
-    {PREVIEW1, "fd_prestat_dir_name path_create_directory path_remove_directory path_unlink_file sock_accept", "iii",
-     "i", no_such_file},
-    {PREVIEW1, "path_filestat_get path_symlink sock_send", "iiiii", "i", no_such_file},
-    {PREVIEW1, "path_readlink path_rename sock_recv", "iiiiii", "i", no_such_file},
-    {PREVIEW1, "fd_pread fd_pwrite fd_readdir", "iiiIi", "i", no_such_file},
-    {PREVIEW1, "fd_allocate fd_fdstat_set_rights", "iII", "i", no_such_file},
-    {PREVIEW1, "fd_advise fd_filestat_set_times", "iIIi", "i", no_such_file},
-    {PREVIEW1, "fd_filestat_set_size", "iI", "i", no_such_file},
-    {PREVIEW1, "fd_seek", "iIii", "i", no_such_file},
-    {PREVIEW1, "path_filestat_set_times", "iiiiIIi", "i", no_such_file},
-    {PREVIEW1, "path_link", "iiiiiii", "i", no_such_file},
-    {PREVIEW1, "path_open", "iiiiiIIii", "i", no_such_file},
+/* Names between spaces, parameters, results. */
+const struct host_row wasi_rows[] = {
+    {"args_sizes_get environ_sizes_get", "ii", "i", sizes_get},
+    {"args_get environ_get fd_fdstat_set_flags", "ii", "i", nothing},
+    {"clock_time_get", "iIi", "i", clock_time_get},
+    {"fd_close", "i", "i", nothing},
+    {"fd_fdstat_get", "ii", "i", fd_fdstat_get},
+    {"fd_read", "iiii", "i", fd_read},
+    {"fd_write", "iiii", "i", fd_write},
+    {"poll_oneoff", "iiii", "i", poll_oneoff},
+    {"proc_exit", "i", "", proc_exit},
+    {"random_get", "ii", "i", random_get},
+    {"sched_yield", "", "i", nothing},
+    {"fd_datasync fd_sync proc_raise", "i", "i", no_file},
+    {"clock_res_get fd_filestat_get fd_prestat_get fd_renumber fd_tell sock_shutdown", "ii", "i", no_file},
+    {"fd_prestat_dir_name path_create_directory path_remove_directory path_unlink_file sock_accept", "iii", "i",
+     no_file},
+    {"path_filestat_get path_symlink sock_send", "iiiii", "i", no_file},
+    {"path_readlink path_rename sock_recv", "iiiiii", "i", no_file},
+    {"fd_pread fd_pwrite fd_readdir", "iiiIi", "i", no_file},
+    {"fd_allocate fd_fdstat_set_rights", "iII", "i", no_file},
+    {"fd_advise fd_filestat_set_times", "iIIi", "i", no_file},
+    {"fd_filestat_set_size", "iI", "i", no_file},
+    {"fd_seek", "iIii", "i", no_file},
+    {"path_filestat_set_times", "iiiiIIi", "i", no_file},
+    {"path_link", "iiiiiii", "i", no_file},
+    {"path_open", "iiiiiIIii", "i", no_file},
+    {NULL, NULL, NULL, NULL},
 };
 
-/* Called by Wasmtime at each poll while a host function waits. */
-static bool go_on(void *env) {
-    struct exec *x = env;
-    if (!x->asked) return true;
-    if (!x->answered) return false;
-    x->asked = false;
-    return x->then(x);
-}
-
-static void call(void *env, wasmtime_caller_t *caller, host_args args, size_t nargs, wasmtime_val_t *results,
-                 size_t nresults, wasm_trap_t **trap, wasmtime_async_continuation_t *k) {
-    (void)nargs;
-    const struct host_row *row = env;
-    struct exec *x = wasmtime_context_get_data(wasmtime_caller_context(caller));
-    x->results = results;
-    *k = (wasmtime_async_continuation_t){.callback = go_on, .env = x};
-    int code = row->fn(x, caller, args);
-    if (x->trap)
-        *trap = wasmtime_trap_new(x->trap->message, strlen(x->trap->message));
-    else if (nresults && code != HOST_ASKED)
-        answer(x, code);
-}
-
-static wasm_valtype_vec_t types_of(const char *letters) {
-    wasm_valtype_vec_t types;
-    wasm_valtype_vec_new_uninitialized(&types, strlen(letters));
-    for (size_t i = 0; i < types.size; i++) types.data[i] = wasm_valtype_new(letters[i] == 'I' ? WASM_I64 : WASM_I32);
-    return types;
-}
-
-void host_link(wasmtime_linker_t *linker) {
-    for (const struct host_row *row = rows; row < rows + sizeof rows / sizeof *rows; row++) {
-        wasm_valtype_vec_t params = types_of(row->params), results = types_of(row->results);
-        wasm_functype_t *type = wasm_functype_new(&params, &results);
-        for (const char *name = row->names; *name;) {
-            size_t n = strcspn(name, " ");
-            wasmtime_linker_define_async_func(linker, row->module, strlen(row->module), name, n, type, call,
-                                              (void *)(uintptr_t)row, NULL);
-            name += n + strspn(name + n, " ");
-        }
-        wasm_functype_delete(type);
-    }
-}
+const struct host_row wasi_env_rows[] = {
+    {"abort", "iiii", "", as_abort},
+    {NULL, NULL, NULL, NULL},
+};
