@@ -37,7 +37,7 @@ start() {
     local log=$1
     shift
     : >"$log"
-    "$LOOM" "$@" --listen 127.0.0.1:0 >"$log" 2>&1 &
+    "$LOOM" "$@" --listen "127.0.0.1:${port:-0}" >"$log" 2>&1 &
     pid=$!
     pids="$pids $pid"
     within 30 grep -qE 'http://127|"port":' "$log" || { echo "not ok - loom $1 starts"; sed 's/^/    /' "$log"; exit 1; }
@@ -131,6 +131,9 @@ check "an event for an actor is durable" 0 'durable' "$LOOM" event counter/ada p
 sed -i 's/Hello/Good day/' activities/hello/hello.c
 within 15 eval '[ $(grep -c "deploy.*hello" "$tmp/dev.log") -ge 2 ]'
 check "a change of a source is live without a restart" 0 'Good day, Ada' "$LOOM" run welcome --input '{"name": "Ada"}'
+echo '{"name": "demo", "mail": {"server": "smtp://127.0.0.1:1"}}' >loom.json
+within 10 grep -q 'loom.json has changed' "$tmp/dev.log"
+check "a change of loom.json is said to need a restart" 0 'counts from the next start' cat "$tmp/dev.log"
 check "dev shows what happens" 0 'counter/ada .*turn' cat "$tmp/dev.log"
 check "a port in use is named with the remedy" 1 "${LOOM_URL##*:}" "$LOOM" dev --store memory --listen "127.0.0.1:${LOOM_URL##*:}"
 check "a store in use is refused with the pid of its user" 1 "$pid" "$LOOM" dev --listen 127.0.0.1:0
@@ -147,10 +150,19 @@ sed -i 's/Good day/Good night/' activities/hello/hello.c
 check "other content under the same version is refused with the remedy" 1 'raise "version".*--replace' "$LOOM" deploy
 check "--replace overwrites" 0 'deploy +activities +hello' "$LOOM" deploy --replace
 check "the worker logs JSON lines" 0 '^\{"level":30,.*"msg":"serving"\}$' cat "$tmp/worker.log"
+"$LOOM" workflow deploy wait.json >/dev/null
+"$LOOM" run waiting --id w3 >"$tmp/run.log" 2>&1 &
+run=$!
+within 5 grep -q 'waits for event go' "$tmp/run.log"
 kill -KILL "$pid"
 wait "$pid" 2>/dev/null
+port=${LOOM_URL##*:}
 start "$tmp/worker.log" worker --store "$tmp/store"
 check "after kill -9 everything is there" 0 '"count": 2' "$LOOM" call counter/new '{"add": 1}'
+"$LOOM" event workflow.waiting/w3 go '{"by": "you"}' >/dev/null
+wait $run
+check "run follows a workflow over a kill -9 and a restart" 0 '"by":"you"' cat "$tmp/run.log"
+port=
 kill -INT "$pid"
 wait "$pid"
 check "the worker stops gracefully" 0 '' test $? = 0

@@ -281,14 +281,19 @@ static int64_t print_journal(const struct door *d, struct loom_request r, struct
 }
 
 int await_reply(const struct cli *c, const struct door *d, struct loom_request r, bool live) {
+    enum { LOST_MAX = 300 }; /* times nobody answers before that counts: a worker may be restarted meanwhile */
     struct view view = {0};
-    int code = -1;
+    int code = -1, lost = 0;
     for (r.from = 0; code < 0;) {
         struct answer a;
         r.op = "message";
-        bool ok = ask_ok(d, &r, &a);
-        if (ok && live) ok = (r.from = print_journal(d, r, &view, false)) >= 0;
-        code = ok ? print_outcome(c, d, a.root) : EXIT_FAILED;
+        bool ok = ask(d, &r, &a);
+        lost = a.status ? 0 : lost + 1;
+        if (ok && live)
+            ok = (r.from = print_journal(d, r, &view, false)) >= 0;
+        else if (!ok && (a.status || lost > LOST_MAX))
+            print_problem(d, a.status, a.root);
+        code = ok ? print_outcome(c, d, a.root) : a.status || lost > LOST_MAX ? EXIT_FAILED : -1;
         answer_free(&a);
         if (code < 0) usleep(d->loom ? 20000 : 100000);
     }

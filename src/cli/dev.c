@@ -27,7 +27,7 @@ struct served {
     struct loom *loom;
     struct http_server *http;
     struct view view;
-    struct buf keys, feed_text;
+    struct buf keys, config, feed_text;
     int64_t started;
     int signals, changes, feed[2];
     uint64_t subscription;
@@ -164,7 +164,14 @@ static bool build_and_deploy(struct served *s) {
     project_close(&s->project);
     bool ok = project_open(&s->project, s->dir, true) && project_build(&s->project, false);
     if (ok && s->loom) ok = project_deploy(&s->project, &(struct door){.loom = s->loom}, true, SHOW_CHANGES);
+    if (ok && s->config.n && !str_eq(buf_view(&s->config), s->project.config))
+        printf("%sloom.json has changed; it counts from the next start%s\n", paint(YELLOW), paint(PLAIN));
+    if (ok) {
+        buf_clear(&s->config);
+        buf_str(&s->config, s->project.config);
+    }
     watch(s);
+    fflush(stdout);
     return ok;
 }
 
@@ -219,6 +226,7 @@ static void serve_stop(struct served *s, bool dev) {
     view_free(&s->view);
     buf_free(&s->feed_text);
     buf_free(&s->keys);
+    buf_free(&s->config);
     project_close(&s->project);
 }
 

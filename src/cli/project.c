@@ -180,11 +180,12 @@ static const char *write_sdk(const struct project *p, struct arena *a) {
 static bool run_tool(const char *const *argv, const char *packages) {
     pid_t pid;
     int status = 0;
-    int why = posix_spawnp(&pid, argv[0], NULL, NULL, (char *const *)(uintptr_t)argv, environ);
-    if (why) {
-        fail("cannot run %s: %s; %s", argv[0], strerror(why), packages);
-        return false;
-    }
+    posix_spawnattr_t attributes;
+    posix_spawnattr_init(&attributes); /* with an empty signal mask: Ctrl-C ends the compiler too */
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    int why = posix_spawnp(&pid, argv[0], NULL, &attributes, (char *const *)(uintptr_t)argv, environ);
+    posix_spawnattr_destroy(&attributes);
+    if (why) return fail("cannot run %s: %s; %s", argv[0], strerror(why), packages) == EXIT_OK;
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
         ;
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;

@@ -23,8 +23,12 @@ int run_start(const struct cli *c, const struct door *d, struct str name, const 
     r.body = loom_of(buf_view(&body));
     ok = ok && ask_ok(d, &r, &a);
     int code = ok ? EXIT_OK : EXIT_FAILED;
-    request_actor(&r, json_str(a.root, "actorId"));
     r.id = loom_of(json_str(a.root, "messageId"));
+    struct str id = json_str(a.root, "actorId");
+    if (ok && follow && !c->o.json)
+        printf("%s%.*s%s  (an event for it: loom event %.*s EVENT JSON)\n", paint(BOLD), (int)id.n, id.p, paint(PLAIN),
+               (int)id.n, id.p);
+    request_actor(&r, id);
     if (ok && follow)
         code = await_reply(c, d, r, !c->o.json);
     else if (ok)
