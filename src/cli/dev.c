@@ -97,11 +97,12 @@ static void print_log(struct str line) {
     yyjson_doc *doc = yyjson_read(line.p, line.n, 0);
     yyjson_val *root = yyjson_doc_get_root(doc), *key, *value;
     struct str msg = json_str(root, "msg");
+    int64_t level = json_int(root, "level", 0);
+    enum paint p = level >= LOG_ERROR ? RED : level >= LOG_WARN ? YELLOW : PLAIN;
     size_t i, n;
     char clock[32];
     format_clock(json_int(root, "time", 0), clock);
-    printf("%s%s  %s%s%.*s%s", paint(DIM), clock, paint(PLAIN),
-           paint(json_int(root, "level", 0) >= LOG_ERROR ? RED : YELLOW), (int)msg.n, msg.n ? msg.p : "", paint(DIM));
+    printf("%s%s  %s%s%.*s%s", paint(DIM), clock, paint(PLAIN), paint(p), (int)msg.n, msg.n ? msg.p : "", paint(DIM));
     yyjson_obj_foreach(root, i, n, key, value) {
         struct buf text = {0};
         json_write(value, &text);
@@ -241,7 +242,7 @@ static int serve(const struct cli *c, bool dev) {
     s.changes = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
     if (pipe2(s.feed, O_NONBLOCK | O_CLOEXEC)) return fail("cannot make a pipe: %s", strerror(errno));
     fcntl(s.feed[1], F_SETPIPE_SZ, 1 << 20);
-    log_open(dev ? s.feed[1] : 2, dev ? LOG_WARN : LOG_INFO);
+    log_open(dev ? s.feed[1] : 2, LOG_INFO);
     bool ok = serve_start(&s, dev);
     if (ok) {
         const char *listen = c->o.listen ? c->o.listen : "127.0.0.1:7100", *colon = strrchr(listen, ':');
