@@ -337,7 +337,17 @@ static void check_done(void *ctx, struct str result, const struct error *error) 
     loom_post(c->l, &c->item);
 }
 
-static int workflow_schema(struct str doc, struct error *err) {
+/* The id of the innermost step on the path that a schema's complaint begins with; empty: none. */
+static struct str step_of(yyjson_val *doc, const char *why) {
+    struct str id = STR("");
+    for (size_t n = 1; why[n - 1] && why[n - 1] != ':'; n++) {
+        struct str found = why[n] == '/' || why[n] == ':' ? json_str(json_at(doc, (struct str){why, n}), "id") : STR_NONE;
+        id = found.p ? found : id;
+    }
+    return id;
+}
+
+static int workflow_schema(yyjson_val *root, struct str doc, struct error *err) {
     char why[512];
     for (size_t i = 0; i < builtin_file_count; i++) {
         const struct builtin_file *f = &builtin_files[i];
@@ -347,8 +357,10 @@ static int workflow_schema(struct str doc, struct error *err) {
             loom_schema_new((const char *)f->start, (size_t)(f->end - f->start), why, sizeof why);
         int rc = schema ? loom_schema_check(schema, doc.p, doc.n, why, sizeof why) : -1;
         loom_schema_free(schema);
+        struct str step = rc == 0 ? STR("") : step_of(root, why);
         return rc == 0 ? 0
-                       : error_set(err, LOOM_E_INVALID_DOCUMENT, "the workflow does not match WDL's schema: %s", why);
+                       : error_set(err, LOOM_E_INVALID_DOCUMENT, "the workflow does not match WDL's schema: %s%.*s%s%s",
+                                   step.n ? "step " : "", (int)step.n, step.p, step.n ? ": " : "", why);
     }
     return 0;
 }
@@ -359,7 +371,7 @@ static void workflow_put(struct loom *l, const struct loom_request *req, struct 
     struct definition *check = registry_find(l, kind_activity, STR(""), STR("wdl-check"), STR_NONE);
     struct exec_module *code = NULL;
     yyjson_val *root = look(l, doc);
-    int rc = workflow_schema(doc, &err);
+    int rc = workflow_schema(root, doc, &err);
     if (rc == 0 && (!str_eq(json_str(root, "name"), name) || !str_eq(json_str(root, "version"), version)))
         rc = error_set(&err, LOOM_E_INVALID_DOCUMENT,
                        "name and version of the document must be \"%.*s\" and \"%.*s\", as in the request", (int)name.n,

@@ -55,6 +55,7 @@ static const char *const queries[Q_END] = {
 
 struct side {
     sqlite3 *db;
+    const char *path; /* the store's */
     pthread_mutex_t lock;
     sqlite3_stmt *stmt[Q_END];
 };
@@ -117,9 +118,9 @@ static void release(struct side *side, sqlite3_stmt *q) {
 static int read_error(struct side *side, struct error *err) {
     int rc = sqlite3_errcode(side->db) & 0xFF;
     bool damaged = rc == SQLITE_CORRUPT || rc == SQLITE_NOTADB;
-    return error_set(err, LOOM_E_STORE, "the store cannot be read: %s (%s)%s", sqlite3_errmsg(side->db),
+    return error_set(err, LOOM_E_STORE, "the store %s cannot be read: %s (%s)%s", side->path, sqlite3_errmsg(side->db),
                      sqlite3_errstr(sqlite3_extended_errcode(side->db)),
-                     damaged ? "; the file is damaged: stop Loom, save what is readable with `loom debug dump`" : "");
+                     damaged ? "; the file is damaged: stop Loom, save what is readable with `sqlite3 FILE .recover`" : "");
 }
 
 /* ---- reading ---- */
@@ -266,7 +267,7 @@ int store_sqlite_verify(struct store *base, struct error *err) {
     int rc = sqlite3_step(q) == SQLITE_ROW ? LOOM_OK : read_error(side, err);
     struct str verdict = rc == LOOM_OK ? column(q, 0) : STR("ok");
     if (!str_eq(verdict, STR("ok")))
-        rc = error_set(err, LOOM_E_STORE, "the store is damaged: %.*s; save what is readable with `loom debug dump`",
+        rc = error_set(err, LOOM_E_STORE, "the store is damaged: %.*s; save what is readable with `sqlite3 FILE .recover`",
                        (int)verdict.n, verdict.p);
     release(side, q);
     return rc;
@@ -308,7 +309,8 @@ static int read_int(void *out, int n, char **values, char **names) {
 /* One connection on a file of our format, which the first one makes. */
 static int open_side(struct side *side, const char *path, struct error *err) {
     int format = 0, flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE;
-    int rc = sqlite3_open_v2(path ? path : ":memory:", &side->db, flags, NULL);
+    side->path = path ? path : ":memory:";
+    int rc = sqlite3_open_v2(side->path, &side->db, flags, NULL);
     if (rc == SQLITE_OK) rc = sqlite3_exec(side->db, pragmas, NULL, NULL, NULL);
     if (rc == SQLITE_OK) rc = sqlite3_exec(side->db, "PRAGMA user_version", read_int, &format, NULL);
     if (rc == SQLITE_OK && format > STORE_FORMAT)
@@ -418,8 +420,8 @@ struct store *store_sqlite_open(const char *path, struct env *env, bool accept_r
     pthread_mutex_init(&s->file_reader.lock, NULL);
     int rc = path ? lock_store(s, err) : LOOM_OK;
     if (rc == LOOM_OK && path) rc = rewrite_if_marked(path, err);
-    if (rc == LOOM_OK) rc = open_side(&s->writer, path, err);
-    if (rc == LOOM_OK && path) rc = open_side(&s->file_reader, path, err);
+    if (rc == LOOM_OK) rc = open_side(&s->writer, s->path, err);
+    if (rc == LOOM_OK && path) rc = open_side(&s->file_reader, s->path, err);
     if (rc == LOOM_OK) rc = read_meta(s, err);
     if (rc == LOOM_OK && path) rc = check_seen(s, accept_restored, err);
     if (rc == LOOM_OK) {
