@@ -12,7 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const status_names[] = {"idle", "running", "suspended", "paused", "completed", "failed", "cancelled"};
+static const char *const status_names[] = {"idle",      "running", "suspended", "paused",
+                                           "completed", "failed",  "cancelled"};
 
 const char *actor_status_name(enum actor_status s) {
     return status_names[s];
@@ -35,8 +36,7 @@ struct actor *actor_new(struct str ns, struct str type, struct str key) {
 }
 
 void actor_free(struct actor *a) {
-    if (!a)
-        return;
+    if (!a) return;
     turn_free(a->turn);
     yyjson_mut_doc_free(a->state);
     buf_free(&a->tail);
@@ -53,10 +53,11 @@ int actor_check_name(struct str name, const char *what, struct error *err) {
         bool alnum = (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9');
         ok = alnum || (i > 0 && (c == '.' || c == '_' || c == '-'));
     }
-    if (ok)
-        return 0;
-    return error_set(err, LOOM_E_INVALID_ARGUMENT, "%s \"%.*s\" is not a name; use 1 to 64 of a-z, 0-9, '.', '_', '-', starting with a letter or digit",
-                     what, (int)(name.n < 80 ? name.n : 80), name.p ? name.p : "");
+    if (ok) return 0;
+    return error_set(
+        err, LOOM_E_INVALID_ARGUMENT,
+        "%s \"%.*s\" is not a name; use 1 to 64 of a-z, 0-9, '.', '_', '-', starting with a letter or digit", what,
+        (int)(name.n < 80 ? name.n : 80), name.p ? name.p : "");
 }
 
 int actor_check_key(struct str key, struct error *err) {
@@ -64,21 +65,25 @@ int actor_check_key(struct str key, struct error *err) {
         return error_set(err, LOOM_E_INVALID_ARGUMENT, "a key has 1 to 256 bytes, this one has %zu", key.n);
     for (size_t i = 0; i < key.n; i++)
         if ((unsigned char)key.p[i] < 0x20 || key.p[i] == 0x7f || key.p[i] == '/')
-            return error_set(err, LOOM_E_INVALID_ARGUMENT, "a key has no '/' and no control characters; byte %zu is one", i);
+            return error_set(err, LOOM_E_INVALID_ARGUMENT,
+                             "a key has no '/' and no control characters; byte %zu is one", i);
     return 0;
 }
 
 void actor_document(const struct actor *a, struct str entries, struct str state, struct buf *out) {
-    buf_json(out, "{\"id\":%q,\"partitionKey\":%q,\"actorType\":%q,\"status\":%z,\"suspendReason\":%Q,\"journal\":{", a->name, a->ns,
-             a->type, actor_status_name(a->status), a->reason[0] ? str_of(a->reason) : STR_NONE);
+    buf_json(out, "{\"id\":%q,\"partitionKey\":%q,\"actorType\":%q,\"status\":%z,\"suspendReason\":%Q,\"journal\":{",
+             a->name, a->ns, a->type, actor_status_name(a->status), a->reason[0] ? str_of(a->reason) : STR_NONE);
     if (entries.p)
         buf_json(out, "\"entries\":%j,\"cursor\":%u}", entries, a->cursor);
     else
-        buf_json(out, "\"cursor\":%u,\"from\":%u,\"stateCursor\":%u,\"turns\":%u,\"lastTurn\":%u,\"chain\":%d,\"apart\":%b,\"run\":%b}", a->cursor, a->from,
-                 a->state_at, a->turns, a->last_turn, (int64_t)a->tip, a->state_apart, a->run);
-    if (state.p)
-        buf_json(out, ",\"state\":%j", state);
-    buf_json(out, ",\"metadata\":{\"correlationId\":%Q,\"parentActorId\":%Q,\"createdAt\":%d,\"lastActivatedAt\":%d,\"activationCount\":%u}}",
+        buf_json(out,
+                 "\"cursor\":%u,\"from\":%u,\"stateCursor\":%u,\"turns\":%u,\"lastTurn\":%u,\"chain\":%d,\"apart\":%b,"
+                 "\"run\":%b}",
+                 a->cursor, a->from, a->state_at, a->turns, a->last_turn, (int64_t)a->tip, a->state_apart, a->run);
+    if (state.p) buf_json(out, ",\"state\":%j", state);
+    buf_json(out,
+             ",\"metadata\":{\"correlationId\":%Q,\"parentActorId\":%Q,\"createdAt\":%d,\"lastActivatedAt\":%d,"
+             "\"activationCount\":%u}}",
              str_of(a->correlation), str_of(a->parent), a->created_at, a->activated_at, a->activations);
 }
 
@@ -101,7 +106,8 @@ int actor_read(struct actor *a, struct str text, struct error *err) {
                *meta = yyjson_obj_get(root, "metadata"), *state = yyjson_obj_get(root, "state");
     if (!journal || !meta || !read_status(a, json_str(root, "status"))) {
         yyjson_doc_free(doc);
-        return error_set(err, LOOM_E_DAMAGED, "the document of actor %s is not an actor's; its bytes are kept in the store", a->id);
+        return error_set(err, LOOM_E_DAMAGED,
+                         "the document of actor %s is not an actor's; its bytes are kept in the store", a->id);
     }
     struct str reason = json_str(root, "suspendReason");
     snprintf(a->reason, sizeof a->reason, "%.*s", (int)reason.n, reason.p ? reason.p : "");

@@ -34,10 +34,10 @@ struct promise {
     size_t result_n;
     char *entry; /* JSON text of the op's entry, while open; malloc'd */
     size_t entry_n;
-    int32_t attempt;    /* activity: attempts begun */
+    int32_t attempt;     /* activity: attempts begun */
     int32_t interrupted; /* activity: times the worker died in this attempt */
-    int64_t due;        /* activity: when the next attempt starts; 0: at once */
-    int64_t deadline;   /* timer: when it fires; others: when they time out; 0: never */
+    int64_t due;         /* activity: when the next attempt starts; 0: at once */
+    int64_t deadline;    /* timer: when it fires; others: when they time out; 0: never */
 };
 
 /* An op of the journal that a replaying guest must repeat: its text without `at`. */
@@ -47,23 +47,23 @@ struct recorded {
 };
 
 struct turn {
-    uint64_t number;  /* of the actor's turns, from 1 */
-    int32_t attempt;  /* from 1; more than 1 when the actor's retryPolicy tries the message again */
-    uint64_t first;   /* entry number of turn_started */
-    uint64_t row;     /* first entry number of the row that holds it */
-    yyjson_doc *started; /* the turn_started entry: message, module, limits, seed */
+    uint64_t number;             /* of the actor's turns, from 1 */
+    int32_t attempt;             /* from 1; more than 1 when the actor's retryPolicy tries the message again */
+    uint64_t first;              /* entry number of turn_started */
+    uint64_t row;                /* first entry number of the row that holds it */
+    yyjson_doc *started;         /* the turn_started entry: message, module, limits, seed */
     uint64_t seed[2], random[2]; /* as journaled, and the generator's state */
-    int64_t at;       /* highest `at` of its entries */
-    int64_t now;      /* highest `at` handed to the guest */
-    uint64_t ops_asked;      /* journaled ops that the guest has asked for so far */
-    uint64_t promises_given; /* promise ids that the guest has seen so far; fewer than there are while it replays */
+    int64_t at;                  /* highest `at` of its entries */
+    int64_t now;                 /* highest `at` handed to the guest */
+    uint64_t ops_asked;          /* journaled ops that the guest has asked for so far */
+    uint64_t promises_given;     /* promise ids that the guest has seen so far; fewer than there are while it replays */
     struct promise *promises;
     size_t promise_count, promise_cap;
     uint64_t cancel_at; /* entry of a cancel request that no blocking op has taken yet; ENTRY_NEVER: none */
     int64_t cancel_ms;  /* and its `at` */
     bool cancelled;     /* a cancel was requested in this turn */
     uint64_t entries;
-    size_t bytes;       /* of journal text */
+    size_t bytes; /* of journal text */
     /* Replay: ops still to be repeated. Empty when the guest is live. */
     struct recorded *ops;
     size_t op_count, op_next, op_cap;
@@ -78,19 +78,19 @@ struct turn {
 };
 
 struct actor {
-    char *id; /* ns/type/key; the other names point into it */
+    char *id;                             /* ns/type/key; the other names point into it */
     struct str full, ns, type, key, name; /* name = type/key */
     /* durable: the actor document */
     enum actor_status status;
-    char reason[256]; /* suspendReason */
-    bool run;         /* ends with its turn */
-    uint64_t cursor;  /* number of the last entry */
-    uint64_t turns;   /* turns begun */
+    char reason[256];   /* suspendReason */
+    bool run;           /* ends with its turn */
+    uint64_t cursor;    /* number of the last entry */
+    uint64_t turns;     /* turns begun */
     uint64_t last_turn; /* first entry of the last of them */
-    uint64_t from;    /* first entry number of the journal row from which load rebuilds the rest */
-    uint64_t state_at; /* the stored state is the one after this entry */
-    uint64_t chain;   /* checksum of the last journal row, the tail's left out */
-    uint64_t tip;     /* the same with the tail's, as last written */
+    uint64_t from;      /* first entry number of the journal row from which load rebuilds the rest */
+    uint64_t state_at;  /* the stored state is the one after this entry */
+    uint64_t chain;     /* checksum of the last journal row, the tail's left out */
+    uint64_t tip;       /* the same with the tail's, as last written */
     int64_t created_at, activated_at;
     uint64_t activations;
     char *correlation, *parent; /* malloc'd or NULL */
@@ -99,8 +99,8 @@ struct actor {
     bool state_apart;           /* the state has a row of its own (it is not small) */
     int64_t at;                 /* highest `at` of its entries */
     /* bookkeeping */
-    struct turn *turn; /* open turn or NULL */
-    struct buf tail;   /* entries of the open batch, comma-separated */
+    struct turn *turn;   /* open turn or NULL */
+    struct buf tail;     /* entries of the open batch, comma-separated */
     uint64_t tail_first; /* number of its first entry; 0: tail empty */
     uint64_t row;        /* first entry number of the row being written or read */
 };
@@ -137,7 +137,7 @@ int journal_load(struct actor *a, struct str key, struct str row, struct error *
 /* The open turn, made by the fold of turn_started; ended by turn_completed and the like. */
 void turn_free(struct turn *t);
 struct promise *turn_promise(struct turn *t, uint64_t id); /* NULL: no such id */
-yyjson_val *turn_message(const struct turn *t); /* the message inside turn_started */
+yyjson_val *turn_message(const struct turn *t);            /* the message inside turn_started */
 /* Has what the guest awaits been settled, and by which entry? `cancel`: by the cancel request. false: wait on. */
 bool turn_settled(const struct turn *t, uint64_t *entry, bool *cancel);
 

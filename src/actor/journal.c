@@ -58,8 +58,7 @@ static const struct entry_type entry_types[] = {
 
 static const struct entry_type *find_type(struct str name) {
     for (size_t i = 0; i < sizeof entry_types / sizeof *entry_types; i++)
-        if (str_eq(name, str_of(entry_types[i].name)))
-            return &entry_types[i];
+        if (str_eq(name, str_of(entry_types[i].name))) return &entry_types[i];
     return NULL;
 }
 
@@ -67,8 +66,7 @@ static const struct entry_type *find_type(struct str name) {
 
 static uint64_t hex_word(struct str s, size_t at) {
     char digits[17] = {0};
-    if (s.n >= at + 16)
-        memcpy(digits, s.p + at, 16);
+    if (s.n >= at + 16) memcpy(digits, s.p + at, 16);
     return strtoull(digits, NULL, 16);
 }
 
@@ -86,16 +84,14 @@ static void turn_open(struct actor *a, yyjson_val *entry, uint64_t number) {
     t->at = t->now = json_int(entry, "at", 0);
     t->cancel_at = ENTRY_NEVER;
     struct str seed = json_str(entry, "seed");
-    for (int i = 0; i < 2; i++)
-        t->random[i] = t->seed[i] = hex_word(seed, (size_t)i * 16);
+    for (int i = 0; i < 2; i++) t->random[i] = t->seed[i] = hex_word(seed, (size_t)i * 16);
     turn_free(a->turn);
     a->turn = t;
     a->turns = t->number;
 }
 
 void turn_free(struct turn *t) {
-    if (!t)
-        return;
+    if (!t) return;
     for (size_t i = 0; i < t->promise_count; i++) {
         free(t->promises[i].result);
         free(t->promises[i].entry);
@@ -139,9 +135,9 @@ static void promise_open(struct turn *t, enum promise_kind kind, yyjson_val *ent
     p->entry = copy_text(entry, "null", &p->entry_n);
 }
 
-static void promise_settle(struct promise *p, bool ok, yyjson_val *value, const char *absent, uint64_t number, int64_t at) {
-    if (!p || p->done_at != ENTRY_NEVER)
-        return;
+static void promise_settle(struct promise *p, bool ok, yyjson_val *value, const char *absent, uint64_t number,
+                           int64_t at) {
+    if (!p || p->done_at != ENTRY_NEVER) return;
     p->ok = ok;
     p->done_at = number;
     p->done_ms = at;
@@ -153,8 +149,7 @@ static void promise_settle(struct promise *p, bool ok, yyjson_val *value, const 
 static const char error_cancelled[] = "{\"code\":\"cancelled\",\"message\":\"it was cancelled\",\"retryable\":false}";
 
 static void promise_retry(struct promise *p, yyjson_val *entry) {
-    if (!p || p->done_at != ENTRY_NEVER)
-        return;
+    if (!p || p->done_at != ENTRY_NEVER) return;
     p->attempt = (int32_t)json_int(entry, "attempt", 1);
     p->interrupted = (int32_t)json_int(entry, "interrupted", 0);
     p->due = json_int(entry, "due", 0);
@@ -182,8 +177,7 @@ static void record_op(struct turn *t, yyjson_val *entry, uint64_t number) {
 }
 
 static void turn_close(struct actor *a, bool loading) {
-    if (loading)
-        state_patch_recorded(a->state, a->turn, 0, a->state_at);
+    if (loading) state_patch_recorded(a->state, a->turn, 0, a->state_at);
     turn_free(a->turn);
     a->turn = NULL;
 }
@@ -192,42 +186,24 @@ static void fold(struct actor *a, yyjson_val *entry, uint64_t number, bool loadi
     const struct entry_type *type = find_type(json_str(entry, "type"));
     int64_t at = json_int(entry, "at", 0);
     a->at = at;
-    if (type && type->act == ACT_START)
-        turn_open(a, entry, number);
+    if (type && type->act == ACT_START) turn_open(a, entry, number);
     struct turn *t = a->turn;
-    if (!type || !t)
-        return;
+    if (!type || !t) return;
     t->at = at;
     t->entries++;
     t->suspend_written = !type->op && (t->suspend_written || type == find_type(STR("suspended")));
-    if (loading && type->op && !yyjson_obj_get(entry, "rollback"))
-        record_op(t, entry, number);
+    if (loading && type->op && !yyjson_obj_get(entry, "rollback")) record_op(t, entry, number);
     struct promise *p = type->id ? turn_promise(t, (uint64_t)json_int(entry, type->id, 0)) : NULL;
     switch (type->act) {
-    case ACT_OPEN:
-        promise_open(t, type->kind, entry);
-        break;
-    case ACT_RETRY:
-        promise_retry(p, entry);
-        break;
-    case ACT_OK:
-        promise_settle(p, true, yyjson_obj_get(entry, "result"), "null", number, at);
-        break;
-    case ACT_ERROR:
-        promise_settle(p, false, yyjson_obj_get(entry, "error"), error_cancelled, number, at);
-        break;
-    case ACT_DROP:
-        promise_settle(p, false, NULL, error_cancelled, number, at);
-        break;
-    case ACT_CANCEL:
-        cancel_all(t, number, at);
-        break;
-    case ACT_END:
-        turn_close(a, loading);
-        break;
+    case ACT_OPEN: promise_open(t, type->kind, entry); break;
+    case ACT_RETRY: promise_retry(p, entry); break;
+    case ACT_OK: promise_settle(p, true, yyjson_obj_get(entry, "result"), "null", number, at); break;
+    case ACT_ERROR: promise_settle(p, false, yyjson_obj_get(entry, "error"), error_cancelled, number, at); break;
+    case ACT_DROP: promise_settle(p, false, NULL, error_cancelled, number, at); break;
+    case ACT_CANCEL: cancel_all(t, number, at); break;
+    case ACT_END: turn_close(a, loading); break;
     case ACT_NONE:
-    case ACT_START:
-        break;
+    case ACT_START: break;
     }
 }
 
@@ -258,8 +234,7 @@ void journal_append(struct actor *a, int64_t now_ms, struct str body) {
     yyjson_doc *doc = yyjson_read(a->tail.p + start, n, YYJSON_READ_BIGNUM_AS_RAW);
     assert(doc && "an entry is JSON");
     fold(a, yyjson_doc_get_root(doc), a->cursor, false);
-    if (a->turn)
-        a->turn->bytes += n;
+    if (a->turn) a->turn->bytes += n;
     yyjson_doc_free(doc);
 }
 
@@ -288,12 +263,14 @@ bool journal_replaying(const struct actor *a) {
 
 int journal_repeat(struct actor *a, struct str body, struct error *err) {
     struct turn *t = a->turn;
-    if (t->op_next == t->op_count)
-        return 0;
+    if (t->op_next == t->op_count) return 0;
     struct recorded *op = &t->ops[t->op_next];
     if (!str_eq(op->text, body))
-        return error_set(err, LOOM_E_MISMATCH, "entry %" PRIu64 " of %s is %.*s} but the program now asks for %.*s}; deploy the version that wrote it, then resume, or cancel",
-                         op->number, a->id, (int)(op->text.n < 350 ? op->text.n : 350), op->text.p, (int)(body.n < 350 ? body.n : 350), body.p);
+        return error_set(err, LOOM_E_MISMATCH,
+                         "entry %" PRIu64 " of %s is %.*s} but the program now asks for %.*s}; deploy the version that "
+                                          "wrote it, then resume, or cancel",
+                         op->number, a->id, (int)(op->text.n < 350 ? op->text.n : 350), op->text.p,
+                         (int)(body.n < 350 ? body.n : 350), body.p);
     if (++t->op_next == t->op_count) {
         t->op_next = t->op_count = 0;
         arena_free(&t->op_text);
@@ -325,16 +302,17 @@ int journal_load(struct actor *a, struct str key, struct str row, struct error *
     bool linked = first || (number == a->cursor + 1 && hex_word(json_str(root, "prev"), 0) == a->chain);
     if (!yyjson_is_arr(entries) || !linked) {
         yyjson_doc_free(doc);
-        return error_set(err, LOOM_E_DAMAGED, "the journal of %s is broken at entry %" PRIu64 ": %s; the actor is stopped, its bytes are kept", a->id,
-                         number, linked ? "the row has no entries" : "the row does not follow the one before it");
+        return error_set(
+            err, LOOM_E_DAMAGED,
+            "the journal of %s is broken at entry %" PRIu64 ": %s; the actor is stopped, its bytes are kept", a->id,
+            number, linked ? "the row has no entries" : "the row does not follow the one before it");
     }
     a->row = number;
     a->cursor = number - 1;
     size_t i, n;
     yyjson_arr_foreach(entries, i, n, entry) {
         fold(a, entry, ++a->cursor, true);
-        if (a->turn)
-            a->turn->bytes += 64;
+        if (a->turn) a->turn->bytes += 64;
     }
     a->chain = a->tip = hash64(row, 0);
     yyjson_doc_free(doc);

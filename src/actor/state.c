@@ -23,8 +23,7 @@ void state_set(struct actor *a, struct str text) {
 void state_patch_recorded(yyjson_mut_doc *state, const struct turn *t, size_t next, uint64_t state_at) {
     for (size_t i = next; i < t->op_count; i++) {
         struct recorded *op = &t->ops[i];
-        if (op->number <= state_at || !str_starts(op->text, STR("{\"type\":\"state_patches\"")))
-            continue;
+        if (op->number <= state_at || !str_starts(op->text, STR("{\"type\":\"state_patches\""))) continue;
         struct buf whole = {0};
         buf_json(&whole, "%j}", op->text);
         yyjson_doc *doc = yyjson_read(whole.p, whole.n, YYJSON_READ_BIGNUM_AS_RAW);
@@ -55,8 +54,7 @@ void state_text_stored(const struct actor *a, struct buf *out) {
 int state_patch(struct actor *a, yyjson_val *patch, struct buf *inverse, struct error *err) {
     struct turn *t = a->turn;
     struct buf before = {0};
-    if (!t->before)
-        state_text_stored(a, &before);
+    if (!t->before) state_text_stored(a, &before);
     int rc = patch_apply(a->state, patch, inverse, err);
     if (rc < 0 || t->before) {
         buf_free(&before);
@@ -69,8 +67,7 @@ int state_patch(struct actor *a, yyjson_val *patch, struct buf *inverse, struct 
 
 void state_rollback(struct actor *a, struct buf *entry) {
     struct turn *t = a->turn;
-    if (!t->before)
-        return;
+    if (!t->before) return;
     struct buf now = {0};
     state_text(a, &now);
     yyjson_doc *from = yyjson_read(now.p, now.n, YYJSON_READ_BIGNUM_AS_RAW),

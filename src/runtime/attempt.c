@@ -23,8 +23,8 @@ struct attempt {
     struct str actor, input, correlation, traceparent;
     uint64_t turn, promise;
     int32_t number;
-    uint64_t seq; /* batch that made it */
-    bool effect;  /* can reach the outside */
+    uint64_t seq;                  /* batch that made it */
+    bool effect;                   /* can reach the outside */
     bool cancelled, inside, ended; /* inside: activity_start has not returned; ended and inside under the loop's lock */
     struct exec_module *code;
     struct definition *definition;
@@ -42,8 +42,7 @@ static void attempt_free(struct attempt *a) {
 }
 
 static void forget(struct loom *l, struct attempt *a) {
-    if (map_get(&l->attempts, a->id) == a)
-        map_remove(&l->attempts, a->id);
+    if (map_get(&l->attempts, a->id) == a) map_remove(&l->attempts, a->id);
 }
 
 /* The actor whose open promise this attempt still is, or NULL. */
@@ -68,8 +67,7 @@ static void attempt_failed(struct loom *l, struct resident *r, uint64_t id, cons
     struct definition *d = definition_of(l, r, asked(l, p));
     struct retry_policy base = d ? d->retry : retry_default, policy = base;
     yyjson_val *retry = yyjson_obj_get(asked(l, p), "retry");
-    if (retry && retry_policy_read(retry, &base, &policy, NULL) < 0)
-        policy = base;
+    if (retry && retry_policy_read(retry, &base, &policy, NULL) < 0) policy = base;
     bool same = strcmp(err->code, "interrupted") == 0 && p->interrupted + 1 < INTERRUPTED_MAX;
     uint64_t dice;
     l->env->random(l->env, &dice, sizeof dice);
@@ -79,9 +77,12 @@ static void attempt_failed(struct loom *l, struct resident *r, uint64_t id, cons
         promise_done(l, r, id, "activity_failed", false, error_text(l, err));
         return;
     }
-    journal_append(r->a, loom_now(l),
-                   say(l, "{\"type\":\"activity_retry\",\"activityId\":%u,\"attempt\":%d,\"interrupted\":%d,\"due\":%d,\"error\":%j", id,
-                       (int64_t)p->attempt + !same, (int64_t)(same ? p->interrupted + 1 : 0), wait ? loom_now(l) + wait : 0, error_text(l, err)));
+    journal_append(
+        r->a, loom_now(l),
+        say(l,
+            "{\"type\":\"activity_retry\",\"activityId\":%u,\"attempt\":%d,\"interrupted\":%d,\"due\":%d,\"error\":%j",
+            id, (int64_t)p->attempt + !same, (int64_t)(same ? p->interrupted + 1 : 0), wait ? loom_now(l) + wait : 0,
+            error_text(l, err)));
     resident_touch(l, r, false);
     attempt_schedule(l, r, id);
 }
@@ -108,8 +109,7 @@ static void attempt_done(struct loom *l, struct item *item) {
         return;
     }
     resident_touch(l, r, false);
-    if (a->ok && definition_check(a->definition, false, buf_view(&a->result), &a->err) < 0)
-        a->ok = false;
+    if (a->ok && definition_check(a->definition, false, buf_view(&a->result), &a->err) < 0) a->ok = false;
     if (a->ok)
         promise_done(l, r, a->promise, "activity_completed", true, buf_view(&a->result));
     else
@@ -129,19 +129,26 @@ static void activity_ended(void *ctx, struct str result, const struct error *err
     a->ended = true;
     bool inside = a->inside;
     pthread_mutex_unlock(&a->l->lock);
-    if (!inside)
-        loom_post(a->l, &a->item);
+    if (!inside) loom_post(a->l, &a->item);
 }
 
 static void activity_note(void *ctx, int level, struct str json) {
     struct attempt *a = ctx;
-    log_event(level ? (enum log_level)level : LOG_INFO, level ? "activity" : "progress", "\"actor\":%q,\"activity\":%q,\"correlationId\":%Q,\"guest\":%j", a->actor,
-              a->definition->name, a->correlation, json);
+    log_event(level ? (enum log_level)level : LOG_INFO, level ? "activity" : "progress",
+              "\"actor\":%q,\"activity\":%q,\"correlationId\":%Q,\"guest\":%j", a->actor, a->definition->name,
+              a->correlation, json);
 }
 
 static void attempt_start(struct loom *l, struct attempt *a) {
     struct definition *d = a->definition;
-    struct activity_spec spec = {.module = a->code, .limits = {.memory_mb = d->limits.memory_mb}, .key = a->id, .ns = d->ns, .name = d->name, .input = a->input, .policy = d->policy, .reuse = d->reuse};
+    struct activity_spec spec = {.module = a->code,
+                                 .limits = {.memory_mb = d->limits.memory_mb},
+                                 .key = a->id,
+                                 .ns = d->ns,
+                                 .name = d->name,
+                                 .input = a->input,
+                                 .policy = d->policy,
+                                 .reuse = d->reuse};
     spec.correlation = a->correlation;
     spec.traceparent = a->traceparent;
     spec.deadline_mono_ms = l->env->mono_ms(l->env) + d->limits.cpu_ms;
@@ -157,8 +164,7 @@ static void attempt_start(struct loom *l, struct attempt *a) {
     a->inside = false;
     a->running = running;
     pthread_mutex_unlock(&l->lock);
-    if (ended)
-        attempt_done(l, &a->item);
+    if (ended) attempt_done(l, &a->item);
 }
 
 static void start_released(struct loom *l, void *ctx, bool committed) {
@@ -171,11 +177,18 @@ static void start_released(struct loom *l, void *ctx, bool committed) {
     attempt_free(a);
 }
 
-static void attempt_new(struct loom *l, struct resident *r, uint64_t id, struct definition *d, struct exec_module *code, struct str input) {
+static void attempt_new(struct loom *l, struct resident *r, uint64_t id, struct definition *d, struct exec_module *code,
+                        struct str input) {
     yyjson_val *message = turn_message(r->a->turn);
     struct arena mem = {0};
     struct attempt *a = arena_alloc(&mem, sizeof *a);
-    *a = (struct attempt){.item.fn = attempt_done, .l = l, .turn = r->a->turn->number, .promise = id, .seq = l->open_seq, .code = code, .definition = d};
+    *a = (struct attempt){.item.fn = attempt_done,
+                          .l = l,
+                          .turn = r->a->turn->number,
+                          .promise = id,
+                          .seq = l->open_seq,
+                          .code = code,
+                          .definition = d};
     a->id = arena_dup(&mem, activity_key(l, r->a, id));
     a->actor = arena_dup(&mem, r->a->full);
     a->input = arena_dup(&mem, input);
@@ -194,18 +207,21 @@ static void attempt_new(struct loom *l, struct resident *r, uint64_t id, struct 
 void attempt_schedule(struct loom *l, struct resident *r, uint64_t id) {
     struct promise *p = turn_promise(r->a->turn, id);
     struct error err;
-    if (!p || p->done_at != ENTRY_NEVER || p->kind != PROMISE_ACTIVITY || map_get(&l->attempts, activity_key(l, r->a, id)))
+    if (!p || p->done_at != ENTRY_NEVER || p->kind != PROMISE_ACTIVITY ||
+        map_get(&l->attempts, activity_key(l, r->a, id)))
         return;
     if (p->due > loom_now(l)) {
         alarm_set(l, p->due, ALARM_RETRY, r->a->full, r->a->turn->number, id, false);
         return;
     }
     yyjson_val *entry = asked(l, p);
-    struct str input = json_text_of(yyjson_obj_get(entry, "input"), &l->scratch), name = json_str(entry, "name"), version = json_str(entry, "version");
+    struct str input = json_text_of(yyjson_obj_get(entry, "input"), &l->scratch), name = json_str(entry, "name"),
+               version = json_str(entry, "version");
     struct definition *d = definition_of(l, r, entry);
     int rc = d ? definition_check(d, true, input, &err)
                : error_set(&err, LOOM_E_NOT_FOUND, "no activity %s is deployed in namespace %.*s; deploy it",
-                           say(l, "%j%s%j", name, version.p ? " version " : "", version.p ? version : STR("")).p, (int)r->a->ns.n, r->a->ns.p);
+                           say(l, "%j%s%j", name, version.p ? " version " : "", version.p ? version : STR("")).p,
+                           (int)r->a->ns.n, r->a->ns.p);
     struct exec_module *code = rc == 0 ? definition_module(l, d, STR_NONE, NULL, &err) : NULL;
     if (code)
         attempt_new(l, r, id, d, code, input);
@@ -219,12 +235,10 @@ void attempt_recover(struct loom *l, struct resident *r) {
     error_set(&err, LOOM_E_INTERRUPTED, "the worker stopped while the attempt ran");
     for (uint64_t id = 1; t && id <= t->promise_count; id++) {
         struct promise *p = turn_promise(t, id);
-        if (p->done_at != ENTRY_NEVER)
-            continue;
+        if (p->done_at != ENTRY_NEVER) continue;
         if (p->deadline && (p->kind == PROMISE_ACTIVITY || p->kind == PROMISE_CALL))
             alarm_set(l, p->deadline, ALARM_PROMISE, r->a->full, t->number, id, false);
-        if (p->kind != PROMISE_ACTIVITY || map_get(&l->attempts, activity_key(l, r->a, id)))
-            continue;
+        if (p->kind != PROMISE_ACTIVITY || map_get(&l->attempts, activity_key(l, r->a, id))) continue;
         if (p->due > loom_now(l))
             attempt_schedule(l, r, id);
         else
@@ -235,15 +249,13 @@ void attempt_recover(struct loom *l, struct resident *r) {
 static void stop_running(struct attempt *a) {
     a->cancelled = true;
     pthread_mutex_lock(&a->l->lock);
-    if (a->running && !a->ended)
-        activity_cancel(a->running);
+    if (a->running && !a->ended) activity_cancel(a->running);
     pthread_mutex_unlock(&a->l->lock);
 }
 
 void attempt_cancel(struct loom *l, const struct resident *r, uint64_t promise) {
     struct attempt *a = map_remove(&l->attempts, activity_key(l, r->a, promise));
-    if (a)
-        stop_running(a);
+    if (a) stop_running(a);
 }
 
 void attempts_fail(struct loom *l) {

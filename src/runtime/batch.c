@@ -39,8 +39,7 @@ struct pending *pending_new(void) {
 }
 
 void pending_free(struct pending *p) {
-    if (!p)
-        return;
+    if (!p) return;
     map_free(&p->rows);
     arena_free(&p->mem);
     free(p);
@@ -87,7 +86,8 @@ static int resolve(struct loom *l, struct str value, struct buf *out, struct err
         return 1;
     }
     char hex[65] = {0};
-    memcpy(hex, value.p + sizeof blob_mark - 1, value.n - sizeof blob_mark + 1 < 64 ? value.n - sizeof blob_mark + 1 : 64);
+    memcpy(hex, value.p + sizeof blob_mark - 1,
+           value.n - sizeof blob_mark + 1 < 64 ? value.n - sizeof blob_mark + 1 : 64);
     int rc = l->blobs->ops->get(l->blobs, hex, out, err);
     return rc < 0 ? rc : 1;
 }
@@ -106,8 +106,7 @@ int rows_load(struct loom *l, enum row_kind kind, struct str key, struct buf *ou
     }
     struct buf raw = {0};
     int rc = l->store->ops->load(l->store, kind, key, &raw, err);
-    if (rc == 1)
-        rc = resolve(l, buf_view(&raw), out, err);
+    if (rc == 1) rc = resolve(l, buf_view(&raw), out, err);
     buf_free(&raw);
     return rc;
 }
@@ -117,7 +116,8 @@ struct str rows_get(struct loom *l, enum row_kind kind, struct str key) {
     struct error err;
     int rc = rows_load(l, kind, key, &out, &err);
     if (rc < 0)
-        log_event(LOG_ERROR, "row cannot be read", "\"kind\":%z,\"code\":%z,\"detail\":%z", row_kind_name(kind), err.code, err.message);
+        log_event(LOG_ERROR, "row cannot be read", "\"kind\":%z,\"code\":%z,\"detail\":%z", row_kind_name(kind),
+                  err.code, err.message);
     struct str value = rc == 1 ? arena_dup(&l->scratch, buf_view(&out)) : STR_NONE;
     buf_free(&out);
     return value;
@@ -142,13 +142,13 @@ static int by_key(const void *a, const void *b) {
     return str_cmp((*(struct pending_row *const *)a)->key, (*(struct pending_row *const *)b)->key);
 }
 
-static void gather(struct merge *m, const struct pending *p, const struct pending *newer, enum row_kind kind, struct str from, struct str to) {
+static void gather(struct merge *m, const struct pending *p, const struct pending *newer, enum row_kind kind,
+                   struct str from, struct str to) {
     struct pending_row *row;
     for (size_t i = 0; p && (row = map_next(&p->rows, &i)) != NULL;) {
         struct str key = bare(row);
         bool inside = row->key.p[0] == (char)kind && str_cmp(key, from) >= 0 && (!to.p || str_cmp(key, to) < 0);
-        if (!inside || (newer && map_get(&newer->rows, row->key)))
-            continue;
+        if (!inside || (newer && map_get(&newer->rows, row->key))) continue;
         m->rows = mem_grow(m->rows, (m->count + 1) * sizeof *m->rows);
         m->rows[m->count++] = row;
     }
@@ -164,13 +164,13 @@ static bool emit_before(struct merge *m, const struct str *limit) {
 
 static bool merge_row(void *ctx, struct str key, struct str value) {
     struct merge *m = ctx;
-    if (!emit_before(m, &key))
-        return false;
+    if (!emit_before(m, &key)) return false;
     if (m->next < m->count && str_eq(bare(m->rows[m->next]), key))
         return true; /* superseded: comes with the next emit_before */
     struct buf whole = {0};
     int rc = value.p ? resolve(m->l, value, &whole, m->err)
-                     : error_set(m->err, LOOM_E_DAMAGED, "row %.*s does not match its checksum; its bytes are kept", (int)key.n, key.p);
+                     : error_set(m->err, LOOM_E_DAMAGED, "row %.*s does not match its checksum; its bytes are kept",
+                                 (int)key.n, key.p);
     if (rc < 0)
         m->rc = rc; /* the others are still visited */
     else
@@ -179,15 +179,14 @@ static bool merge_row(void *ctx, struct str key, struct str value) {
     return !m->stopped;
 }
 
-int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx, struct error *err) {
+int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx,
+              struct error *err) {
     struct merge m = {.l = l, .fn = fn, .ctx = ctx, .err = err};
     gather(&m, l->flight, l->open, kind, from, to);
     gather(&m, l->open, NULL, kind, from, to);
-    if (m.count)
-        qsort(m.rows, m.count, sizeof *m.rows, by_key);
+    if (m.count) qsort(m.rows, m.count, sizeof *m.rows, by_key);
     int rc = l->store->ops->scan(l->store, kind, from, to, merge_row, &m, err);
-    if (rc >= 0)
-        emit_before(&m, NULL);
+    if (rc >= 0) emit_before(&m, NULL);
     free(m.rows);
     return m.rc < 0 ? m.rc : rc;
 }
@@ -195,10 +194,8 @@ int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to
 int rows_prefix(struct loom *l, enum row_kind kind, struct str prefix, row_fn fn, void *ctx, struct error *err) {
     char *end = memcpy(arena_alloc(&l->scratch, prefix.n), prefix.p, prefix.n); /* the smallest key above all with it */
     size_t n = prefix.n;
-    while (n > 0 && (unsigned char)end[n - 1] == 0xff)
-        n--;
-    if (n > 0)
-        end[n - 1]++;
+    while (n > 0 && (unsigned char)end[n - 1] == 0xff) n--;
+    if (n > 0) end[n - 1]++;
     return rows_scan(l, kind, prefix, (struct str){n ? end : NULL, n}, fn, ctx, err);
 }
 
@@ -208,8 +205,7 @@ void effect_add(struct loom *l, void (*release)(struct loom *, void *, bool), vo
     if (l->effect_count == l->effect_cap) {
         size_t cap = l->effect_cap ? l->effect_cap * 2 : 64;
         struct effect *grown = mem_alloc(cap * sizeof *grown);
-        for (size_t i = 0; i < l->effect_count; i++)
-            grown[i] = l->effects[(l->effect_head + i) % l->effect_cap];
+        for (size_t i = 0; i < l->effect_count; i++) grown[i] = l->effects[(l->effect_head + i) % l->effect_cap];
         free(l->effects);
         l->effects = grown;
         l->effect_cap = cap;
@@ -233,8 +229,7 @@ bool batch_idle(const struct loom *l) {
 void effects_release(struct loom *l) {
     while (l->effect_count > 0) {
         uint64_t seq = l->effects[l->effect_head].seq;
-        if (seq > l->committed && !(seq == l->open_seq && batch_idle(l)))
-            return;
+        if (seq > l->committed && !(seq == l->open_seq && batch_idle(l))) return;
         struct effect e = effect_take(l);
         e.release(l, e.ctx, true);
     }
@@ -255,12 +250,10 @@ static int move_to_blobs(struct loom *l, struct commit_job *job) {
     job->blobs = mem_alloc((job->batch.count + 1) * sizeof *job->blobs);
     for (size_t i = 0; i < job->batch.count; i++) {
         struct row *row = &job->batch.rows[i];
-        if (row->value.n < BLOB_MIN)
-            continue;
+        if (row->value.n < BLOB_MIN) continue;
         char hex[65];
         int rc = l->blobs->ops->put(l->blobs, row->value, hex, &job->err);
-        if (rc < 0)
-            return rc;
+        if (rc < 0) return rc;
         buf_json(&job->blobs[i], "{\"$blob\":%z,\"size\":%u}", hex, (uint64_t)row->value.n);
         row->value = buf_view(&job->blobs[i]);
     }
@@ -280,8 +273,7 @@ static void job_run(struct loom *l, struct commit_job *job) {
 }
 
 static void job_free(struct commit_job *job) {
-    for (size_t i = 0; job->blobs && i < job->batch.count; i++)
-        buf_free(&job->blobs[i]);
+    for (size_t i = 0; job->blobs && i < job->batch.count; i++) buf_free(&job->blobs[i]);
     free(job->blobs);
     free(job->batch.rows);
     free(job);
@@ -291,8 +283,11 @@ static void commit_failed(struct loom *l, struct commit_job *job) {
     log_event(LOG_ERROR, "commit failed", "\"code\":%z,\"detail\":%z", job->err.code, job->err.message);
     metric_add(METRIC_COMMITS_FAILED, 1);
     if (job->outcome == COMMIT_FATAL || job->outcome == COMMIT_CONFLICT) {
-        log_event(LOG_FATAL, job->outcome == COMMIT_FATAL ? "the disk lost a write; Loom stops, and checks the store at its next start"
-                                                          : "another worker owns the store; this one stops", "");
+        log_event(LOG_FATAL,
+                  job->outcome == COMMIT_FATAL
+                      ? "the disk lost a write; Loom stops, and checks the store at its next start"
+                      : "another worker owns the store; this one stops",
+                  "");
         _exit(70);
     }
     l->failed = true;
@@ -340,8 +335,7 @@ static struct commit_job *job_new(struct loom *l, struct pending *p) {
 }
 
 void batch_close(struct loom *l, bool here) {
-    if (l->flight)
-        return;
+    if (l->flight) return;
     residents_flush(l, true);
     if (l->open->rows.count == 0) {
         effects_release(l);
@@ -364,8 +358,7 @@ void batch_close(struct loom *l, bool here) {
 }
 
 void batch_probe(struct loom *l) {
-    if (l->env->mono_ms(l->env) < l->probe_at)
-        return;
+    if (l->env->mono_ms(l->env) < l->probe_at) return;
     l->probe_at = l->env->mono_ms(l->env) + 500;
     struct buf value = {0};
     struct error err;
@@ -388,11 +381,9 @@ void *writer_main(void *arg) {
     struct loom *l = arg;
     pthread_mutex_lock(&l->lock);
     for (;;) {
-        while (!l->job && !l->writer_stop)
-            pthread_cond_wait(&l->writer_wake, &l->lock);
+        while (!l->job && !l->writer_stop) pthread_cond_wait(&l->writer_wake, &l->lock);
         struct commit_job *job = l->job;
-        if (!job)
-            break;
+        if (!job) break;
         l->job = NULL;
         pthread_mutex_unlock(&l->lock);
         job_run(l, job);

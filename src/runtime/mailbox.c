@@ -25,8 +25,7 @@ static struct str dedup_key(struct loom *l, struct str actor, struct str message
 /* ---- in memory: sorted by priority, then arrival ---- */
 
 static int mail_order(const struct mail *a, const struct mail *b) {
-    if (a->priority != b->priority)
-        return a->priority < b->priority ? -1 : 1;
+    if (a->priority != b->priority) return a->priority < b->priority ? -1 : 1;
     return a->arrival < b->arrival ? -1 : 1;
 }
 
@@ -36,8 +35,7 @@ static void mail_insert(struct resident *r, struct mail m) {
         r->mail = mem_grow(r->mail, r->mail_cap * sizeof *r->mail);
     }
     size_t i = r->mail_count++;
-    for (; i > 0 && mail_order(&m, &r->mail[i - 1]) < 0; i--)
-        r->mail[i] = r->mail[i - 1];
+    for (; i > 0 && mail_order(&m, &r->mail[i - 1]) < 0; i--) r->mail[i] = r->mail[i - 1];
     r->mail[i] = m;
 }
 
@@ -68,8 +66,7 @@ int mail_load(struct loom *l, struct resident *r, struct error *err) {
 }
 
 void mail_free(struct resident *r) {
-    for (size_t i = 0; i < r->mail_count; i++)
-        arena_free(&r->mail[i].mem);
+    for (size_t i = 0; i < r->mail_count; i++) arena_free(&r->mail[i].mem);
     free(r->mail);
 }
 
@@ -83,7 +80,8 @@ void mail_dead_letter(struct loom *l, struct resident *r, struct mail *m, const 
     struct str error = say(l, "{\"code\":%z,\"message\":%z,\"retryable\":false}", code, why);
     rows_put(l, ROW_MAILBOX, say(l, "d%j", (struct str){m->key.p + 1, m->key.n - 1}),
              say(l, "{\"reason\":%z,\"at\":%d,\"message\":%j}", code, loom_now(l), m->text), true);
-    log_event(LOG_WARN, "dead letter", "\"actor\":%q,\"messageId\":%q,\"reason\":%z,\"detail\":%z", r->a->full, m->id, code, why);
+    log_event(LOG_WARN, "dead letter", "\"actor\":%q,\"messageId\":%q,\"reason\":%z,\"detail\":%z", r->a->full, m->id,
+              code, why);
     metric_add(METRIC_DEAD_LETTERS, 1);
     resident_touch(l, r, false);
     reply_to(l, r, m->doc, m->id, false, error);
@@ -106,8 +104,7 @@ static struct mail *first_due(struct loom *l, struct resident *r, struct str eve
     for (size_t i = 0; i < r->mail_count; i++) {
         struct mail *m = &r->mail[i];
         bool wanted = event.p ? m->event.p && str_eq(m->event, event) : !m->event.p;
-        if (wanted && m->due <= now)
-            return m;
+        if (wanted && m->due <= now) return m;
     }
     return NULL;
 }
@@ -134,11 +131,9 @@ static void input_hash(const struct message *m, char out[17]) {
 static int duplicate(struct loom *l, const struct message *m, struct str full, struct error *err) {
     char hash[17];
     struct str row = message_row(l, full, m->id);
-    if (!row.p)
-        return 0;
+    if (!row.p) return 0;
     input_hash(m, hash);
-    if (str_eq(json_str(look(l, row), "hash"), str_of(hash)))
-        return 1;
+    if (str_eq(json_str(look(l, row), "hash"), str_of(hash))) return 1;
     return error_set(err, LOOM_E_IDEMPOTENCY_CONFLICT,
                      "message id %.*s was used for %.*s with another input; use a new id for a new input", (int)m->id.n,
                      m->id.p, (int)full.n, full.p);
@@ -152,14 +147,10 @@ static struct str write_message(struct loom *l, const struct message *m, const s
     buf_json(&b, "\"payload\":{\"eventType\":%Q,\"data\":%j},", m->event, m->data);
     buf_json(&b, "\"metadata\":{\"timestamp\":%d,\"sender\":%Q,\"priority\":%d,\"ttl\":%d}", loom_now(l), m->sender,
              (int64_t)m->priority, m->ttl_ms);
-    if (m->reply_to.p)
-        buf_json(&b, ",\"replyTo\":%j", m->reply_to);
-    if (m->chain.p)
-        buf_json(&b, ",\"chain\":%j", m->chain);
-    if (m->version.p)
-        buf_json(&b, ",\"version\":%q", m->version);
-    if (m->traceparent.p)
-        buf_json(&b, ",\"traceparent\":%q", m->traceparent);
+    if (m->reply_to.p) buf_json(&b, ",\"replyTo\":%j", m->reply_to);
+    if (m->chain.p) buf_json(&b, ",\"chain\":%j", m->chain);
+    if (m->version.p) buf_json(&b, ",\"version\":%q", m->version);
+    if (m->traceparent.p) buf_json(&b, ",\"traceparent\":%q", m->traceparent);
     buf_json(&b, ",\"due\":%d,\"attempt\":%d,\"outside\":%b}", due, (int64_t)(m->attempt ? m->attempt : 1), m->outside);
     struct str text = arena_dup(&l->scratch, buf_view(&b));
     buf_free(&b);
@@ -187,9 +178,10 @@ static int check_target(struct loom *l, const struct message *m, struct error *e
         return LOOM_E_INVALID_ARGUMENT;
     struct definition *d = registry_find(l, "actor-type", m->ns, m->type, m->version);
     if (!d)
-        return error_set(err, LOOM_E_NOT_FOUND, "no actor type %s is deployed in namespace %.*s; deploy it first",
-                         say(l, "%j%s%j", m->type, m->version.p ? " version " : "", m->version.p ? m->version : STR("")).p,
-                         (int)m->ns.n, m->ns.p);
+        return error_set(
+            err, LOOM_E_NOT_FOUND, "no actor type %s is deployed in namespace %.*s; deploy it first",
+            say(l, "%j%s%j", m->type, m->version.p ? " version " : "", m->version.p ? m->version : STR("")).p,
+            (int)m->ns.n, m->ns.p);
     return m->event.p ? 0 : definition_check(d, true, m->data, err);
 }
 
@@ -212,28 +204,21 @@ static void enqueue(struct loom *l, struct resident *r, const struct message *m,
     struct str text = write_message(l, m, r, id, due);
     rows_put(l, ROW_MAILBOX, key, text, true);
     mail_insert(r, mail_read(key, text));
-    if (due)
-        alarm_set(l, due, ALARM_MAIL, r->a->full, 0, arrival, true);
-    if (m->ttl_ms > 0)
-        alarm_set(l, now + m->ttl_ms, ALARM_MAIL, r->a->full, 0, arrival, true);
-    if (!r->a->turn)
-        resident_queue(l, r);
+    if (due) alarm_set(l, due, ALARM_MAIL, r->a->full, 0, arrival, true);
+    if (m->ttl_ms > 0) alarm_set(l, now + m->ttl_ms, ALARM_MAIL, r->a->full, 0, arrival, true);
+    if (!r->a->turn) resident_queue(l, r);
 }
 
 int mail_deliver(struct loom *l, const struct message *m, struct str *id_out, struct error *err) {
     char made[33], hash[17];
     struct str id = m->id, full = say(l, "%j/%j/%j", m->ns, m->type, m->key);
     int rc = m->again ? 0 : check_target(l, m, err);
-    if (rc == 0 && m->outside && !m->again && id.p)
-        rc = duplicate(l, m, full, err);
-    if (!id.p)
-        id = arena_dup(&l->scratch, str_of(loom_random_id(l, made)));
+    if (rc == 0 && m->outside && !m->again && id.p) rc = duplicate(l, m, full, err);
+    if (!id.p) id = arena_dup(&l->scratch, str_of(loom_random_id(l, made)));
     *id_out = id;
-    if (rc != 0)
-        return rc;
+    if (rc != 0) return rc;
     struct resident *r = resident_get(l, m->ns, m->type, m->key, true, err);
-    if (!r || (rc = check_actor(m, r, err)) != 0)
-        return r ? rc : LOOM_E_STORE;
+    if (!r || (rc = check_actor(m, r, err)) != 0) return r ? rc : LOOM_E_STORE;
     if (r->a->created_at == 0) {
         r->a->created_at = loom_now(l);
         r->a->run = m->run;
@@ -245,12 +230,12 @@ int mail_deliver(struct loom *l, const struct message *m, struct str *id_out, st
     metric_add(METRIC_MESSAGES, 1);
     if (m->outside && !m->again) {
         input_hash(m, hash);
-        rows_put(l, ROW_INBOX, dedup_key(l, full, id),
-                 say(l, "{\"hash\":%z,\"status\":%z,\"at\":%d}", hash, m->event.p ? "completed" : "queued", loom_now(l)),
-                 true);
+        rows_put(
+            l, ROW_INBOX, dedup_key(l, full, id),
+            say(l, "{\"hash\":%z,\"status\":%z,\"at\":%d}", hash, m->event.p ? "completed" : "queued", loom_now(l)),
+            true);
     }
-    if (!bind_event(l, r, m, id))
-        enqueue(l, r, m, id);
+    if (!bind_event(l, r, m, id)) enqueue(l, r, m, id);
     return 0;
 }
 
@@ -267,8 +252,8 @@ static void reply_outside(struct loom *l, const struct actor *a, struct str mess
 }
 
 static void reply_to_actor(struct loom *l, yyjson_val *to, bool ok, struct str json) {
-    static const char *const types[][2] = {[PROMISE_CALL] = {"call_failed", "call_completed"},
-                                           [PROMISE_CHILD] = {"child_failed", "child_completed"}};
+    static const char *const types[][2] = {
+        [PROMISE_CALL] = {"call_failed", "call_completed"}, [PROMISE_CHILD] = {"child_failed", "child_completed"}};
     struct resident *caller = resident_by_id(l, json_str(to, "actor"));
     struct turn *t = caller ? caller->a->turn : NULL;
     uint64_t id = (uint64_t)json_int(to, "promise", 0);
@@ -277,10 +262,9 @@ static void reply_to_actor(struct loom *l, yyjson_val *to, bool ok, struct str j
         promise_done(l, caller, id, types[p->kind][ok], ok, json);
 }
 
-void reply_to(struct loom *l, struct resident *r, yyjson_val *message, struct str message_id, bool ok, struct str json) {
+void reply_to(struct loom *l, struct resident *r, yyjson_val *message, struct str message_id, bool ok,
+              struct str json) {
     yyjson_val *to = yyjson_obj_get(message, "replyTo");
-    if (to)
-        reply_to_actor(l, to, ok, json);
-    if (json_bool(message, "outside", false))
-        reply_outside(l, r->a, message_id, ok, json);
+    if (to) reply_to_actor(l, to, ok, json);
+    if (json_bool(message, "outside", false)) reply_outside(l, r->a, message_id, ok, json);
 }

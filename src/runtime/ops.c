@@ -44,15 +44,15 @@ static enum record record(struct op_call *c, struct str body) {
     a->turn->ops_asked++;
     if (rc == 0 && (a->turn->entries >= ENTRIES_MAX || a->turn->bytes >= TURN_BYTES_MAX))
         rc = error_set(&c->err, LOOM_E_TOO_LARGE,
-                       "the turn of %s has %" PRIu64 " entries and %zu bytes of journal; end turns with `continue` before "
+                       "the turn of %s has %" PRIu64
+                       " entries and %zu bytes of journal; end turns with `continue` before "
                        "%d entries or 256 MB",
                        a->id, a->turn->entries, a->turn->bytes, ENTRIES_MAX);
     if (rc < 0) {
         turn_pause(c->l, c->r, &c->err);
         return STOPPED;
     }
-    if (rc == 1)
-        return REPEATED;
+    if (rc == 1) return REPEATED;
     journal_append(a, loom_now(c->l), body);
     return LIVE;
 }
@@ -81,15 +81,13 @@ static enum op_outcome give_promise(struct op_call *c) {
 /* ,"name":value of the argument's field; nothing when it is absent or null, unless it must be there. */
 static struct str field(struct op_call *c, const char *name, bool always) {
     yyjson_val *v = yyjson_obj_get(c->value, name);
-    if (v && !yyjson_is_null(v))
-        return say(c->l, ",%z:%j", name, json_text_of(v, &c->l->scratch));
+    if (v && !yyjson_is_null(v)) return say(c->l, ",%z:%j", name, json_text_of(v, &c->l->scratch));
     return always ? say(c->l, ",%z:null", name) : STR("");
 }
 
 static struct str fields(struct op_call *c, const char *const *names) {
     struct str all = STR("");
-    for (; *names; names++)
-        all = say(c->l, "%j%j", all, field(c, *names, false));
+    for (; *names; names++) all = say(c->l, "%j%j", all, field(c, *names, false));
     return all;
 }
 
@@ -114,11 +112,12 @@ static enum op_outcome op_config(struct op_call *c) {
 static enum op_outcome op_self(struct op_call *c) {
     struct actor *a = c->r->a;
     yyjson_val *message = turn_message(a->turn);
-    return answer(c, say(c->l,
-                         "{\"id\":%q,\"namespace\":%q,\"type\":%q,\"key\":%q,\"messageId\":%q,\"sender\":%Q,"
-                         "\"parentActorId\":%Q,\"correlationId\":%Q,\"attempt\":%d}",
-                         a->name, a->ns, a->type, a->key, json_str(started(c), "messageId"), json_str(message, "sender"),
-                         str_of(a->parent), json_str(message, "correlationId"), (int64_t)a->turn->attempt));
+    return answer(c,
+                  say(c->l,
+                      "{\"id\":%q,\"namespace\":%q,\"type\":%q,\"key\":%q,\"messageId\":%q,\"sender\":%Q,"
+                      "\"parentActorId\":%Q,\"correlationId\":%Q,\"attempt\":%d}",
+                      a->name, a->ns, a->type, a->key, json_str(started(c), "messageId"), json_str(message, "sender"),
+                      str_of(a->parent), json_str(message, "correlationId"), (int64_t)a->turn->attempt));
 }
 
 static enum op_outcome op_now(struct op_call *c) {
@@ -139,12 +138,9 @@ static enum op_outcome op_random(struct op_call *c) {
     int64_t n = yyjson_get_sint(c->value);
     uint8_t bytes[256];
     char hex[513];
-    if (!yyjson_is_int(c->value))
-        return answer(c, say(c->l, "%f", (double)(next_random(t) >> 11) * 0x1p-53));
-    if (n < 1 || n > 256)
-        return bad(c, "%" PRId64 " bytes; use 1 to 256, or no argument for a number in [0, 1)", n);
-    for (int64_t i = 0; i < n; i++)
-        bytes[i] = (uint8_t)(next_random(t) >> 32);
+    if (!yyjson_is_int(c->value)) return answer(c, say(c->l, "%f", (double)(next_random(t) >> 11) * 0x1p-53));
+    if (n < 1 || n > 256) return bad(c, "%" PRId64 " bytes; use 1 to 256, or no argument for a number in [0, 1)", n);
+    for (int64_t i = 0; i < n; i++) bytes[i] = (uint8_t)(next_random(t) >> 32);
     hex_encode(bytes, (size_t)n, hex);
     return answer(c, say(c->l, "%z", hex));
 }
@@ -157,8 +153,7 @@ static enum op_outcome op_state_get(struct op_call *c) {
     struct str pointer = {c->value ? yyjson_get_str(c->value) : "", yyjson_get_len(c->value)};
     yyjson_mut_val *v = json_mut_at(yyjson_mut_doc_get_root(c->r->a->state), pointer);
     struct buf text = {0};
-    if (v)
-        json_write_mut(v, &text);
+    if (v) json_write_mut(v, &text);
     enum op_outcome o = answer(c, v ? arena_dup(&c->l->scratch, buf_view(&text)) : STR("null"));
     buf_free(&text);
     return o;
@@ -191,14 +186,11 @@ static enum op_outcome op_activity(struct op_call *c) {
     uint64_t id = next_promise(c);
     yyjson_val *retry = yyjson_obj_get(c->value, "retry");
     struct retry_policy policy;
-    if (!name.p)
-        return bad(c, "field name is missing: the activity's name");
-    if (retry && retry_policy_read(retry, &retry_default, &policy, &c->err) < 0)
-        return refuse(c);
-    enum record how = record(c, say(c->l, "{\"type\":\"activity_scheduled\",\"activityId\":%u,\"name\":%q%j%j", id, name,
-                                    fields(c, optional), field(c, "input", true)));
-    if (how == STOPPED)
-        return OP_ENDED;
+    if (!name.p) return bad(c, "field name is missing: the activity's name");
+    if (retry && retry_policy_read(retry, &retry_default, &policy, &c->err) < 0) return refuse(c);
+    enum record how = record(c, say(c->l, "{\"type\":\"activity_scheduled\",\"activityId\":%u,\"name\":%q%j%j", id,
+                                    name, fields(c, optional), field(c, "input", true)));
+    if (how == STOPPED) return OP_ENDED;
     if (how == LIVE) {
         set_deadline(c, id, false);
         attempt_schedule(c->l, c->r, id);
@@ -209,24 +201,22 @@ static enum op_outcome op_activity(struct op_call *c) {
 static enum op_outcome op_timer(struct op_call *c) {
     int64_t delay = json_int(c->value, "delayMs", -1);
     uint64_t id = next_promise(c);
-    if (delay < 0)
-        return bad(c, "field delayMs is missing or negative: milliseconds until the timer fires");
+    if (delay < 0) return bad(c, "field delayMs is missing or negative: milliseconds until the timer fires");
     enum record how = record(c, say(c->l, "{\"type\":\"timer_set\",\"promise\":%u,\"delayMs\":%d", id, delay));
-    if (how == LIVE)
-        set_deadline(c, id, true);
+    if (how == LIVE) set_deadline(c, id, true);
     return how == STOPPED ? OP_ENDED : give_promise(c);
 }
 
 static enum op_outcome op_event_wait(struct op_call *c) {
     struct str type = json_str(c->value, "type");
     uint64_t id = next_promise(c);
-    if (type.n == 0)
-        return bad(c, "field type is missing: the event's type");
+    if (type.n == 0) return bad(c, "field type is missing: the event's type");
     enum record how = record(c, say(c->l, "{\"type\":\"event_awaited\",\"promise\":%u,\"event\":%q%j", id, type,
                                     field(c, "timeoutMs", false)));
     struct mail *m = how == LIVE ? mail_event(c->l, c->r, type) : NULL;
     if (m) {
-        promise_event(c->l, c->r, id, m->id, text_or_null(c, yyjson_obj_get(yyjson_obj_get(m->doc, "payload"), "data")));
+        promise_event(c->l, c->r, id, m->id,
+                      text_or_null(c, yyjson_obj_get(yyjson_obj_get(m->doc, "payload"), "data")));
         mail_remove(c->l, c->r, m);
     } else if (how == LIVE) {
         set_deadline(c, id, true);
@@ -238,8 +228,7 @@ static enum op_outcome op_event_wait(struct op_call *c) {
 
 static bool split_target(struct str to, struct str *type, struct str *key) {
     const char *slash = to.p ? memchr(to.p, '/', to.n) : NULL;
-    if (!slash)
-        return false;
+    if (!slash) return false;
     *type = (struct str){to.p, (size_t)(slash - to.p)};
     *key = (struct str){slash + 1, to.n - type->n - 1};
     return true;
@@ -267,7 +256,8 @@ static void deliver(struct op_call *c, enum sending how, struct str to, struct s
     struct actor *a = c->r->a;
     yyjson_val *message = turn_message(a->turn);
     bool spawn = how == SEND_SPAWN, member = false;
-    struct message m = {.ns = a->ns, .id = id, .data = text_or_null(c, yyjson_obj_get(c->value, "input")), .sender = a->name};
+    struct message m = {
+        .ns = a->ns, .id = id, .data = text_or_null(c, yyjson_obj_get(c->value, "input")), .sender = a->name};
     m.event = how == SEND_ONE_WAY ? json_str(c->value, "event") : STR_NONE;
     m.correlation = arena_dup(&c->l->scratch, json_str(message, "correlationId"));
     m.traceparent = arena_dup(&c->l->scratch, json_str(message, "traceparent"));
@@ -279,13 +269,14 @@ static void deliver(struct op_call *c, enum sending how, struct str to, struct s
     split_target(to, &m.type, &m.key);
     if (how != SEND_ONE_WAY)
         m.reply_to = say(c->l, "{\"actor\":%q,\"turn\":%u,\"promise\":%u}", a->full, a->turn->number, promise);
-    if (how == SEND_CALL)
-        m.chain = chain_with_self(c, to, &member);
+    if (how == SEND_CALL) m.chain = chain_with_self(c, to, &member);
     struct str made;
-    int rc = member ? error_set(&c->err, LOOM_E_DEADLOCK, "%.*s waits for this turn; the call would never return", (int)to.n, to.p)
+    int rc = member ? error_set(&c->err, LOOM_E_DEADLOCK, "%.*s waits for this turn; the call would never return",
+                                (int)to.n, to.p)
                     : mail_deliver(c->l, &m, &made, &c->err);
     if (rc < 0 && how == SEND_ONE_WAY)
-        log_event(LOG_WARN, "message not delivered", "\"actor\":%q,\"to\":%q,\"code\":%z,\"detail\":%z", a->full, to, c->err.code, c->err.message);
+        log_event(LOG_WARN, "message not delivered", "\"actor\":%q,\"to\":%q,\"code\":%z,\"detail\":%z", a->full, to,
+                  c->err.code, c->err.message);
     else if (rc < 0)
         promise_done(c->l, c->r, promise, spawn ? "child_failed" : "call_failed", false, error_text(c->l, &c->err));
 }
@@ -294,11 +285,11 @@ static enum op_outcome op_call(struct op_call *c) {
     static const char *const optional[] = {"delayMs", "priority", "ttlMs", NULL};
     struct str to = json_str(c->value, "to"), type, key;
     uint64_t id = next_promise(c);
-    if (!split_target(to, &type, &key))
-        return bad(c, "field to is missing or not \"type/key\"");
+    if (!split_target(to, &type, &key)) return bad(c, "field to is missing or not \"type/key\"");
     struct str message = place_id(c->l, c->r->a, "message", c->r->a->turn->ops_asked);
-    enum record how = record(c, say(c->l, "{\"type\":\"call_sent\",\"promise\":%u,\"messageId\":%q,\"to\":%q,\"timeoutMs\":%d%j%j", id, message, to,
-                                    json_int(c->value, "timeoutMs", 60000), fields(c, optional), field(c, "input", true)));
+    enum record how = record(
+        c, say(c->l, "{\"type\":\"call_sent\",\"promise\":%u,\"messageId\":%q,\"to\":%q,\"timeoutMs\":%d%j%j", id,
+               message, to, json_int(c->value, "timeoutMs", 60000), fields(c, optional), field(c, "input", true)));
     if (how == LIVE) {
         deliver(c, SEND_CALL, to, message, id);
         set_deadline(c, id, false);
@@ -309,25 +300,23 @@ static enum op_outcome op_call(struct op_call *c) {
 static enum op_outcome op_send(struct op_call *c) {
     static const char *const optional[] = {"event", "delayMs", "priority", "ttlMs", NULL};
     struct str to = json_str(c->value, "to"), type, key;
-    if (!split_target(to, &type, &key))
-        return bad(c, "field to is missing or not \"type/key\"");
+    if (!split_target(to, &type, &key)) return bad(c, "field to is missing or not \"type/key\"");
     struct str message = place_id(c->l, c->r->a, "message", c->r->a->turn->ops_asked);
-    enum record how = record(c, say(c->l, "{\"type\":\"message_sent\",\"messageId\":%q,\"to\":%q%j%j", message, to, fields(c, optional), field(c, "input", true)));
-    if (how == LIVE)
-        deliver(c, SEND_ONE_WAY, to, message, 0);
+    enum record how = record(c, say(c->l, "{\"type\":\"message_sent\",\"messageId\":%q,\"to\":%q%j%j", message, to,
+                                    fields(c, optional), field(c, "input", true)));
+    if (how == LIVE) deliver(c, SEND_ONE_WAY, to, message, 0);
     return how == STOPPED ? OP_ENDED : answer(c, say(c->l, "%q", message));
 }
 
 static enum op_outcome op_spawn(struct op_call *c) {
     struct str type = json_str(c->value, "type"), key = json_str(c->value, "key");
     uint64_t id = next_promise(c), place = c->r->a->turn->ops_asked;
-    if (!type.p)
-        return bad(c, "field type is missing: the actor type of the child");
+    if (!type.p) return bad(c, "field type is missing: the actor type of the child");
     struct str child = say(c->l, "%j/%j", type, key.p ? key : place_id(c->l, c->r->a, "child", place));
-    enum record how = record(c, say(c->l, "{\"type\":\"child_spawned\",\"promise\":%u,\"childId\":%q,\"actorType\":%q%j%j", id, child, type, field(c, "label", false),
-                                    field(c, "input", true)));
-    if (how == LIVE)
-        deliver(c, SEND_SPAWN, child, place_id(c->l, c->r->a, "message", place), id);
+    enum record how = record(c,
+                             say(c->l, "{\"type\":\"child_spawned\",\"promise\":%u,\"childId\":%q,\"actorType\":%q%j%j",
+                                 id, child, type, field(c, "label", false), field(c, "input", true)));
+    if (how == LIVE) deliver(c, SEND_SPAWN, child, place_id(c->l, c->r->a, "message", place), id);
     return how == STOPPED ? OP_ENDED : give_promise(c);
 }
 
@@ -346,8 +335,7 @@ static enum op_outcome op_await(struct op_call *c) {
     struct str mode = json_str(c->value, "mode");
     bool any = str_eq(mode, STR("any"));
     size_t i, n = yyjson_arr_size(list);
-    if (n == 0)
-        return bad(c, "field promises is missing or empty: a list of promise ids");
+    if (n == 0) return bad(c, "field promises is missing or empty: a list of promise ids");
     if (mode.p && !any && !str_eq(mode, STR("all")))
         return bad(c, "mode is \"%.*s\"; use \"all\" or \"any\"", (int)mode.n, mode.p);
     uint32_t *ids = arena_alloc(&c->l->scratch, n * sizeof *ids);
@@ -364,7 +352,8 @@ static enum op_outcome op_await(struct op_call *c) {
 static enum op_outcome op_suspend(struct op_call *c) {
     struct str reason = json_str(c->value, "reason");
     uint32_t id = (uint32_t)next_promise(c);
-    if (record(c, say(c->l, "{\"type\":\"person_awaited\",\"promise\":%u,\"reason\":%q", (uint64_t)id, reason.p ? reason : STR("a person"))) == STOPPED)
+    if (record(c, say(c->l, "{\"type\":\"person_awaited\",\"promise\":%u,\"reason\":%q", (uint64_t)id,
+                      reason.p ? reason : STR("a person"))) == STOPPED)
         return OP_ENDED;
     c->r->a->turn->promises_given++;
     await_begin(c->r->a->turn, &id, 1, true);
@@ -373,7 +362,8 @@ static enum op_outcome op_suspend(struct op_call *c) {
 
 static struct str settled(struct op_call *c, uint32_t id) {
     struct promise *p = turn_promise(c->r->a->turn, id);
-    return say(c->l, "{\"promise\":%u,\"%s\":%j}", (uint64_t)id, p->ok ? "ok" : "error", (struct str){p->result, p->result_n});
+    return say(c->l, "{\"promise\":%u,\"%s\":%j}", (uint64_t)id, p->ok ? "ok" : "error",
+               (struct str){p->result, p->result_n});
 }
 
 enum op_outcome op_await_result(struct op_call *c) {
@@ -391,11 +381,9 @@ enum op_outcome op_await_result(struct op_call *c) {
     struct str all = STR("");
     for (size_t i = 0; i < t->await_count; i++) {
         struct promise *p = turn_promise(t, t->await[i]);
-        if (p->done_at <= entry && p->done_ms > t->now)
-            t->now = p->done_ms;
+        if (p->done_at <= entry && p->done_ms > t->now) t->now = p->done_ms;
         last = p->done_at == entry ? p : last;
-        if (!t->await_any)
-            all = say(c->l, "%j%s%j", all, i ? "," : "[", settled(c, t->await[i]));
+        if (!t->await_any) all = say(c->l, "%j%s%j", all, i ? "," : "[", settled(c, t->await[i]));
     }
     if (last->kind != PROMISE_SUSPEND)
         return answer(c, t->await_any ? settled(c, (uint32_t)(last - t->promises) + 1) : say(c->l, "%j]", all));
@@ -405,10 +393,8 @@ enum op_outcome op_await_result(struct op_call *c) {
 
 static enum op_outcome op_cancel(struct op_call *c) {
     uint64_t id = (uint64_t)json_int(c->value, "promise", 0);
-    if (id < 1 || id > c->r->a->turn->promises_given)
-        return bad(c, "there is no promise %" PRIu64, id);
-    if (!journal_replaying(c->r->a))
-        promise_abandon(c->l, c->r, id);
+    if (id < 1 || id > c->r->a->turn->promises_given) return bad(c, "there is no promise %" PRIu64, id);
+    if (!journal_replaying(c->r->a)) promise_abandon(c->l, c->r, id);
     enum record how = record(c, say(c->l, "{\"type\":\"promise_cancelled\",\"promise\":%u", id));
     return how == STOPPED ? OP_ENDED : answer(c, STR("null"));
 }
@@ -425,16 +411,14 @@ static void line_release(struct loom *l, void *ctx, bool committed) {
     struct line *line = ctx;
     struct arena mem = line->mem;
     (void)l;
-    if (committed)
-        log_event(line->level, line->msg.p, "%j", line->fields);
+    if (committed) log_event(line->level, line->msg.p, "%j", line->fields);
     arena_free(&mem);
 }
 
 static enum log_level log_level_of(yyjson_val *v) {
     static const char *const names[] = {"trace", "debug", "info", "warn", "error", "fatal"};
     for (int i = 0; i < 6; i++)
-        if (yyjson_equals_str(v, names[i]))
-            return (enum log_level)((i + 1) * 10);
+        if (yyjson_equals_str(v, names[i])) return (enum log_level)((i + 1) * 10);
     int64_t n = yyjson_get_sint(v);
     return n >= LOG_TRACE && n <= LOG_FATAL ? (enum log_level)n : LOG_INFO;
 }
@@ -442,14 +426,13 @@ static enum log_level log_level_of(yyjson_val *v) {
 static enum op_outcome op_log(struct op_call *c) {
     enum log_level level = log_level_of(yyjson_obj_get(c->value, "level"));
     struct str msg = json_str(c->value, "msg");
-    if (journal_replaying(c->r->a) || !log_on(level))
-        return answer(c, STR("null"));
+    if (journal_replaying(c->r->a) || !log_on(level)) return answer(c, STR("null"));
     struct arena mem = {0};
     struct line *line = arena_alloc(&mem, sizeof *line);
     line->level = level;
     line->msg = arena_dup(&mem, msg.p ? msg : STR("guest"));
-    line->fields = arena_json(&mem, "\"actor\":%q,\"correlationId\":%Q,\"guest\":%j", c->r->a->full, json_str(turn_message(c->r->a->turn), "correlationId"),
-                              text_or_null(c, c->value));
+    line->fields = arena_json(&mem, "\"actor\":%q,\"correlationId\":%Q,\"guest\":%j", c->r->a->full,
+                              json_str(turn_message(c->r->a->turn), "correlationId"), text_or_null(c, c->value));
     line->mem = mem;
     effect_add(c->l, line_release, line);
     return answer(c, STR("null"));
@@ -457,8 +440,7 @@ static enum op_outcome op_log(struct op_call *c) {
 
 static enum op_outcome op_emit(struct op_call *c) {
     struct str channel = json_str(c->value, "channel");
-    if (!channel.p)
-        return bad(c, "field channel is missing");
+    if (!channel.p) return bad(c, "field channel is missing");
     enum record how = record(c, say(c->l, "{\"type\":\"emitted\",\"channel\":%q%j", channel, field(c, "data", true)));
     return how == STOPPED ? OP_ENDED : answer(c, STR("null"));
 }
@@ -473,10 +455,12 @@ static enum op_outcome end_with(struct op_call *c, enum turn_end how) {
     if (c->arg.n == 0)
         buf_str(&value, STR("null"));
     else if (c->arg.n > BODY_MAX)
-        rc = error_set(&c->err, LOOM_E_INVALID_OUTPUT, "the value given to %.*s has %zu bytes; at most %d are allowed", (int)c->name.n, c->name.p, c->arg.n, BODY_MAX);
+        rc = error_set(&c->err, LOOM_E_INVALID_OUTPUT, "the value given to %.*s has %zu bytes; at most %d are allowed",
+                       (int)c->name.n, c->name.p, c->arg.n, BODY_MAX);
     else if (json_normalize(c->arg, &value, &why) < 0)
-        rc = error_set(&c->err, LOOM_E_INVALID_OUTPUT, "the value given to %.*s is not JSON (%.300s); it begins with %.*s", (int)c->name.n, c->name.p, why.message,
-                       (int)(c->arg.n < 80 ? c->arg.n : 80), c->arg.p);
+        rc = error_set(&c->err, LOOM_E_INVALID_OUTPUT,
+                       "the value given to %.*s is not JSON (%.300s); it begins with %.*s", (int)c->name.n, c->name.p,
+                       why.message, (int)(c->arg.n < 80 ? c->arg.n : 80), c->arg.p);
     else if (how != END_CONTINUE)
         rc = definition_check(c->r->definition, false, buf_view(&value), &c->err);
     turn_end(c->l, c->r, rc < 0 ? END_FAIL : how, rc < 0 ? error_text(c->l, &c->err) : buf_view(&value));
@@ -499,8 +483,8 @@ static enum op_outcome op_continue(struct op_call *c) {
 static enum op_outcome op_fail(struct op_call *c) {
     struct str code = json_str(c->value, "code"), message = json_str(c->value, "message");
     turn_end(c->l, c->r, END_FAIL,
-             say(c->l, "{\"code\":%q,\"message\":%q,\"retryable\":%b%j}", code.p ? code : STR("failed"), message.p ? message : STR(""), json_bool(c->value, "retryable", false),
-                 field(c, "detail", false)));
+             say(c->l, "{\"code\":%q,\"message\":%q,\"retryable\":%b%j}", code.p ? code : STR("failed"),
+                 message.p ? message : STR(""), json_bool(c->value, "retryable", false), field(c, "detail", false)));
     return OP_ENDED;
 }
 
@@ -516,17 +500,25 @@ static const struct op_row {
 } actor_ops[] = {
     {"input", op_input, ARG_NONE, "", "The message's data."},
     {"state.get", op_state_get, ARG_ANY, "\"/pointer\"", "The value at a JSON Pointer of the state, or null."},
-    {"state.patch", op_state_patch, ARG_ARRAY, "[RFC 6902 operations]", "Changes the state; the journal keeps the patch and its inverse. Returns null."},
-    {"activity", op_activity, ARG_OBJECT, "{name, input, version?, timeoutMs?, retry?, label?}", "Starts an activity. Returns a promise."},
-    {"await", op_await, ARG_OBJECT, "{promises: [id…], mode: \"all\"|\"any\"}", "Waits. Returns an array of, or one, {promise, ok} or {promise, error}."},
-    {"actor.call", op_call, ARG_OBJECT, "{to: \"type/key\", input, timeoutMs?, delayMs?, priority?, ttlMs?}", "Sends a message and returns a promise of its reply."},
-    {"actor.send", op_send, ARG_OBJECT, "{to: \"type/key\", input, event?, delayMs?, priority?, ttlMs?}", "Sends a message or an event. Returns the message id."},
-    {"child.spawn", op_spawn, ARG_OBJECT, "{type, key?, input, label?}", "Starts a new run. Returns a promise of its result."},
+    {"state.patch", op_state_patch, ARG_ARRAY, "[RFC 6902 operations]",
+     "Changes the state; the journal keeps the patch and its inverse. Returns null."},
+    {"activity", op_activity, ARG_OBJECT, "{name, input, version?, timeoutMs?, retry?, label?}",
+     "Starts an activity. Returns a promise."},
+    {"await", op_await, ARG_OBJECT, "{promises: [id…], mode: \"all\"|\"any\"}",
+     "Waits. Returns an array of, or one, {promise, ok} or {promise, error}."},
+    {"actor.call", op_call, ARG_OBJECT, "{to: \"type/key\", input, timeoutMs?, delayMs?, priority?, ttlMs?}",
+     "Sends a message and returns a promise of its reply."},
+    {"actor.send", op_send, ARG_OBJECT, "{to: \"type/key\", input, event?, delayMs?, priority?, ttlMs?}",
+     "Sends a message or an event. Returns the message id."},
+    {"child.spawn", op_spawn, ARG_OBJECT, "{type, key?, input, label?}",
+     "Starts a new run. Returns a promise of its result."},
     {"event.wait", op_event_wait, ARG_OBJECT, "{type, timeoutMs?}", "Returns a promise of the next event of the type."},
     {"timer", op_timer, ARG_OBJECT, "{delayMs}", "Returns a promise that is kept after delayMs."},
     {"cancel", op_cancel, ARG_OBJECT, "{promise}", "Gives up a promise and stops what it started."},
-    {"suspend", op_suspend, ARG_OBJECT, "{reason}", "Waits until someone resumes the actor. Returns the resume's data."},
-    {"self", op_self, ARG_NONE, "", "{id, namespace, type, key, messageId, sender, parentActorId, correlationId, attempt}."},
+    {"suspend", op_suspend, ARG_OBJECT, "{reason}",
+     "Waits until someone resumes the actor. Returns the resume's data."},
+    {"self", op_self, ARG_NONE, "",
+     "{id, namespace, type, key, messageId, sender, parentActorId, correlationId, attempt}."},
     {"config", op_config, ARG_NONE, "", "The definition's config, or null."},
     {"now", op_now, ARG_NONE, "", "Milliseconds since 1970: the latest moment that the journal has shown this guest."},
     {"random", op_random, ARG_ANY, "n?", "A number in [0, 1), or n bytes in hex; the same in every replay."},
@@ -534,14 +526,15 @@ static const struct op_row {
     {"emit", op_emit, ARG_OBJECT, "{channel, data}", "An event for those who watch the stream."},
     {"return", op_return, ARG_RAW, "value", "Ends the turn with a reply. Does not come back."},
     {"finish", op_finish, ARG_RAW, "value", "Ends the turn and completes the actor. Does not come back."},
-    {"continue", op_continue, ARG_RAW, "input", "Ends the turn without a reply and starts the next one with the input. Does not come back."},
-    {"fail", op_fail, ARG_OBJECT, "{code, message, retryable}", "Fails the turn: the state goes back to its start. Does not come back."},
+    {"continue", op_continue, ARG_RAW, "input",
+     "Ends the turn without a reply and starts the next one with the input. Does not come back."},
+    {"fail", op_fail, ARG_OBJECT, "{code, message, retryable}",
+     "Fails the turn: the state goes back to its start. Does not come back."},
 };
 
 static const struct op_row *find_op(struct str name) {
     for (size_t i = 0; i < sizeof actor_ops / sizeof *actor_ops; i++)
-        if (str_eq(name, str_of(actor_ops[i].name)))
-            return &actor_ops[i];
+        if (str_eq(name, str_of(actor_ops[i].name))) return &actor_ops[i];
     return NULL;
 }
 
@@ -549,7 +542,8 @@ enum op_outcome op_run(struct op_call *c) {
     const struct op_row *row = find_op(c->name);
     metric_add(METRIC_OPS, 1);
     if (!row) {
-        error_set(&c->err, LOOM_E_UNKNOWN_OP, "actors have no op \"%.*s\"; see `loom help ops`", (int)(c->name.n < 64 ? c->name.n : 64), c->name.p);
+        error_set(&c->err, LOOM_E_UNKNOWN_OP, "actors have no op \"%.*s\"; see `loom help ops`",
+                  (int)(c->name.n < 64 ? c->name.n : 64), c->name.p);
         turn_trapped(c->l, c->r, &c->err);
         return OP_ENDED;
     }
@@ -559,11 +553,11 @@ enum op_outcome op_run(struct op_call *c) {
     if (row->takes != ARG_NONE && row->takes != ARG_RAW && c->arg.n > 0) {
         struct error why;
         doc = json_parse(c->arg, &why);
-        if (!doc)
-            return bad(c, "the argument is not JSON: %s", why.message);
+        if (!doc) return bad(c, "the argument is not JSON: %s", why.message);
         c->value = yyjson_doc_get_root(doc);
     }
-    bool fits = (row->takes != ARG_OBJECT || yyjson_is_obj(c->value)) && (row->takes != ARG_ARRAY || yyjson_is_arr(c->value));
+    bool fits = (row->takes != ARG_OBJECT || yyjson_is_obj(c->value)) &&
+                (row->takes != ARG_ARRAY || yyjson_is_arr(c->value));
     enum op_outcome o = fits ? row->fn(c) : bad(c, "the argument is not %s", row->argument);
     yyjson_doc_free(doc);
     return o;

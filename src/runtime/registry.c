@@ -24,12 +24,10 @@ static const char kind_activity[] = "activity", kind_actor[] = "actor-type";
 static int check_fields(yyjson_val *doc, const char *const *known, const char *what, struct error *err) {
     yyjson_val *key, *value;
     size_t i, n;
-    if (!yyjson_is_obj(doc))
-        return error_set(err, LOOM_E_INVALID_DOCUMENT, "%s is not a JSON object", what);
+    if (!yyjson_is_obj(doc)) return error_set(err, LOOM_E_INVALID_DOCUMENT, "%s is not a JSON object", what);
     yyjson_obj_foreach(doc, i, n, key, value) {
         const char *const *k = known;
-        while (*k && !yyjson_equals_str(key, *k))
-            k++;
+        while (*k && !yyjson_equals_str(key, *k)) k++;
         if (!*k)
             return error_set(err, LOOM_E_INVALID_DOCUMENT,
                              "%s has an unknown field \"%s\"; docs/api-reference.md lists those there are", what,
@@ -55,36 +53,31 @@ static int read_limits(struct definition *d, bool activity, struct error *err) {
 static int read_schema(struct definition *d, const char *field, struct loom_schema **out, struct error *err) {
     struct str text = json_text_of(yyjson_obj_get(d->doc, field), &d->mem);
     char why[512];
-    if (!text.p)
-        return 0;
+    if (!text.p) return 0;
     *out = loom_schema_new(text.p, text.n, why, sizeof why);
     return *out ? 0 : error_set(err, LOOM_E_INVALID_DOCUMENT, "%s is not a JSON Schema: %s", field, why);
 }
 
 static int read_definition(struct definition *d, bool activity, struct error *err) {
-    static const char *const activity_fields[] = {"activityName", "version",      "description", "wasmBlobUrl",
-                                                  "inputSchema",  "outputSchema", "capabilities", "limits",
-                                                  "retryPolicy",  "reuse",        NULL};
-    static const char *const actor_fields[] = {"actorType",    "version", "description",  "wasmBlobUrl", "inputSchema",
-                                               "outputSchema", "limits",  "defaultState", "config",      "retryPolicy",
-                                               NULL};
+    static const char *const activity_fields[] = {
+        "activityName", "version", "description", "wasmBlobUrl", "inputSchema", "outputSchema",
+        "capabilities", "limits",  "retryPolicy", "reuse",       NULL};
+    static const char *const actor_fields[] = {"actorType",   "version",      "description", "wasmBlobUrl",
+                                               "inputSchema", "outputSchema", "limits",      "defaultState",
+                                               "config",      "retryPolicy",  NULL};
     static const struct retry_policy once = {1, 200, 30000};
     const char *name = activity ? "activityName" : "actorType";
     yyjson_val *retry = yyjson_obj_get(d->doc, "retryPolicy"), *can = yyjson_obj_get(d->doc, "capabilities");
     int rc = check_fields(d->doc, activity ? activity_fields : actor_fields, "the definition", err);
     if (rc == 0 && (!str_eq(json_str(d->doc, name), d->name) || !str_eq(json_str(d->doc, "version"), d->version)))
-        rc = error_set(err, LOOM_E_INVALID_DOCUMENT, "%s and version must be \"%s\" and \"%s\", as in the request", name,
-                       d->name.p, d->version.p);
+        rc = error_set(err, LOOM_E_INVALID_DOCUMENT, "%s and version must be \"%s\" and \"%s\", as in the request",
+                       name, d->name.p, d->version.p);
     d->retry = activity ? retry_default : once;
     d->reuse = json_bool(d->doc, "reuse", false);
-    if (rc == 0)
-        rc = read_limits(d, activity, err);
-    if (rc == 0)
-        rc = read_schema(d, "inputSchema", &d->input, err);
-    if (rc == 0)
-        rc = read_schema(d, "outputSchema", &d->output, err);
-    if (rc == 0 && retry)
-        rc = retry_policy_read(retry, &d->retry, &d->retry, err);
+    if (rc == 0) rc = read_limits(d, activity, err);
+    if (rc == 0) rc = read_schema(d, "inputSchema", &d->input, err);
+    if (rc == 0) rc = read_schema(d, "outputSchema", &d->output, err);
+    if (rc == 0 && retry) rc = retry_policy_read(retry, &d->retry, &d->retry, err);
     return rc == 0 && can ? net_policy_new(can, &d->policy, err) : rc;
 }
 
@@ -109,8 +102,7 @@ static struct definition *definition_new(const char *kind, struct str ns, struct
     d->text = arena_dup(&mem, text);
     d->doc = json_in(&mem, d->text);
     d->mem = mem;
-    if (read_definition(d, kind == kind_activity, err) == 0)
-        return d;
+    if (read_definition(d, kind == kind_activity, err) == 0) return d;
     definition_free(d);
     return NULL;
 }
@@ -130,23 +122,20 @@ static struct definition *chain_of(struct loom *l, const char *kind, struct str 
 
 struct definition *registry_find(struct loom *l, const char *kind, struct str ns, struct str name, struct str version) {
     struct definition *d = chain_of(l, kind, ns, name);
-    while (d && version.p && !str_eq(d->version, version))
-        d = d->older;
+    while (d && version.p && !str_eq(d->version, version)) d = d->older;
     return d;
 }
 
 struct definition *registry_pinned(struct loom *l, struct str ns, struct str type, struct str hash) {
     struct definition *d = chain_of(l, kind_actor, ns, type);
-    while (d && !str_eq(str_of(d->hash), hash))
-        d = d->older;
+    while (d && !str_eq(str_of(d->hash), hash)) d = d->older;
     return d;
 }
 
 int definition_check(const struct definition *d, bool input, struct str json, struct error *err) {
     const struct loom_schema *schema = input ? d->input : d->output;
     char why[512];
-    if (!schema || loom_schema_check(schema, json.p, json.n, why, sizeof why) == 0)
-        return 0;
+    if (!schema || loom_schema_check(schema, json.p, json.n, why, sizeof why) == 0) return 0;
     return error_set(err, input ? LOOM_E_INVALID_INPUT : LOOM_E_INVALID_OUTPUT,
                      "the %s of %s %s does not match its schema: %s", input ? "input" : "output", d->name.p,
                      d->version.p, why);
@@ -190,10 +179,8 @@ static bool read_file(const char *path, struct buf *out) {
     char chunk[65536];
     ssize_t n = -1;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    while (fd >= 0 && (n = read(fd, chunk, sizeof chunk)) > 0)
-        buf_add(out, chunk, (size_t)n);
-    if (fd >= 0)
-        close(fd);
+    while (fd >= 0 && (n = read(fd, chunk, sizeof chunk)) > 0) buf_add(out, chunk, (size_t)n);
+    if (fd >= 0) close(fd);
     return n == 0;
 }
 
@@ -202,10 +189,8 @@ static void write_file(const char *path, struct str bytes) {
     const char *part = arena_json(&mem, "%s.%d", path, (int64_t)gettid()).p;
     int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     bool whole = fd >= 0 && write(fd, bytes.p, bytes.n) == (ssize_t)bytes.n && fsync(fd) == 0;
-    if (fd >= 0)
-        close(fd);
-    if (!whole || rename(part, path) < 0)
-        unlink(part);
+    if (fd >= 0) close(fd);
+    if (!whole || rename(part, path) < 0) unlink(part);
     arena_free(&mem);
 }
 
@@ -232,8 +217,7 @@ static int module_artefact(struct loom *l, const char *hash, struct str wasm, st
         rc = wasm.p ? 0 : module_bytes(l, hash, &bytes, err);
         if (rc == 0)
             rc = exec_compile_apart(l->engine, l->config.compiler, wasm.p ? wasm : buf_view(&bytes), artefact, err);
-        if (rc == 0)
-            write_file(path, buf_view(artefact));
+        if (rc == 0) write_file(path, buf_view(artefact));
     }
     buf_free(&bytes);
     arena_free(&mem);
@@ -268,8 +252,7 @@ struct exec_module *definition_module(struct loom *l, const struct definition *d
     else if (!d->native && module_resolve(l, d, hash, err) < 0)
         return NULL;
     hash[64] = '\0';
-    if (hash_out)
-        memcpy(hash_out, hash, sizeof hash);
+    if (hash_out) memcpy(hash_out, hash, sizeof hash);
     return d->native ? exec_module_ref(d->native) : module_get(l, hash, err);
 }
 
@@ -285,19 +268,18 @@ static void deploy(struct loom *l, const struct loom_request *req, const char *k
     int rc = d ? module_resolve(l, d, hash, &err) : LOOM_E_INVALID_DOCUMENT;
     if (rc == 0 && old && !same && !req->replace)
         rc = error_set(&err, LOOM_E_EXISTS,
-                       "%s %s version %s is deployed with another text; give it a new version, or use ?replace=true", kind,
-                       d->name.p, d->version.p);
+                       "%s %s version %s is deployed with another text; give it a new version, or use ?replace=true",
+                       kind, d->name.p, d->version.p);
     if (rc < 0) {
         reply_error(l, req, &err);
-        if (d)
-            definition_free(d);
+        if (d) definition_free(d);
         return;
     }
     rows_put(l, ROW_REGISTRY, say(l, "%s/%j/%j/%j/%s", kind, ns, name, version, d->hash),
              say(l, "{\"order\":%u,\"doc\":%j}", loom_order(l), d->text), false);
     adopt(l, d);
-    reply_send(l, req, same ? 200 : 201,
-               say(l, "{\"name\":%q,\"version\":%q,\"hash\":%z}", name, version, d->hash), STR_NONE);
+    reply_send(l, req, same ? 200 : 201, say(l, "{\"name\":%q,\"version\":%q,\"hash\":%z}", name, version, d->hash),
+               STR_NONE);
 }
 
 /* The static check of a workflow is a guest too: the built-in activity wdl-check. */
@@ -319,8 +301,8 @@ static void workflow_checked(struct loom *l, struct item *item) {
     error_set(&c->err, c->ok ? LOOM_OK : LOOM_E_INVALID_DOCUMENT, "%s", say(l, "%s", c->err.message).p);
     if (c->ok)
         deploy(l, &c->req, kind_actor, c->ns, type, c->version,
-               say(l, "{\"actorType\":%q,\"version\":%q,\"wasmBlobUrl\":\"module:wdl@builtin\"%s%j,\"config\":%j}", type,
-                   c->version, schema.p ? ",\"inputSchema\":" : "", schema.p ? schema : STR(""), c->doc));
+               say(l, "{\"actorType\":%q,\"version\":%q,\"wasmBlobUrl\":\"module:wdl@builtin\"%s%j,\"config\":%j}",
+                   type, c->version, schema.p ? ",\"inputSchema\":" : "", schema.p ? schema : STR(""), c->doc));
     else
         reply_error(l, &c->req, &c->err);
     exec_module_unref(c->code);
@@ -332,8 +314,7 @@ static void check_done(void *ctx, struct str result, const struct error *error) 
     struct workflow_check *c = ctx;
     (void)result;
     c->ok = !error;
-    if (error)
-        c->err = *error;
+    if (error) c->err = *error;
     loom_post(c->l, &c->item);
 }
 
@@ -351,10 +332,9 @@ static int workflow_schema(yyjson_val *root, struct str doc, struct error *err) 
     char why[512];
     for (size_t i = 0; i < builtin_file_count; i++) {
         const struct builtin_file *f = &builtin_files[i];
-        if (strcmp(f->path, "wdl/schema.json") != 0)
-            continue;
-        struct loom_schema *schema =
-            loom_schema_new((const char *)f->start, (size_t)(f->end - f->start), why, sizeof why);
+        if (strcmp(f->path, "wdl/schema.json") != 0) continue;
+        struct loom_schema *schema = loom_schema_new((const char *)f->start, (size_t)(f->end - f->start), why,
+                                                     sizeof why);
         int rc = schema ? loom_schema_check(schema, doc.p, doc.n, why, sizeof why) : -1;
         loom_schema_free(schema);
         struct str step = rc == 0 ? STR("") : step_of(root, why);
@@ -376,8 +356,7 @@ static void workflow_put(struct loom *l, const struct loom_request *req, struct 
         rc = error_set(&err, LOOM_E_INVALID_DOCUMENT,
                        "name and version of the document must be \"%.*s\" and \"%.*s\", as in the request", (int)name.n,
                        name.p, (int)version.n, version.p);
-    if (rc == 0)
-        code = definition_module(l, check, STR_NONE, NULL, &err);
+    if (rc == 0) code = definition_module(l, check, STR_NONE, NULL, &err);
     if (!code) {
         reply_error(l, req, &err);
         return;
@@ -388,8 +367,14 @@ static void workflow_put(struct loom *l, const struct loom_request *req, struct 
     c->name = arena_dup(&c->mem, name);
     c->version = arena_dup(&c->mem, version);
     c->doc = arena_dup(&c->mem, doc);
-    struct activity_spec spec = {.module = code, .limits = check->limits, .key = STR("wdl-check"), .ns = c->ns,
-                                 .name = check->name, .input = c->doc, .ctx = c, .done = check_done,
+    struct activity_spec spec = {.module = code,
+                                 .limits = check->limits,
+                                 .key = STR("wdl-check"),
+                                 .ns = c->ns,
+                                 .name = check->name,
+                                 .input = c->doc,
+                                 .ctx = c,
+                                 .done = check_done,
                                  .deadline_mono_ms = l->env->mono_ms(l->env) + check->limits.cpu_ms};
     activity_start(l->pool, &spec, false);
 }
@@ -447,8 +432,7 @@ static void *upload_main(void *arg) {
     struct buf artefact = {0};
     sha256_hex(u->bytes, u->hash);
     u->rc = module_artefact(u->l, u->hash, u->bytes, &artefact, &u->err);
-    if (u->rc == 0)
-        u->rc = u->l->blobs->ops->put(u->l->blobs, u->bytes, u->hash, &u->err);
+    if (u->rc == 0) u->rc = u->l->blobs->ops->put(u->l->blobs, u->bytes, u->hash, &u->err);
     buf_free(&artefact);
     loom_post(u->l, &u->item);
     return NULL;
@@ -507,8 +491,7 @@ void registry_op_list(struct loom *l, const struct loom_request *req) {
     for (size_t i = 0; (d = map_next(&l->definitions, &i)) != NULL;) {
         bool flow = str_starts(d->name, STR("workflow."));
         bool wanted = workflows ? flow : !flow && str_eq(lent(req->type), str_of(d->kind));
-        if (wanted && (d->ns.n == 0 || str_eq(ns_of(req), d->ns)))
-            all[n++] = d;
+        if (wanted && (d->ns.n == 0 || str_eq(ns_of(req), d->ns))) all[n++] = d;
     }
     qsort(all, n, sizeof *all, by_name);
     for (size_t i = 0; i < n; i++)
@@ -543,8 +526,7 @@ static void open_builtins(struct loom *l) {
         const struct builtin_file *f = &builtin_files[i];
         struct str text = {(const char *)f->start, (size_t)(f->end - f->start)};
         struct error err;
-        if (!str_starts(str_of(f->path), STR("activities/")))
-            continue;
+        if (!str_starts(str_of(f->path), STR("activities/"))) continue;
         yyjson_val *doc = look(l, text);
         struct definition *d = definition_new(kind_activity, STR(""), json_str(doc, "activityName"),
                                               json_str(doc, "version"), text, &err);
@@ -596,7 +578,7 @@ static struct native {
     char *name;
     void (*run)(void);
     struct native *next;
-} *natives;
+} * natives;
 
 static void open_natives(struct loom *l) {
     for (struct native *n = natives; n; n = n->next) {
@@ -614,10 +596,8 @@ int registry_open(struct loom *l, struct error *err) {
     open_builtins(l);
     open_natives(l);
     int rc = rows_prefix(l, ROW_REGISTRY, STR("a"), load_definition, &s, err);
-    if (s.count)
-        qsort(s.d, s.count, sizeof(struct definition *), by_order);
-    for (size_t i = 0; i < s.count; i++)
-        adopt(l, s.d[i]);
+    if (s.count) qsort(s.d, s.count, sizeof(struct definition *), by_order);
+    for (size_t i = 0; i < s.count; i++) adopt(l, s.d[i]);
     free(s.d);
     return rc;
 }
@@ -625,8 +605,7 @@ int registry_open(struct loom *l, struct error *err) {
 void registry_free(struct loom *l) {
     struct loaded *m;
     struct definition *d;
-    for (size_t i = 0; (m = map_next(&l->modules, &i)) != NULL; free(m))
-        exec_module_unref(m->module);
+    for (size_t i = 0; (m = map_next(&l->modules, &i)) != NULL; free(m)) exec_module_unref(m->module);
     map_free(&l->modules);
     for (size_t i = 0; (d = map_next(&l->definitions, &i)) != NULL;)
         for (struct definition *older; d; d = older) {
@@ -638,10 +617,8 @@ void registry_free(struct loom *l) {
 
 static int register_native(const char *kind, const char *name, void (*run)(void)) {
     struct native *n = natives;
-    if (actor_check_name(str_of(name), "the native guest's name", NULL) < 0)
-        return LOOM_E_INVALID_ARGUMENT;
-    while (n && (n->kind != kind || strcmp(n->name, name) != 0))
-        n = n->next;
+    if (actor_check_name(str_of(name), "the native guest's name", NULL) < 0) return LOOM_E_INVALID_ARGUMENT;
+    while (n && (n->kind != kind || strcmp(n->name, name) != 0)) n = n->next;
     if (!n) {
         n = mem_alloc(sizeof *n);
         *n = (struct native){kind, str_dup(str_of(name)), run, natives};

@@ -36,7 +36,8 @@ static void reply_release(struct loom *l, void *ctx, bool committed) {
 static void reply_queue(struct loom *l, loom_reply_fn fn, void *ctx, int status, struct str body, struct str id) {
     struct arena mem = {0};
     struct reply *r = arena_alloc(&mem, sizeof *r);
-    *r = (struct reply){.fn = fn, .ctx = ctx, .status = status, .body = arena_dup(&mem, body), .message_id = arena_dup(&mem, id)};
+    *r = (struct reply){
+        .fn = fn, .ctx = ctx, .status = status, .body = arena_dup(&mem, body), .message_id = arena_dup(&mem, id)};
     r->mem = mem;
     if (fn)
         effect_add(l, reply_release, r);
@@ -77,9 +78,13 @@ void waiter_add(struct loom *l, const struct loom_request *req, struct str full_
     struct str key = say(l, "%j\n%j", full_id, message_id);
     struct waiter *w = mem_alloc(sizeof *w);
     int64_t span = req->timeout_ms > 0 ? req->timeout_ms : 30000;
-    *w = (struct waiter){map_get(&l->waiters, key), {str_dup(key), key.n}, req->reply, req->ctx, l->env->mono_ms(l->env) + span, l->open_seq};
-    if (l->waiters.count == 0 || w->deadline < l->waiters_due)
-        l->waiters_due = w->deadline;
+    *w = (struct waiter){map_get(&l->waiters, key),
+                         {str_dup(key), key.n},
+                         req->reply,
+                         req->ctx,
+                         l->env->mono_ms(l->env) + span,
+                         l->open_seq};
+    if (l->waiters.count == 0 || w->deadline < l->waiters_due) l->waiters_due = w->deadline;
     map_put(&l->waiters, w->key, w);
 }
 
@@ -131,8 +136,7 @@ static void waiters_sift(struct loom *l, enum waiters_why why, int status, struc
 }
 
 void waiters_timeout(struct loom *l) {
-    if (l->waiters.count > 0 && l->env->mono_ms(l->env) >= l->waiters_due)
-        waiters_sift(l, WAITERS_LATE, 202, STR_NONE);
+    if (l->waiters.count > 0 && l->env->mono_ms(l->env) >= l->waiters_due) waiters_sift(l, WAITERS_LATE, 202, STR_NONE);
 }
 
 void waiters_fail(struct loom *l, bool all) {

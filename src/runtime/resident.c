@@ -29,16 +29,14 @@ void resident_touch(struct loom *l, struct resident *r, bool document) {
     r->document_dirty |= document;
     lru_remove(l, r);
     lru_append(l, r);
-    if (r->dirty)
-        return;
+    if (r->dirty) return;
     r->dirty = true;
     r->dirty_next = l->dirty_head;
     l->dirty_head = r;
 }
 
 void resident_queue(struct loom *l, struct resident *r) {
-    if (r->queued)
-        return;
+    if (r->queued) return;
     r->queued = true;
     r->run_next = NULL;
     *l->run_tail = r;
@@ -80,8 +78,7 @@ static int load_journal(struct loom *l, struct resident *r, struct error *err) {
     struct load s = {r, err, 0};
     uint64_t cursor = r->a->cursor;
     int rc = journal_rows(l, r->a, r->a->from, load_entries, &s, err);
-    if (r->a->cursor < cursor)
-        r->a->cursor = cursor;
+    if (r->a->cursor < cursor) r->a->cursor = cursor;
     return s.rc < 0 ? s.rc : rc;
 }
 
@@ -91,8 +88,7 @@ static struct str state_key(struct loom *l, const struct actor *a) {
 
 static int load_state(struct loom *l, struct resident *r, struct error *err) {
     struct str row = rows_get(l, ROW_ACTOR, state_key(l, r->a));
-    if (!row.p)
-        return error_set(err, LOOM_E_DAMAGED, "the state of %s is missing from the store", r->a->id);
+    if (!row.p) return error_set(err, LOOM_E_DAMAGED, "the state of %s is missing from the store", r->a->id);
     state_set(r->a, json_text_of(yyjson_obj_get(look(l, row), "state"), &l->scratch));
     return 0;
 }
@@ -106,12 +102,9 @@ static void resident_free(struct loom *l, struct resident *r) {
 
 static int load(struct loom *l, struct resident *r, struct str text, struct error *err) {
     int rc = actor_read(r->a, text, err);
-    if (rc >= 0 && r->a->state_apart)
-        rc = load_state(l, r, err);
-    if (rc >= 0)
-        rc = load_journal(l, r, err);
-    if (rc >= 0)
-        rc = mail_load(l, r, err);
+    if (rc >= 0 && r->a->state_apart) rc = load_state(l, r, err);
+    if (rc >= 0) rc = load_journal(l, r, err);
+    if (rc >= 0) rc = mail_load(l, r, err);
     return rc;
 }
 
@@ -122,7 +115,8 @@ static struct resident *enter(struct loom *l, struct resident *r) {
     return r;
 }
 
-struct resident *resident_get(struct loom *l, struct str ns, struct str type, struct str key, bool create, struct error *err) {
+struct resident *resident_get(struct loom *l, struct str ns, struct str type, struct str key, bool create,
+                              struct error *err) {
     struct actor *a = actor_new(ns, type, key);
     struct resident *r = map_get(&l->actors, a->full);
     if (r) {
@@ -138,22 +132,24 @@ struct resident *resident_get(struct loom *l, struct str ns, struct str type, st
     else if (rc == 0 && !create)
         rc = error_set(err, LOOM_E_NOT_FOUND, "there is no actor %s", a->id);
     buf_free(&text);
-    if (rc >= 0)
-        return enter(l, r);
+    if (rc >= 0) return enter(l, r);
     resident_free(l, r);
     return NULL;
 }
 
 struct resident *resident_by_id(struct loom *l, struct str full) {
     struct resident *r = map_get(&l->actors, full);
-    const char *ns = memchr(full.p, '/', full.n), *type = ns ? memchr(ns + 1, '/', full.n - (size_t)(ns + 1 - full.p)) : NULL;
-    if (r || !type)
-        return r;
+    const char *ns = memchr(full.p, '/', full.n),
+               *type = ns ? memchr(ns + 1, '/', full.n - (size_t)(ns + 1 - full.p)) : NULL;
+    if (r || !type) return r;
     struct error err;
-    struct str parts[] = {{full.p, (size_t)(ns - full.p)}, {ns + 1, (size_t)(type - ns - 1)}, {type + 1, full.n - (size_t)(type + 1 - full.p)}};
+    struct str parts[] = {{full.p, (size_t)(ns - full.p)},
+                          {ns + 1, (size_t)(type - ns - 1)},
+                          {type + 1, full.n - (size_t)(type + 1 - full.p)}};
     r = resident_get(l, parts[0], parts[1], parts[2], false, &err);
     if (!r && !str_eq(str_of(err.code), STR("not_found")))
-        log_event(LOG_ERROR, "actor cannot be loaded", "\"actor\":%q,\"code\":%z,\"detail\":%z", full, err.code, err.message);
+        log_event(LOG_ERROR, "actor cannot be loaded", "\"actor\":%q,\"code\":%z,\"detail\":%z", full, err.code,
+                  err.message);
     return r;
 }
 
@@ -168,8 +164,7 @@ static struct str flush_state(struct loom *l, struct actor *a) {
     bool small = state.n < STATE_SMALL, was_apart = a->state_apart;
     buf_free(&b);
     a->state_apart = !small;
-    if (!small && was_apart && a->patch_bytes <= state.n / 2)
-        return STR_NONE;
+    if (!small && was_apart && a->patch_bytes <= state.n / 2) return STR_NONE;
     a->state_at = a->turn ? a->turn->first - 1 : a->cursor;
     a->from = a->turn ? a->turn->row : a->cursor + 1;
     a->patch_bytes = 0;
@@ -225,8 +220,7 @@ void resident_flush(struct loom *l, struct resident *r) {
 void residents_flush(struct loom *l, bool close) {
     for (struct resident *r = l->dirty_head; r; r = r->dirty_next) {
         resident_flush(l, r);
-        if (!close)
-            continue;
+        if (!close) continue;
         stream_publish(l, r);
         r->a->chain = r->a->tip;
         buf_clear(&r->a->tail);
@@ -234,15 +228,13 @@ void residents_flush(struct loom *l, bool close) {
         r->dirty = false;
         r->seq = l->open_seq;
     }
-    if (close)
-        l->dirty_head = NULL;
+    if (close) l->dirty_head = NULL;
 }
 
 /* ---- leaving memory ---- */
 
 void resident_drop_guest(struct loom *l, struct resident *r) {
-    if (!r->exec)
-        return;
+    if (!r->exec) return;
     exec_free(r->exec);
     r->exec = NULL;
     l->guest_bytes -= r->bytes;
@@ -258,8 +250,7 @@ int resident_rewind(struct loom *l, struct resident *r, struct error *err) {
     r->rewind = false;
     resident_flush(l, r);
     uint64_t from = a->from, state_at = a->state_at, chain = a->chain, tip = a->tip;
-    if (t->before)
-        state_set(a, (struct str){t->before, t->before_n});
+    if (t->before) state_set(a, (struct str){t->before, t->before_n});
     a->from = t->row;
     a->state_at = t->first - 1;
     int rc = load_journal(l, r, err);
@@ -272,8 +263,7 @@ int resident_rewind(struct loom *l, struct resident *r, struct error *err) {
 
 static bool droppable(const struct loom *l, const struct resident *r) {
     bool mail_waits = false;
-    for (size_t i = 0; i < r->mail_count && !r->a->turn; i++)
-        mail_waits |= !r->mail[i].event.p && !r->mail[i].due;
+    for (size_t i = 0; i < r->mail_count && !r->a->turn; i++) mail_waits |= !r->mail[i].event.p && !r->mail[i].due;
     return !r->dirty && !r->queued && !r->in_outbox && !r->exec && !mail_waits && r->seq <= l->committed;
 }
 
@@ -295,10 +285,8 @@ void residents_evict(struct loom *l, size_t at_least) {
             metric_add(METRIC_EVICTIONS, 1);
             dropped++;
         }
-        if (r->used_at > idle && !over)
-            break;
-        if (r->used_at <= idle && droppable(l, r))
-            drop(l, r);
+        if (r->used_at > idle && !over) break;
+        if (r->used_at <= idle && droppable(l, r)) drop(l, r);
     }
     metric_set(METRIC_GUESTS_RESIDENT, (int64_t)l->guests);
     metric_set(METRIC_GUEST_BYTES, (int64_t)l->guest_bytes);
@@ -306,8 +294,7 @@ void residents_evict(struct loom *l, size_t at_least) {
 
 void resident_drop_all(struct loom *l) {
     struct resident *r;
-    for (size_t i = 0; (r = map_next(&l->actors, &i)) != NULL;)
-        resident_free(l, r);
+    for (size_t i = 0; (r = map_next(&l->actors, &i)) != NULL;) resident_free(l, r);
     map_free(&l->actors);
     l->oldest = l->newest = l->dirty_head = l->run_head = NULL;
     l->run_tail = &l->run_head;
@@ -328,27 +315,27 @@ static bool copy_entries(void *ctx, struct str key, struct str value) {
     yyjson_val *entry;
     size_t i, n;
     yyjson_arr_foreach(yyjson_obj_get(json_in(&mem, value), "entries"), i, n, entry) {
-        if (number >= s->first && number <= s->last)
-            journal_copy(s->to, entry);
+        if (number >= s->first && number <= s->last) journal_copy(s->to, entry);
         number++;
     }
     arena_free(&mem);
     return number <= s->last;
 }
 
-int resident_fork(struct loom *l, struct resident *r, struct str key, int64_t from, struct resident **out, struct error *err) {
+int resident_fork(struct loom *l, struct resident *r, struct str key, int64_t from, struct resident **out,
+                  struct error *err) {
     struct actor *a = r->a;
     if (from < (int64_t)a->last_turn || from > (int64_t)a->cursor || a->last_turn == 0)
-        return error_set(err, LOOM_E_INVALID_ARGUMENT, "from is %" PRId64 "; the last turn of %s has the entries %" PRIu64 " to %" PRIu64, from, a->id, a->last_turn, a->cursor);
+        return error_set(err, LOOM_E_INVALID_ARGUMENT,
+                         "from is %" PRId64 "; the last turn of %s has the entries %" PRIu64 " to %" PRIu64, from,
+                         a->id, a->last_turn, a->cursor);
     struct resident *made = resident_get(l, a->ns, a->type, key, true, err);
-    if (!made)
-        return LOOM_E_STORE;
+    if (!made) return LOOM_E_STORE;
     if (made->a->created_at)
         return error_set(err, LOOM_E_EXISTS, "actor %s exists already; choose another key", made->a->id);
     struct str state;
     int rc = state_at(l, r, (int64_t)a->last_turn - 1, &state, err);
-    if (rc < 0)
-        return rc;
+    if (rc < 0) return rc;
     state_set(made->a, state);
     made->a->run = a->run;
     made->a->created_at = made->a->activated_at = loom_now(l);

@@ -54,8 +54,7 @@ void loom_post(struct loom *l, struct item *item) {
     bool first = !l->inbox;
     *l->inbox_tail = item;
     l->inbox_tail = &item->next;
-    if (first)
-        pthread_cond_signal(&l->wake);
+    if (first) pthread_cond_signal(&l->wake);
     pthread_mutex_unlock(&l->lock);
 }
 
@@ -85,11 +84,11 @@ void loom_submit(struct loom *l, const struct loom_request *request) {
     s->req = *request;
     snprintf(s->op, sizeof s->op, "%s", request->op);
     s->req.op = s->op;
-    struct loom_str *texts[] = {&s->req.ns,      &s->req.type,        &s->req.key,         &s->req.id,    &s->req.event_id, &s->req.body,
-                                &s->req.version, &s->req.correlation, &s->req.traceparent, &s->req.after, &s->req.status};
+    struct loom_str *texts[] = {&s->req.ns,          &s->req.type,  &s->req.key,     &s->req.id,
+                                &s->req.event_id,    &s->req.body,  &s->req.version, &s->req.correlation,
+                                &s->req.traceparent, &s->req.after, &s->req.status};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
-        if (texts[i]->p)
-            texts[i]->p = arena_dup(&s->mem, (struct str){texts[i]->p, texts[i]->n}).p;
+        if (texts[i]->p) texts[i]->p = arena_dup(&s->mem, (struct str){texts[i]->p, texts[i]->n}).p;
     loom_post(l, &s->item);
 }
 
@@ -99,8 +98,7 @@ static int64_t wait_ms(struct loom *l) {
     int64_t now = loom_now(l), wait = alarms_next(l) - now;
     if (l->waiters.count > 0 && l->waiters_due - l->env->mono_ms(l->env) < wait)
         wait = l->waiters_due - l->env->mono_ms(l->env);
-    if (l->oldest && wait > IDLE_CHECK_MS)
-        wait = IDLE_CHECK_MS;
+    if (l->oldest && wait > IDLE_CHECK_MS) wait = IDLE_CHECK_MS;
     return l->failed ? 100 : wait < 0 ? 0 : wait;
 }
 
@@ -129,8 +127,7 @@ static void run_actors(struct loom *l) {
     for (int i = 0; i < RUNS_PER_PASS && l->run_head && !batch_full(l); i++) {
         struct resident *r = l->run_head;
         l->run_head = r->run_next;
-        if (!l->run_head)
-            l->run_tail = &l->run_head;
+        if (!l->run_head) l->run_tail = &l->run_head;
         l->run_count--;
         r->queued = false;
         turn_step(l, r);
@@ -162,8 +159,7 @@ static void pass(struct loom *l) {
         /* A lone request commits on this thread: a hop to the writer and back would cost more than it hides. */
         batch_close(l, count <= 1 && !l->run_head && !l->inbox);
     }
-    if (l->released && l->config.flushed)
-        l->config.flushed(l->config.flushed_ctx);
+    if (l->released && l->config.flushed) l->config.flushed(l->config.flushed_ctx);
     l->released = false;
 }
 
@@ -175,8 +171,7 @@ struct found {
 };
 
 static void found_add(struct found *f, struct str id) {
-    if (map_get(&f->ids, id))
-        return;
+    if (map_get(&f->ids, id)) return;
     char *copy = str_dup(id);
     map_put(&f->ids, (struct str){copy, id.n}, copy);
 }
@@ -203,9 +198,9 @@ static void count_start(struct loom *l, struct resident *r) {
     yyjson_val *row = look(l, text.p ? text : STR("{}"));
     bool still = (uint64_t)json_int(row, "cursor", 0) == r->a->cursor;
     r->starts = still ? (int32_t)json_int(row, "starts", 0) : 0;
-    if (r->starts++ < 3)
-        return;
-    struct str poison = STR("{\"code\":\"poison\",\"message\":\"the worker died 3 times while this message ran; it was given up\",\"retryable\":false}");
+    if (r->starts++ < 3) return;
+    struct str poison = STR("{\"code\":\"poison\",\"message\":\"the worker died 3 times while this message ran; it was "
+                            "given up\",\"retryable\":false}");
     log_event(LOG_ERROR, "poison message given up", "\"actor\":%q", r->a->full);
     metric_add(METRIC_DEAD_LETTERS, 1);
     r->starts = 0;
@@ -223,35 +218,29 @@ static void run_alone(struct loom *l, struct resident *r) {
     batch_close(l, true);
     for (int i = 0; i < 1000 && !l->failed; i++) {
         turn_step(l, r);
-        if (!r->a->turn || r->a->status >= ACTOR_PAUSED || !turn_resumable(r))
-            break;
+        if (!r->a->turn || r->a->status >= ACTOR_PAUSED || !turn_resumable(r)) break;
     }
-    if (l->failed)
-        return;
+    if (l->failed) return;
     r->starts = 0;
     resident_put_outbox(l, r);
 }
 
 static void recover_actor(struct loom *l, struct str id, bool unclean) {
     struct resident *r = resident_by_id(l, id);
-    if (!r || l->failed)
-        return;
-    if (unclean)
-        count_start(l, r);
+    if (!r || l->failed) return;
+    if (unclean) count_start(l, r);
     attempt_recover(l, r);
     r->starts_cursor = r->a->cursor;
     r->in_outbox = true; /* also when it was found by its mail: a row that is not there may be deleted */
     resident_put_outbox(l, r);
     resident_touch(l, r, false);
     resident_queue(l, r);
-    if (r->starts > 1)
-        run_alone(l, r);
+    if (r->starts > 1) run_alone(l, r);
 }
 
 /* A damaged row stops its actor, not the shard. */
 static int passed(int rc, const struct error *err) {
-    if (rc != LOOM_E_DAMAGED)
-        return rc;
+    if (rc != LOOM_E_DAMAGED) return rc;
     log_event(LOG_ERROR, "a damaged row was passed over", "\"detail\":%z", err->message);
     return 0;
 }
@@ -259,14 +248,11 @@ static int passed(int rc, const struct error *err) {
 static int recover_all(struct loom *l, bool unclean, struct error *err) {
     struct found f = {.now = loom_now(l)};
     int rc = passed(alarms_recover(l, err), err);
-    if (rc >= 0)
-        rc = passed(rows_scan(l, ROW_OUTBOX, STR(""), STR_NONE, found_outbox, &f, err), err);
-    if (rc >= 0)
-        rc = passed(rows_prefix(l, ROW_MAILBOX, STR("m"), found_mail, &f, err), err);
+    if (rc >= 0) rc = passed(rows_scan(l, ROW_OUTBOX, STR(""), STR_NONE, found_outbox, &f, err), err);
+    if (rc >= 0) rc = passed(rows_prefix(l, ROW_MAILBOX, STR("m"), found_mail, &f, err), err);
     char *id;
     for (size_t i = 0; (id = map_next(&f.ids, &i)) != NULL; free(id))
-        if (rc >= 0)
-            recover_actor(l, str_of(id), unclean);
+        if (rc >= 0) recover_actor(l, str_of(id), unclean);
     if (f.ids.count > 0)
         log_event(LOG_INFO, "recovered", "\"actors\":%u,\"unclean\":%b", (uint64_t)f.ids.count, unclean);
     map_free(&f.ids);
@@ -278,7 +264,8 @@ int recover(struct loom *l, struct error *err) {
 }
 
 static void write_lease(struct loom *l, bool clean) {
-    rows_put(l, ROW_LEASE, STR("worker"), say(l, "{\"pid\":%d,\"clean\":%b,\"at\":%d}", (int64_t)getpid(), clean, loom_now(l)), false);
+    rows_put(l, ROW_LEASE, STR("worker"),
+             say(l, "{\"pid\":%d,\"clean\":%b,\"at\":%d}", (int64_t)getpid(), clean, loom_now(l)), false);
 }
 
 static int start(struct loom *l, struct error *err) {
@@ -286,20 +273,19 @@ static int start(struct loom *l, struct error *err) {
     bool unclean = lease.p && !json_bool(look(l, lease), "clean", false);
     write_lease(l, false);
     int rc = recover_all(l, unclean, err);
-    if (rc < 0)
-        return rc;
-    if (unclean)
-        alarms_fire(l); /* durable before what they wake runs: that may be what takes the worker down */
-    batch_close(l, true); /* counted attempts are durable before anything runs */
-    return l->failed ? error_set(err, l->failed_code, "the store cannot be written; free space or repair it, then start again") : 0;
+    if (rc < 0) return rc;
+    if (unclean) alarms_fire(l); /* durable before what they wake runs: that may be what takes the worker down */
+    batch_close(l, true);        /* counted attempts are durable before anything runs */
+    return l->failed ? error_set(err, l->failed_code,
+                                 "the store cannot be written; free space or repair it, then start again")
+                     : 0;
 }
 
 /* ---- the loop's thread ---- */
 
 static void *loop_main(void *arg) {
     struct loom *l = arg;
-    while (!l->stop)
-        pass(l);
+    while (!l->stop) pass(l);
     for (struct item *items = take_inbox(l, false), *next; items; items = next) {
         next = items->next;
         items->fn(l, items);
@@ -324,24 +310,22 @@ static int make_dir(const char *path, struct error *err) {
         free(part);
         if (rc < 0 && why != EEXIST)
             return error_set(err, LOOM_E_STORE, "folder %s cannot be made: %s", path, strerror(why));
-        if (!slash)
-            return 0;
+        if (!slash) return 0;
     }
 }
 
 static int open_store(struct loom *l, struct error *err) {
     bool memory = strcmp(l->config.store, "memory") == 0;
     const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    l->cache_dir = cache && cache[0] == '/' ? path_in(cache, "loom/modules") : path_in(home ? home : "/tmp", ".cache/loom/modules");
-    if (make_dir(l->cache_dir, err) < 0 || (!memory && make_dir(l->config.store, err) < 0))
-        return LOOM_E_STORE;
+    l->cache_dir = cache && cache[0] == '/' ? path_in(cache, "loom/modules")
+                                            : path_in(home ? home : "/tmp", ".cache/loom/modules");
+    if (make_dir(l->cache_dir, err) < 0 || (!memory && make_dir(l->config.store, err) < 0)) return LOOM_E_STORE;
     char *file = path_in(l->config.store, "loom.db"), *blobs = path_in(l->config.store, "blobs");
     l->store = store_sqlite_open(memory ? NULL : file, l->env, l->config.accept_restored, err);
     l->blobs = l->store ? blob_file_open(memory ? NULL : blobs, err) : NULL;
     free(file);
     free(blobs);
-    if (!l->blobs)
-        return LOOM_E_STORE;
+    if (!l->blobs) return LOOM_E_STORE;
     char writer[64];
     int n = snprintf(writer, sizeof writer, "%d", (int)getpid());
     int rc = l->store->ops->claim(l->store, (struct str){writer, (size_t)n}, &l->term, &l->committed, err);
@@ -351,22 +335,18 @@ static int open_store(struct loom *l, struct error *err) {
 
 static int open_parts(struct loom *l, struct error *err) {
     yyjson_doc *project = l->config.project ? json_parse(str_of(l->config.project), err) : NULL;
-    if (l->config.project && !project)
-        return LOOM_E_INVALID_DOCUMENT;
+    if (l->config.project && !project) return LOOM_E_INVALID_DOCUMENT;
     l->net = net_client_new(l->env, yyjson_doc_get_root(project), l->config.project_dir, err);
     yyjson_doc_free(project);
     l->engine = l->net ? exec_engine_new(&(struct exec_config){0}, err) : NULL;
-    if (!l->engine)
-        return LOOM_E_INTERNAL;
+    if (!l->engine) return LOOM_E_INTERNAL;
     l->pool = activity_pool_new(l->env, l->net, l->config.threads);
     return registry_open(l, err);
 }
 
 static void release(struct loom *l) {
-    if (l->pool)
-        activity_pool_free(l->pool);
-    if (l->net)
-        net_client_free(l->net);
+    if (l->pool) activity_pool_free(l->pool);
+    if (l->net) net_client_free(l->net);
     for (struct item *items = take_inbox(l, false), *next; items; items = next) {
         next = items->next;
         items->fn(l, items);
@@ -381,12 +361,9 @@ static void release(struct loom *l) {
     alarms_free(l);
     registry_free(l);
     stream_free(l);
-    if (l->engine)
-        exec_engine_free(l->engine);
-    if (l->store)
-        l->store->ops->close(l->store);
-    if (l->blobs)
-        l->blobs->ops->close(l->blobs);
+    if (l->engine) exec_engine_free(l->engine);
+    if (l->store) l->store->ops->close(l->store);
+    if (l->blobs) l->blobs->ops->close(l->blobs);
     pending_free(l->open);
     pending_free(l->flight);
     map_free(&l->attempts);
@@ -467,14 +444,12 @@ void loom_close(struct loom *l) {
     }
     waiters_fail(l, true);
     effects_release(l);
-    if (l->config.flushed)
-        l->config.flushed(l->config.flushed_ctx);
+    if (l->config.flushed) l->config.flushed(l->config.flushed_ctx);
     release(l);
 }
 
 const struct loom_op_doc *loom_ops(const char *who) {
-    if (strcmp(who, "actor") == 0)
-        return actor_op_docs();
+    if (strcmp(who, "actor") == 0) return actor_op_docs();
     return strcmp(who, "activity") == 0 ? (const struct loom_op_doc *)activity_ops : operator_op_docs();
 }
 

@@ -10,21 +10,27 @@
 #include "base/base.h"
 #include "loom/loom.h"
 #include "net/net.h"
-#include <loomdeps.h>
 #include "observe/observe.h"
 #include "patterns/policy.h"
 #include "storage/storage.h"
 #include "wasm/exec.h"
+#include <loomdeps.h>
 
 #include <pthread.h>
 
-enum { BATCH_BYTES_MAX = 4 << 20, BATCH_ROWS_MAX = 10000, BLOB_MIN = 256 << 10, MAILBOX_MAX = 10000, BODY_MAX = 2 << 20 };
+enum {
+    BATCH_BYTES_MAX = 4 << 20,
+    BATCH_ROWS_MAX = 10000,
+    BLOB_MIN = 256 << 10,
+    MAILBOX_MAX = 10000,
+    BODY_MAX = 2 << 20
+};
 
 /* ---- definitions and modules (registry.c) ---- */
 struct definition {
     const char *kind; /* activity or actor-type */
     struct str ns, name, version, text;
-    char hash[65]; /* of the text */
+    char hash[65];  /* of the text */
     uint64_t order; /* of deployment */
     yyjson_val *doc;
     struct exec_limits limits; /* for an activity cpu_ms is the wall time of an attempt, too */
@@ -51,22 +57,23 @@ struct mail {
 /* An actor in memory, with what the engine needs to run it. */
 struct resident {
     struct actor *a;
-    struct exec *exec;     /* suspended or running guest; NULL: to be made (and replayed) */
+    struct exec *exec;             /* suspended or running guest; NULL: to be made (and replayed) */
     struct definition *definition; /* of the open turn */
-    struct mail *mail;     /* sorted by priority, arrival */
+    struct mail *mail;             /* sorted by priority, arrival */
     size_t mail_count, mail_cap;
-    bool queued;           /* in the run queue */
-    bool dirty;            /* tail or document go into the open batch */
+    bool queued; /* in the run queue */
+    bool dirty;  /* tail or document go into the open batch */
     bool document_dirty;
-    bool rewind;           /* its guest was dropped: the next one must replay the open turn */
-    uint32_t awaits, evicted_at; /* evict_always: awaits of this guest; the last one at which a guest of this turn was evicted */
-    bool in_outbox;        /* the store has an outbox row */
-    int32_t starts;        /* times a worker died with this actor in flight and the journal at starts_cursor */
+    bool rewind; /* its guest was dropped: the next one must replay the open turn */
+    uint32_t awaits,
+        evicted_at; /* evict_always: awaits of this guest; the last one at which a guest of this turn was evicted */
+    bool in_outbox; /* the store has an outbox row */
+    int32_t starts; /* times a worker died with this actor in flight and the journal at starts_cursor */
     uint64_t starts_cursor;
-    uint64_t seq;          /* last batch that holds rows of it */
-    int64_t used_at;       /* monotonic ms */
-    int64_t cpu_us;        /* spent in this stretch by a guest that keeps asking for ops */
-    size_t bytes;          /* of the resident guest */
+    uint64_t seq;    /* last batch that holds rows of it */
+    int64_t used_at; /* monotonic ms */
+    int64_t cpu_us;  /* spent in this stretch by a guest that keeps asking for ops */
+    size_t bytes;    /* of the resident guest */
     struct resident *run_next, *dirty_next;
     struct resident *older, *newer; /* LRU */
 };
@@ -88,7 +95,7 @@ struct alarm {
     enum alarm_kind { ALARM_PROMISE, ALARM_RETRY, ALARM_MAIL } kind;
     char *actor; /* full id */
     uint64_t turn, promise;
-    bool durable;           /* it has a row */
+    bool durable; /* it has a row */
 };
 
 struct pending; /* uncommitted rows of one batch (batch.c) */
@@ -118,8 +125,8 @@ struct loom {
     uint32_t arrivals;                  /* within the open batch */
     struct effect *effects;             /* ring */
     size_t effect_head, effect_count, effect_cap;
-    bool released;                      /* effects went out since the last flush callback */
-    bool failed;                        /* the last commit failed: nothing runs until the store takes a batch again */
+    bool released; /* effects went out since the last flush callback */
+    bool failed;   /* the last commit failed: nothing runs until the store takes a batch again */
     int failed_code;
     int64_t probe_at;
 
@@ -134,13 +141,13 @@ struct loom {
     int64_t horizon; /* durable alarms due before it are in the heap */
 
     struct map definitions, modules; /* registry.c: kind/ns/name → newest definition; hash → loaded module */
-    struct arena scratch; /* texts and documents that live until the current item or slice is done */
-    struct map attempts;                     /* idempotency key → struct attempt (attempt.c) */
-    struct map waiters;                      /* callers that wait for a reply (mailbox.c) */
-    int64_t waiters_due;                     /* no waiter times out before it (monotonic) */
-    struct subscriber *subscribers;          /* stream.c; guarded by stream_lock, as the ring is */
+    struct arena scratch;            /* texts and documents that live until the current item or slice is done */
+    struct map attempts;             /* idempotency key → struct attempt (attempt.c) */
+    struct map waiters;              /* callers that wait for a reply (mailbox.c) */
+    int64_t waiters_due;             /* no waiter times out before it (monotonic) */
+    struct subscriber *subscribers;  /* stream.c; guarded by stream_lock, as the ring is */
     struct stream_event *ring;
-    bool watched; /* someone has subscribed: committed entries are published */
+    bool watched;       /* someone has subscribed: committed entries are published */
     uint64_t ring_next; /* id of the next event */
     pthread_mutex_t stream_lock;
     uint64_t subscriber_ids;
@@ -149,8 +156,8 @@ struct loom {
 /* ---- runtime.c: loop, activation, residency ---- */
 int64_t loom_now(struct loom *l);
 const char *loom_random_id(struct loom *l, char out[33]); /* 128 random bits in hex */
-uint64_t loom_order(struct loom *l); /* rises with every call and over restarts */
-struct str say(struct loom *l, const char *fmt, ...); /* buf_json's template into the scratch */
+uint64_t loom_order(struct loom *l);                      /* rises with every call and over restarts */
+struct str say(struct loom *l, const char *fmt, ...);     /* buf_json's template into the scratch */
 static inline yyjson_val *look(struct loom *l, struct str text) {
     return json_in(&l->scratch, text);
 }
@@ -159,15 +166,17 @@ static inline struct str lent(struct loom_str s) {
 }
 struct str ns_of(const struct loom_request *req);
 void loom_post(struct loom *l, struct item *item); /* any thread */
-struct resident *resident_get(struct loom *l, struct str ns, struct str type, struct str key, bool create, struct error *err); /* NULL: NOT_FOUND, DAMAGED */
-struct resident *resident_by_id(struct loom *l, struct str full); /* existing or NULL */
-void resident_queue(struct loom *l, struct resident *r); /* let it run */
+struct resident *resident_get(struct loom *l, struct str ns, struct str type, struct str key, bool create,
+                              struct error *err);                       /* NULL: NOT_FOUND, DAMAGED */
+struct resident *resident_by_id(struct loom *l, struct str full);       /* existing or NULL */
+void resident_queue(struct loom *l, struct resident *r);                /* let it run */
 void resident_touch(struct loom *l, struct resident *r, bool document); /* it has something for the open batch */
 void resident_status(struct loom *l, struct resident *r, enum actor_status status, struct str reason);
 /* Journal and document rows of all that are dirty, into the open batch; close: the batch ends, tails begin anew. */
 void residents_flush(struct loom *l, bool close);
 /* A new actor with the journal up to an entry of the open or last turn, suspended there or running. */
-int resident_fork(struct loom *l, struct resident *r, struct str key, int64_t from, struct resident **out, struct error *err);
+int resident_fork(struct loom *l, struct resident *r, struct str key, int64_t from, struct resident **out,
+                  struct error *err);
 void resident_flush(struct loom *l, struct resident *r); /* of one, so that a read sees them; may be repeated */
 void residents_evict(struct loom *l, size_t at_least); /* guests least recently used, over budget or at_least so many */
 void resident_drop_guest(struct loom *l, struct resident *r);
@@ -181,14 +190,17 @@ int recover(struct loom *l, struct error *err);
 /* ---- turn.c: a turn from message to end ---- */
 void turn_step(struct loom *l, struct resident *r); /* one slice */
 enum turn_end { END_RETURN, END_FINISH, END_CONTINUE, END_FAIL };
-void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str value); /* value: JSON; END_FAIL: error JSON */
-void turn_trapped(struct loom *l, struct resident *r, const struct error *err); /* fails a live turn, pauses a replaying one */
+void turn_end(struct loom *l, struct resident *r, enum turn_end how,
+              struct str value); /* value: JSON; END_FAIL: error JSON */
+void turn_trapped(struct loom *l, struct resident *r,
+                  const struct error *err); /* fails a live turn, pauses a replaying one */
 void turn_pause(struct loom *l, struct resident *r, const struct error *why);
 /* An entry that settles a promise, and what follows: the guest goes on. type: its entry type; field: result or error. */
 void promise_done(struct loom *l, struct resident *r, uint64_t promise, const char *type, bool ok, struct str json);
 void promise_event(struct loom *l, struct resident *r, uint64_t promise, struct str message_id, struct str data);
 void turn_cancel(struct loom *l, struct resident *r, struct str reason);
-void promise_abandon(struct loom *l, struct resident *r, uint64_t id); /* undo what an open promise started outside the journal */
+void promise_abandon(struct loom *l, struct resident *r,
+                     uint64_t id);       /* undo what an open promise started outside the journal */
 bool turn_resumable(struct resident *r); /* its await is settled */
 
 /* ---- ops.c: the guest's op table ---- */
@@ -196,26 +208,30 @@ enum op_outcome { OP_OK, OP_ERROR, OP_WAIT, OP_ENDED };
 struct op_call {
     struct loom *l;
     struct resident *r;
-    struct str name, arg;  /* as the guest gave them */
-    yyjson_val *value;     /* arg parsed, for ops that take JSON */
-    struct str out;        /* result or error JSON, in the scratch */
+    struct str name, arg; /* as the guest gave them */
+    yyjson_val *value;    /* arg parsed, for ops that take JSON */
+    struct str out;       /* result or error JSON, in the scratch */
     struct error err;
 };
 enum op_outcome op_run(struct op_call *c);
 enum op_outcome op_await_result(struct op_call *c); /* the answer of a settled await or suspend */
 
 /* ---- batch.c: rows, group commit, effects ---- */
-void rows_put(struct loom *l, enum row_kind kind, struct str key, struct str value, bool fresh); /* fresh: no such row exists */
+void rows_put(struct loom *l, enum row_kind kind, struct str key, struct str value,
+              bool fresh); /* fresh: no such row exists */
 void rows_delete(struct loom *l, enum row_kind kind, struct str key);
-int rows_load(struct loom *l, enum row_kind kind, struct str key, struct buf *out, struct error *err); /* 1, 0 or negative */
-struct str rows_get(struct loom *l, enum row_kind kind, struct str key); /* into the scratch; .p NULL: none, or a fault that is logged */
+int rows_load(struct loom *l, enum row_kind kind, struct str key, struct buf *out,
+              struct error *err); /* 1, 0 or negative */
+struct str rows_get(struct loom *l, enum row_kind kind,
+                    struct str key); /* into the scratch; .p NULL: none, or a fault that is logged */
 /* Rows from ≤ key < to in key order. A damaged row is passed over; DAMAGED then names one when all others were visited. */
-int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx, struct error *err);
+int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx,
+              struct error *err);
 int rows_prefix(struct loom *l, enum row_kind kind, struct str prefix, row_fn fn, void *ctx, struct error *err);
 void batch_close(struct loom *l, bool here); /* hands the open batch to the writer, or commits it here */
 bool batch_full(const struct loom *l);
 bool batch_idle(const struct loom *l); /* nothing uncommitted */
-void batch_probe(struct loom *l); /* after a failure: does the store take a batch again? */
+void batch_probe(struct loom *l);      /* after a failure: does the store take a batch again? */
 void *writer_main(void *loom);
 void effect_add(struct loom *l, void (*release)(struct loom *, void *, bool), void *ctx);
 void effects_release(struct loom *l);
@@ -229,21 +245,23 @@ struct message {
     struct str event;         /* event type; absent: activate */
     struct str data;          /* JSON text, normalized */
     struct str sender, correlation, parent, traceparent;
-    struct str reply_to;      /* JSON {"actor","turn","attempt","promise"} or absent */
-    struct str chain;         /* JSON array of waiting actors or absent */
-    struct str version;       /* of the actor type; absent: the last deployed */
+    struct str reply_to; /* JSON {"actor","turn","attempt","promise"} or absent */
+    struct str chain;    /* JSON array of waiting actors or absent */
+    struct str version;  /* of the actor type; absent: the last deployed */
     int64_t delay_ms, ttl_ms;
     int32_t priority;
-    int32_t attempt;          /* 0: the first */
-    bool run, spawn;          /* the actor ends with its turn; it must not exist yet */
-    bool outside;             /* from a client: deduplicated, mailbox limit applies */
-    bool again;               /* a message of before that goes on (retry, continue): not checked anew */
+    int32_t attempt; /* 0: the first */
+    bool run, spawn; /* the actor ends with its turn; it must not exist yet */
+    bool outside;    /* from a client: deduplicated, mailbox limit applies */
+    bool again;      /* a message of before that goes on (retry, continue): not checked anew */
 };
 /* Puts the message in the target's mailbox. 0: accepted. 1: a duplicate. Negative: err. id_out lives in the scratch or is m's. */
 int mail_deliver(struct loom *l, const struct message *m, struct str *id_out, struct error *err);
 void mail_expire(struct loom *l, struct resident *r); /* messages whose time is over become dead letters */
-struct mail *mail_next(struct loom *l, struct resident *r); /* the next activate message, due and not expired; NULL: none */
-struct mail *mail_event(struct loom *l, struct resident *r, struct str type); /* the oldest buffered event of the type */
+struct mail *mail_next(struct loom *l,
+                       struct resident *r); /* the next activate message, due and not expired; NULL: none */
+struct mail *mail_event(struct loom *l, struct resident *r,
+                        struct str type); /* the oldest buffered event of the type */
 void mail_remove(struct loom *l, struct resident *r, struct mail *m);
 void mail_dead_letter(struct loom *l, struct resident *r, struct mail *m, const char *code, const char *why);
 int mail_load(struct loom *l, struct resident *r, struct error *err);
@@ -263,16 +281,20 @@ void waiters_timeout(struct loom *l);
 void waiters_fail(struct loom *l, bool all); /* those whose message has not committed, or all: Loom stops */
 
 /* ---- alarms.c ---- */
-void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise, bool durable);
-void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise); /* a durable one's row */
+void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise,
+               bool durable);
+void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn,
+                 uint64_t promise); /* a durable one's row */
 void alarms_fire(struct loom *l);
 int64_t alarms_next(struct loom *l); /* wall ms of the next one; INT64_MAX: none */
 int alarms_recover(struct loom *l, struct error *err);
 void alarms_free(struct loom *l);
 
 /* ---- attempt.c: activities ---- */
-void attempt_schedule(struct loom *l, struct resident *r, uint64_t promise); /* its next attempt, as policy and rule say */
-void attempt_recover(struct loom *l, struct resident *r);  /* after load: link running attempts, the others were interrupted */
+void attempt_schedule(struct loom *l, struct resident *r,
+                      uint64_t promise); /* its next attempt, as policy and rule say */
+void attempt_recover(struct loom *l,
+                     struct resident *r); /* after load: link running attempts, the others were interrupted */
 void attempt_cancel(struct loom *l, const struct resident *r, uint64_t promise);
 void attempts_fail(struct loom *l); /* a commit failed: drop those that are not durable */
 struct str activity_key(struct loom *l, const struct actor *a, uint64_t promise);
@@ -282,7 +304,8 @@ int registry_open(struct loom *l, struct error *err);
 void registry_free(struct loom *l);
 /* version absent: the last deployed one. NULL: none. */
 struct definition *registry_find(struct loom *l, const char *kind, struct str ns, struct str name, struct str version);
-struct definition *registry_pinned(struct loom *l, struct str ns, struct str type, struct str hash); /* of an open turn */
+struct definition *registry_pinned(struct loom *l, struct str ns, struct str type,
+                                   struct str hash); /* of an open turn */
 int definition_check(const struct definition *d, bool input, struct str json, struct error *err);
 /* A reference to its code; pinned: a module's hash, absent: what wasmBlobUrl says now. */
 struct exec_module *definition_module(struct loom *l, const struct definition *d, struct str pinned, char hash_out[65],

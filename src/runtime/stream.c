@@ -32,14 +32,12 @@ void stream_open(struct loom *l) {
 
 static bool wants(const struct subscriber *s, struct str full) {
     size_t ns = strlen(s->ns);
-    if (full.n <= ns || memcmp(full.p, s->ns, ns) != 0 || full.p[ns] != '/')
-        return false;
+    if (full.n <= ns || memcmp(full.p, s->ns, ns) != 0 || full.p[ns] != '/') return false;
     return !s->actor || str_eq((struct str){full.p + ns + 1, full.n - ns - 1}, str_of(s->actor));
 }
 
 static void give(struct subscriber *s, int64_t id, struct str full, struct str text) {
-    if (id <= s->last || !wants(s, full))
-        return;
+    if (id <= s->last || !wants(s, full)) return;
     size_t ns = strlen(s->ns);
     struct loom_event e = {id, {full.p + ns + 1, full.n - ns - 1}, {s->ns, ns}, {text.p, text.n}};
     s->last = id;
@@ -83,8 +81,7 @@ static void tail_release(struct loom *l, void *ctx, bool committed) {
 }
 
 void stream_publish(struct loom *l, struct resident *r) {
-    if (!l->watched || r->a->tail.n == 0)
-        return;
+    if (!l->watched || r->a->tail.n == 0) return;
     struct arena mem = {0};
     struct tail *t = arena_alloc(&mem, sizeof *t);
     t->full = arena_dup(&mem, r->a->full);
@@ -109,7 +106,8 @@ static bool give_recorded(void *ctx, struct str key, struct str value) {
     yyjson_val *entry;
     size_t i, n;
     yyjson_arr_foreach(yyjson_obj_get(json_in(&mem, value), "entries"), i, n, entry)
-        give(s, number + (int64_t)i, (struct str){key.p, key.n - 17}, event_text(&mem, str_of(s->actor), number + (int64_t)i, entry));
+        give(s, number + (int64_t)i, (struct str){key.p, key.n - 17},
+             event_text(&mem, str_of(s->actor), number + (int64_t)i, entry));
     arena_free(&mem);
     return true;
 }
@@ -120,10 +118,10 @@ static void catch_up(struct loom *l, struct subscriber *s) {
     struct error err;
     for (uint64_t id = l->ring_next > RING ? l->ring_next - RING : 0; !s->actor && id < l->ring_next; id++) {
         struct stream_event *e = &l->ring[id % RING];
-        if (e->text.p)
-            give(s, (int64_t)id, e->full, e->text);
+        if (e->text.p) give(s, (int64_t)id, e->full, e->text);
     }
-    if (s->actor && l->store->ops->scan(l->store, ROW_JOURNAL, journal_key(&l->scratch, full, 0), journal_key(&l->scratch, full, UINT64_MAX), give_recorded, s, &err) < 0)
+    if (s->actor && l->store->ops->scan(l->store, ROW_JOURNAL, journal_key(&l->scratch, full, 0),
+                                        journal_key(&l->scratch, full, UINT64_MAX), give_recorded, s, &err) < 0)
         log_event(LOG_ERROR, "stream cannot read the journal", "\"detail\":%z", err.message);
 }
 
@@ -137,18 +135,21 @@ static void subscribe(struct loom *l, struct item *item) {
     l->watched = true;
     pthread_mutex_lock(&l->stream_lock);
     sub->s->last = sub->from >= 0 ? sub->from : -1;
-    if (sub->from >= 0)
-        catch_up(l, sub->s);
+    if (sub->from >= 0) catch_up(l, sub->s);
     sub->s->next = l->subscribers;
     l->subscribers = sub->s;
     pthread_mutex_unlock(&l->stream_lock);
     free(sub);
 }
 
-uint64_t loom_subscribe(struct loom *l, struct loom_str ns, struct loom_str actor, int64_t from, loom_event_fn fn, void *ctx) {
+uint64_t loom_subscribe(struct loom *l, struct loom_str ns, struct loom_str actor, int64_t from, loom_event_fn fn,
+                        void *ctx) {
     struct subscription *sub = mem_alloc(sizeof *sub);
     struct subscriber *s = mem_alloc(sizeof *s);
-    *s = (struct subscriber){.ns = ns.p ? str_dup((struct str){ns.p, ns.n}) : str_dup(STR("default")), .actor = actor.p ? str_dup((struct str){actor.p, actor.n}) : NULL, .fn = fn, .ctx = ctx};
+    *s = (struct subscriber){.ns = ns.p ? str_dup((struct str){ns.p, ns.n}) : str_dup(STR("default")),
+                             .actor = actor.p ? str_dup((struct str){actor.p, actor.n}) : NULL,
+                             .fn = fn,
+                             .ctx = ctx};
     pthread_mutex_lock(&l->stream_lock);
     uint64_t handle = s->handle = ++l->subscriber_ids;
     pthread_mutex_unlock(&l->stream_lock);
@@ -189,11 +190,11 @@ static void leave(struct loom *l, struct item *item) {
 }
 
 void loom_unsubscribe(struct loom *l, uint64_t handle) {
-    struct leaving leaving = {.item.fn = leave, .handle = handle, .lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
+    struct leaving leaving = {
+        .item.fn = leave, .handle = handle, .lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
     loom_post(l, &leaving.item);
     pthread_mutex_lock(&leaving.lock);
-    while (!leaving.left)
-        pthread_cond_wait(&leaving.done, &leaving.lock);
+    while (!leaving.left) pthread_cond_wait(&leaving.done, &leaving.lock);
     pthread_mutex_unlock(&leaving.lock);
 }
 

@@ -16,20 +16,24 @@ enum { OPS_PER_SLICE = 256 };
 
 /* ---- start ---- */
 
-static struct str started_entry(struct loom *l, struct resident *r, const struct definition *d, const char *module, yyjson_val *mail) {
+static struct str started_entry(struct loom *l, struct resident *r, const struct definition *d, const char *module,
+                                yyjson_val *mail) {
     static const char *const carried[] = {"correlationId", "outside", "replyTo", "chain", "traceparent", "version"};
     struct arena *mem = &l->scratch;
     yyjson_val *meta = yyjson_obj_get(mail, "metadata");
     char seed[33];
-    struct str message = say(l, "{\"sender\":%Q,\"priority\":%d", json_str(meta, "sender"), json_int(meta, "priority", 0));
+    struct str message = say(l, "{\"sender\":%Q,\"priority\":%d", json_str(meta, "sender"),
+                             json_int(meta, "priority", 0));
     for (size_t i = 0; i < sizeof carried / sizeof *carried; i++)
         if (yyjson_obj_get(mail, carried[i]))
             message = say(l, "%j,\"%s\":%j", message, carried[i], json_text_of(yyjson_obj_get(mail, carried[i]), mem));
     return say(l,
-               "{\"type\":\"turn_started\",\"turn\":%u,\"attempt\":%d,\"messageId\":%q,\"input\":%j,\"moduleHash\":%z,\"definition\":%z,"
+               "{\"type\":\"turn_started\",\"turn\":%u,\"attempt\":%d,\"messageId\":%q,\"input\":%j,\"moduleHash\":%z,"
+               "\"definition\":%z,"
                "\"limits\":{\"maxMemoryMB\":%u,\"maxExecutionMs\":%u},\"seed\":%z,\"message\":%j}",
-               r->a->turns + 1, json_int(mail, "attempt", 1), json_str(mail, "messageId"), json_text_of(yyjson_obj_get(yyjson_obj_get(mail, "payload"), "data"), mem), module,
-               d->hash, (uint64_t)d->limits.memory_mb, (uint64_t)d->limits.cpu_ms, loom_random_id(l, seed), message);
+               r->a->turns + 1, json_int(mail, "attempt", 1), json_str(mail, "messageId"),
+               json_text_of(yyjson_obj_get(yyjson_obj_get(mail, "payload"), "data"), mem), module, d->hash,
+               (uint64_t)d->limits.memory_mb, (uint64_t)d->limits.cpu_ms, loom_random_id(l, seed), message);
 }
 
 static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
@@ -37,16 +41,14 @@ static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
     char module[65] = "";
     struct definition *d = registry_find(l, "actor-type", r->a->ns, r->a->type, json_str(m->doc, "version"));
     struct exec_module *code = d ? definition_module(l, d, STR_NONE, module, &err) : NULL;
-    if (!d)
-        error_set(&err, LOOM_E_NOT_FOUND, "the actor type is not deployed any more");
+    if (!d) error_set(&err, LOOM_E_NOT_FOUND, "the actor type is not deployed any more");
     if (!code) {
         mail_dead_letter(l, r, m, err.code, err.message);
         return false;
     }
     exec_module_unref(code);
     struct str state = json_text_of(yyjson_obj_get(d->doc, "defaultState"), &l->scratch);
-    if (r->a->turns == 0 && state.p)
-        state_set(r->a, state);
+    if (r->a->turns == 0 && state.p) state_set(r->a, state);
     struct str entry = started_entry(l, r, d, module, m->doc);
     mail_remove(l, r, m);
     r->definition = d;
@@ -65,16 +67,15 @@ static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
 static int instantiate(struct loom *l, struct resident *r, struct error *err) {
     struct turn *t = r->a->turn;
     yyjson_val *started = yyjson_doc_get_root(t->started), *limits = yyjson_obj_get(started, "limits");
-    struct exec_limits lim = {(uint32_t)json_int(limits, "maxMemoryMB", 64), (uint32_t)json_int(limits, "maxExecutionMs", 10000)};
-    if (t->op_count > 0)
-        lim.cpu_ms *= 10;
+    struct exec_limits lim = {(uint32_t)json_int(limits, "maxMemoryMB", 64),
+                              (uint32_t)json_int(limits, "maxExecutionMs", 10000)};
+    if (t->op_count > 0) lim.cpu_ms *= 10;
+    if (!r->definition) r->definition = registry_pinned(l, r->a->ns, r->a->type, json_str(started, "definition"));
     if (!r->definition)
-        r->definition = registry_pinned(l, r->a->ns, r->a->type, json_str(started, "definition"));
-    if (!r->definition)
-        return error_set(err, LOOM_E_NOT_FOUND, "the definition that %s runs is gone; deploy it again and resume", r->a->id);
+        return error_set(err, LOOM_E_NOT_FOUND, "the definition that %s runs is gone; deploy it again and resume",
+                         r->a->id);
     struct exec_module *code = definition_module(l, r->definition, json_str(started, "moduleHash"), NULL, err);
-    if (!code)
-        return LOOM_E_NOT_FOUND;
+    if (!code) return LOOM_E_NOT_FOUND;
     r->exec = exec_new(code, lim, err);
     if (!r->exec && strcmp(err->code, "busy") == 0) {
         residents_evict(l, 16);
@@ -87,14 +88,12 @@ static int instantiate(struct loom *l, struct resident *r, struct error *err) {
 static bool activate(struct loom *l, struct resident *r) {
     struct error err;
     int rc = r->rewind ? resident_rewind(l, r, &err) : 0;
-    if (rc >= 0)
-        rc = instantiate(l, r, &err);
+    if (rc >= 0) rc = instantiate(l, r, &err);
     if (rc == LOOM_E_BUSY)
         resident_queue(l, r);
     else if (rc < 0)
         turn_pause(l, r, &err);
-    if (rc < 0)
-        return false;
+    if (rc < 0) return false;
     struct turn *t = r->a->turn;
     metric_add(METRIC_REPLAYS, t->op_count > 0);
     t->await_count = 0;
@@ -119,14 +118,12 @@ void turn_trapped(struct loom *l, struct resident *r, const struct error *err) {
 /* What a waiting guest gets once its await is settled. */
 static bool answer_await(struct loom *l, struct resident *r) {
     struct op_call c = {.l = l, .r = r};
-    if (!turn_resumable(r))
-        return false;
+    if (!turn_resumable(r)) return false;
     enum op_outcome o = op_await_result(&c);
     exec_answer(r->exec, o == OP_OK, c.out);
     r->a->turn->await_count = 0;
     r->a->turn->suspend_written = false;
-    if (r->a->status == ACTOR_SUSPENDED)
-        resident_status(l, r, ACTOR_RUNNING, STR_NONE);
+    if (r->a->status == ACTOR_SUSPENDED) resident_status(l, r, ACTOR_RUNNING, STR_NONE);
     return true;
 }
 
@@ -138,8 +135,10 @@ bool turn_resumable(struct resident *r) {
 
 /* The guest waits: name the reason, account for its memory. */
 static void suspend(struct loom *l, struct resident *r) {
-    static const char *const waits[] = {[PROMISE_EVENT] = "event ", [PROMISE_TIMER] = "timer", [PROMISE_CHILD] = "child ", [PROMISE_SUSPEND] = ""};
-    static const char *const fields[] = {[PROMISE_EVENT] = "event", [PROMISE_TIMER] = "", [PROMISE_CHILD] = "childId", [PROMISE_SUSPEND] = "reason"};
+    static const char *const waits[] = {
+        [PROMISE_EVENT] = "event ", [PROMISE_TIMER] = "timer", [PROMISE_CHILD] = "child ", [PROMISE_SUSPEND] = ""};
+    static const char *const fields[] = {
+        [PROMISE_EVENT] = "event", [PROMISE_TIMER] = "", [PROMISE_CHILD] = "childId", [PROMISE_SUSPEND] = "reason"};
     struct turn *t = r->a->turn;
     exec_suspended(r->exec);
     r->cpu_us = 0;
@@ -148,8 +147,7 @@ static void suspend(struct loom *l, struct resident *r) {
     l->guest_bytes += r->bytes;
     for (size_t i = 0; i < t->await_count && !t->suspend_written; i++) {
         struct promise *p = turn_promise(t, t->await[i]);
-        if (p->done_at != ENTRY_NEVER || p->kind < PROMISE_CHILD)
-            continue;
+        if (p->done_at != ENTRY_NEVER || p->kind < PROMISE_CHILD) continue;
         struct str what = json_str(look(l, (struct str){p->entry, p->entry_n}), fields[p->kind]);
         struct str reason = say(l, "%s%j", waits[p->kind], what.p ? what : STR(""));
         journal_append(r->a, loom_now(l), say(l, "{\"type\":\"suspended\",\"reason\":%q", reason));
@@ -162,8 +160,7 @@ static bool serve_op(struct loom *l, struct resident *r) {
     struct op_call c = {.l = l, .r = r};
     exec_op(r->exec, &c.name, &c.arg);
     enum op_outcome o = op_run(&c);
-    if (o == OP_ENDED)
-        return false;
+    if (o == OP_ENDED) return false;
     bool goes_on = o != OP_WAIT;
     if (goes_on)
         exec_answer(r->exec, o == OP_OK, c.out);
@@ -172,8 +169,7 @@ static bool serve_op(struct loom *l, struct resident *r) {
     if (o == OP_WAIT && l->config.evict_always && ++r->awaits > r->evicted_at) {
         r->evicted_at = r->awaits; /* once at each await, or it would never get past it */
         resident_drop_guest(l, r);
-        if (goes_on)
-            resident_queue(l, r);
+        if (goes_on) resident_queue(l, r);
         return false;
     }
     return goes_on;
@@ -185,15 +181,10 @@ static void run_slice(struct loom *l, struct resident *r) {
     for (int i = 0; i < OPS_PER_SLICE; i++) {
         switch (exec_run(r->exec)) {
         case EXEC_OP:
-            if (!serve_op(l, r))
-                return;
+            if (!serve_op(l, r)) return;
             break;
-        case EXEC_SLICE:
-            resident_queue(l, r);
-            return;
-        case EXEC_END:
-            turn_end(l, r, END_RETURN, STR("null"));
-            return;
+        case EXEC_SLICE: resident_queue(l, r); return;
+        case EXEC_END: turn_end(l, r, END_RETURN, STR("null")); return;
         case EXEC_TRAP:
             exec_trap(r->exec, &err);
             turn_trapped(l, r, &err);
@@ -202,7 +193,8 @@ static void run_slice(struct loom *l, struct resident *r) {
     }
     r->cpu_us += l->env->mono_us(l->env) - from;
     if (r->cpu_us / 1000 > (journal_replaying(r->a) ? 10 : 1) * (int64_t)r->definition->limits.cpu_ms) {
-        error_set(&err, LOOM_E_LIMIT_TIME, "the guest ran %" PRId64 " ms without waiting; its limit is %u ms", r->cpu_us / 1000, r->definition->limits.cpu_ms);
+        error_set(&err, LOOM_E_LIMIT_TIME, "the guest ran %" PRId64 " ms without waiting; its limit is %u ms",
+                  r->cpu_us / 1000, r->definition->limits.cpu_ms);
         turn_trapped(l, r, &err);
         return;
     }
@@ -211,43 +203,40 @@ static void run_slice(struct loom *l, struct resident *r) {
 
 void turn_step(struct loom *l, struct resident *r) {
     struct actor *a = r->a;
-    if (a->status >= ACTOR_PAUSED || (a->turn && !turn_resumable(r)))
-        return;
+    if (a->status >= ACTOR_PAUSED || (a->turn && !turn_resumable(r))) return;
     if (!a->turn) {
         struct mail *m = mail_next(l, r);
-        if (!m)
-            return;
+        if (!m) return;
         if (!turn_start(l, r, m)) {
             resident_queue(l, r);
             return;
         }
     }
     resident_touch(l, r, false);
-    if (!r->exec && !activate(l, r))
-        return;
-    if (a->turn->await_count == 0 || answer_await(l, r))
-        run_slice(l, r);
+    if (!r->exec && !activate(l, r)) return;
+    if (a->turn->await_count == 0 || answer_await(l, r)) run_slice(l, r);
 }
 
 /* ---- promises ---- */
 
 static void wake(struct loom *l, struct resident *r) {
     resident_touch(l, r, false);
-    if (turn_resumable(r) && r->a->status != ACTOR_PAUSED)
-        resident_queue(l, r);
+    if (turn_resumable(r) && r->a->status != ACTOR_PAUSED) resident_queue(l, r);
 }
 
 void promise_done(struct loom *l, struct resident *r, uint64_t id, const char *type, bool ok, struct str json) {
     struct promise *p = r->a->turn ? turn_promise(r->a->turn, id) : NULL;
-    if (!p || p->done_at != ENTRY_NEVER)
-        return;
+    if (!p || p->done_at != ENTRY_NEVER) return;
     journal_append(r->a, loom_now(l),
-                   say(l, "{\"type\":%z,\"%s\":%u,\"%s\":%j", type, p->kind == PROMISE_ACTIVITY ? "activityId" : "promise", id, ok ? "result" : "error", json));
+                   say(l, "{\"type\":%z,\"%s\":%u,\"%s\":%j", type,
+                       p->kind == PROMISE_ACTIVITY ? "activityId" : "promise", id, ok ? "result" : "error", json));
     wake(l, r);
 }
 
 void promise_event(struct loom *l, struct resident *r, uint64_t id, struct str message_id, struct str data) {
-    journal_append(r->a, loom_now(l), say(l, "{\"type\":\"event_received\",\"promise\":%u,\"messageId\":%q,\"result\":%j", id, message_id, data));
+    journal_append(
+        r->a, loom_now(l),
+        say(l, "{\"type\":\"event_received\",\"promise\":%u,\"messageId\":%q,\"result\":%j", id, message_id, data));
     wake(l, r);
 }
 
@@ -262,8 +251,7 @@ static void withdraw_call(struct loom *l, struct resident *target, struct str me
 
 void promise_abandon(struct loom *l, struct resident *r, uint64_t id) {
     struct promise *p = turn_promise(r->a->turn, id);
-    if (!p || p->done_at != ENTRY_NEVER)
-        return;
+    if (!p || p->done_at != ENTRY_NEVER) return;
     yyjson_val *entry = look(l, (struct str){p->entry, p->entry_n});
     struct str other = json_str(entry, p->kind == PROMISE_CHILD ? "childId" : "to");
     struct resident *target = other.p ? resident_by_id(l, say(l, "%j/%j", r->a->ns, other)) : NULL;
@@ -278,31 +266,29 @@ void promise_abandon(struct loom *l, struct resident *r, uint64_t id) {
 }
 
 static void abandon_all(struct loom *l, struct resident *r) {
-    for (uint64_t i = 1; i <= r->a->turn->promise_count; i++)
-        promise_abandon(l, r, i);
+    for (uint64_t i = 1; i <= r->a->turn->promise_count; i++) promise_abandon(l, r, i);
 }
 
 /* ---- end ---- */
 
 void turn_cancel(struct loom *l, struct resident *r, struct str reason) {
-    if (r->a->status >= ACTOR_COMPLETED)
-        return;
+    if (r->a->status >= ACTOR_COMPLETED) return;
     resident_touch(l, r, true);
     if (!r->a->turn) {
         while (r->a->run && r->mail_count > 0)
             mail_dead_letter(l, r, &r->mail[0], "cancelled", "the run was cancelled before it began");
-        if (r->a->run)
-            resident_status(l, r, ACTOR_CANCELLED, reason);
+        if (r->a->run) resident_status(l, r, ACTOR_CANCELLED, reason);
         return;
     }
     bool paused = r->a->status == ACTOR_PAUSED;
-    if (r->a->turn->cancelled && !paused)
-        return;
+    if (r->a->turn->cancelled && !paused) return;
     abandon_all(l, r);
     journal_append(r->a, loom_now(l), say(l, "{\"type\":\"cancel_requested\",\"reason\":%Q", reason));
     if (paused) {
         r->a->turn->op_count = r->a->turn->op_next = 0;
-        turn_end(l, r, END_FAIL, STR("{\"code\":\"cancelled\",\"message\":\"an operator cancelled the paused actor\",\"retryable\":false}"));
+        turn_end(
+            l, r, END_FAIL,
+            STR("{\"code\":\"cancelled\",\"message\":\"an operator cancelled the paused actor\",\"retryable\":false}"));
         return;
     }
     wake(l, r);
@@ -316,9 +302,16 @@ void turn_pause(struct loom *l, struct resident *r, const struct error *why) {
 }
 
 /* The same message again: after a failure with a retryPolicy, or with a new input after `continue`. */
-static void again(struct loom *l, struct resident *r, yyjson_val *started, struct str input, int64_t delay, int32_t attempt) {
+static void again(struct loom *l, struct resident *r, yyjson_val *started, struct str input, int64_t delay,
+                  int32_t attempt) {
     yyjson_val *message = yyjson_obj_get(started, "message");
-    struct message m = {.ns = r->a->ns, .type = r->a->type, .key = r->a->key, .id = json_str(started, "messageId"), .data = input, .delay_ms = delay, .attempt = attempt};
+    struct message m = {.ns = r->a->ns,
+                        .type = r->a->type,
+                        .key = r->a->key,
+                        .id = json_str(started, "messageId"),
+                        .data = input,
+                        .delay_ms = delay,
+                        .attempt = attempt};
     m.sender = json_str(message, "sender");
     m.correlation = json_str(message, "correlationId");
     m.traceparent = json_str(message, "traceparent");
@@ -330,26 +323,26 @@ static void again(struct loom *l, struct resident *r, yyjson_val *started, struc
     m.again = true;
     struct str id;
     struct error err;
-    if (mail_deliver(l, &m, &id, &err) < 0)
-        reply_to(l, r, message, m.id, false, error_text(l, &err));
+    if (mail_deliver(l, &m, &id, &err) < 0) reply_to(l, r, message, m.id, false, error_text(l, &err));
 }
 
 /* Wait before the message is tried again, or −1. */
 static int64_t retry_wait(const struct resident *r, yyjson_val *started, yyjson_val *error) {
-    if (r->a->turn->cancelled || !r->definition)
-        return -1;
-    return retry_next(&r->definition->retry, (int32_t)json_int(started, "attempt", 1), json_bool(error, "retryable", false), 1.0);
+    if (r->a->turn->cancelled || !r->definition) return -1;
+    return retry_next(&r->definition->retry, (int32_t)json_int(started, "attempt", 1),
+                      json_bool(error, "retryable", false), 1.0);
 }
 
 /* A program that ends before it has repeated its journal is another program. */
 static bool ended_early(struct loom *l, struct resident *r) {
     struct turn *t = r->a->turn;
     struct error err;
-    if (!journal_replaying(r->a))
-        return false;
+    if (!journal_replaying(r->a)) return false;
     struct str next = t->ops[t->op_next].text;
-    error_set(&err, LOOM_E_MISMATCH, "the program of %s ended although its journal goes on with %.*s}; deploy the version that wrote it, then resume, or cancel", r->a->id,
-              (int)(next.n < 350 ? next.n : 350), next.p);
+    error_set(&err, LOOM_E_MISMATCH,
+              "the program of %s ended although its journal goes on with %.*s}; deploy the version that wrote it, then "
+              "resume, or cancel",
+              r->a->id, (int)(next.n < 350 ? next.n : 350), next.p);
     turn_pause(l, r, &err);
     return true;
 }
@@ -364,8 +357,7 @@ void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str 
     static const char *const types[] = {"turn_completed", "turn_finished", "turn_continued", "turn_failed"};
     static const char *const fields[] = {"result", "result", "input", "error"};
     struct turn *t = r->a->turn;
-    if (ended_early(l, r))
-        return;
+    if (ended_early(l, r)) return;
     bool fail = how == END_FAIL, goes_on = how == END_CONTINUE, cancelled = t->cancelled && !goes_on;
     yyjson_doc *doc = t->started;
     yyjson_val *started = yyjson_doc_get_root(doc), *error = fail ? look(l, value) : NULL;
@@ -373,27 +365,26 @@ void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str 
     struct buf rollback = {0};
     resident_touch(l, r, true);
     abandon_all(l, r);
-    if (fail)
-        state_rollback(r->a, &rollback);
-    if (rollback.n)
-        journal_append(r->a, loom_now(l), buf_view(&rollback));
+    if (fail) state_rollback(r->a, &rollback);
+    if (rollback.n) journal_append(r->a, loom_now(l), buf_view(&rollback));
     buf_free(&rollback);
     t->started = NULL; /* needed beyond the turn */
     journal_append(r->a, loom_now(l),
-                   say(l, "{\"type\":%z,\"%s\":%j%j", cancelled ? "turn_cancelled" : types[how], fields[how], value, wait >= 0 ? say(l, ",\"retryInMs\":%d", wait) : STR("")));
+                   say(l, "{\"type\":%z,\"%s\":%j%j", cancelled ? "turn_cancelled" : types[how], fields[how], value,
+                       wait >= 0 ? say(l, ",\"retryInMs\":%d", wait) : STR("")));
     metric_add(fail || cancelled ? METRIC_TURNS_FAILED : METRIC_TURNS_COMPLETED, 1);
     resident_drop_guest(l, r);
     r->definition = NULL;
     if (goes_on || wait >= 0) {
         resident_status(l, r, ACTOR_IDLE, STR_NONE);
-        again(l, r, started, goes_on ? value : json_text_of(yyjson_obj_get(started, "input"), &l->scratch), wait > 0 ? wait : 0,
-              goes_on ? 1 : (int32_t)json_int(started, "attempt", 1) + 1);
+        again(l, r, started, goes_on ? value : json_text_of(yyjson_obj_get(started, "input"), &l->scratch),
+              wait > 0 ? wait : 0, goes_on ? 1 : (int32_t)json_int(started, "attempt", 1) + 1);
     } else {
         settle_status(l, r, how, cancelled, error);
         struct str given_up = STR("{\"code\":\"cancelled\",\"message\":\"it was cancelled\",\"retryable\":false}");
-        reply_to(l, r, yyjson_obj_get(started, "message"), json_str(started, "messageId"), !fail && !cancelled, cancelled && !fail ? given_up : value);
+        reply_to(l, r, yyjson_obj_get(started, "message"), json_str(started, "messageId"), !fail && !cancelled,
+                 cancelled && !fail ? given_up : value);
     }
     yyjson_doc_free(doc);
-    if (r->mail_count > 0)
-        resident_queue(l, r);
+    if (r->mail_count > 0) resident_queue(l, r);
 }
