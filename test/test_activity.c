@@ -106,14 +106,16 @@ static void run_script(struct activity_pool *p, struct outcome *o, const struct 
     wait_for(o);
 }
 
-static void expect_result(struct activity_pool *p, const struct net_policy *may, const char *input, const char *result) {
+static void expect_result(struct activity_pool *p, const struct net_policy *may, const char *input,
+                          const char *result) {
     struct outcome o;
     run_script(p, &o, may, input);
     if (o.error.code[0]) fail_msg("%s: %s", o.error.code, o.error.message);
     assert_string_equal(o.result, result);
 }
 
-static void expect_error(struct activity_pool *p, const char *input, const char *code, bool retryable, const char *text) {
+static void expect_error(struct activity_pool *p, const char *input, const char *code, bool retryable,
+                         const char *text) {
     struct outcome o;
     run_script(p, &o, NULL, input);
     assert_string_equal(o.error.code, code);
@@ -149,8 +151,10 @@ static void *serve(void *arg) {
     } else if (blank) {
         int n = snprintf(body, sizeof body, "{\"key\":\"%s\",\"type\":\"%s\",\"bytes\":%zu}", key, type,
                          strlen(blank + 4));
-        n = snprintf(answer, sizeof answer, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
-                                            "Connection: close\r\n\r\n%s", n, body);
+        n = snprintf(answer, sizeof answer,
+                     "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+                     "Connection: close\r\n\r\n%s",
+                     n, body);
         send(fd, answer, (size_t)n, MSG_NOSIGNAL);
     }
     close(fd);
@@ -233,12 +237,16 @@ static void simple_ops(void **state) {
     (void)state; /* What needs no capability works without one. */
     struct activity_pool *p = activity_pool_new(env_system(), net, 2);
     struct outcome o;
-    run_script(p, &o, NULL, "[[\"random\",null],[\"random\",3],[\"random\",0],[\"random\",257],[\"heartbeat\",1],[\"now\",null]]");
+    run_script(p, &o, NULL,
+               "[[\"random\",null],[\"random\",3],[\"random\",0],[\"random\",257],[\"heartbeat\",1],[\"now\",null]]");
     double number, again;
     char hex[10], rest[100];
     long long now;
-    assert_int_equal(sscanf(o.result, "[%lf,\"%6[0-9a-f]\",{\"error\":\"invalid_argument\"},{\"error\":\"invalid_argument\"},"
-                                      "{\"cancelled\":false},%lld%s", &number, hex, &now, rest), 4);
+    assert_int_equal(sscanf(o.result,
+                            "[%lf,\"%6[0-9a-f]\",{\"error\":\"invalid_argument\"},{\"error\":\"invalid_argument\"},"
+                            "{\"cancelled\":false},%lld%s",
+                            &number, hex, &now, rest),
+                     4);
     assert_true(number >= 0 && number < 1);
     assert_true(llabs(now - (long long)env_system()->now_ms(env_system())) < 60000);
     run_script(p, &o, NULL, "[[\"random\",null]]");
@@ -253,7 +261,8 @@ static void simple_ops(void **state) {
 static void endings(void **state) {
     (void)state; /* Each way to end tells what happened: fail, trap, unknown op, output that is not JSON. */
     struct activity_pool *p = activity_pool_new(env_system(), net, 2);
-    expect_error(p, "[[\"fail\",{\"code\":\"no_money\",\"message\":\"none left\",\"retryable\":true}]]", "no_money", true, "none left");
+    expect_error(p, "[[\"fail\",{\"code\":\"no_money\",\"message\":\"none left\",\"retryable\":true}]]", "no_money",
+                 true, "none left");
     expect_error(p, "[[\"fail\",7]]", "failed", false, "");
     expect_error(p, "[[\"trap\",null]]", "trap", false, "wasm `unreachable` instruction executed in loom_run_script");
     expect_error(p, "[[\"state.get\",\"\"]]", "unknown_op", false, "activities have no op \"state.get\"");
@@ -282,7 +291,8 @@ static void nothing_returned(void **state) {
 /* ---- network ---- */
 
 static void http_keys_and_bodies(void **state) {
-    (void)state; /* The k-th request carries KEY-k unless the guest gave a key; a body that is no string goes as JSON. */
+    (void)
+        state; /* The k-th request carries KEY-k unless the guest gave a key; a body that is no string goes as JSON. */
     struct activity_pool *p = activity_pool_new(env_system(), net, 2);
     struct outcome o;
     char input[1000];
@@ -307,12 +317,15 @@ static void capabilities(void **state) {
     struct activity_pool *p = activity_pool_new(env_system(), net, 2);
     expect_result(p, NULL, "[[\"http\",{\"url\":\"http://127.0.0.1/\"}],[\"secret\",\"token\"],[\"secret\",1]]",
                   "[{\"error\":\"denied\"},{\"error\":\"denied\"},{\"error\":\"denied\"}]");
-    expect_result(p, policy, "[[\"http\",{\"url\":\"smtp://mail\"}],[\"http\",{\"url\":\"http://localhost:1/\"}],"
-                             "[\"secret\",\"other\"],[\"secret\",\"token\"]]",
+    expect_result(p, policy,
+                  "[[\"http\",{\"url\":\"smtp://mail\"}],[\"http\",{\"url\":\"http://localhost:1/\"}],"
+                  "[\"secret\",\"other\"],[\"secret\",\"token\"]]",
                   "[{\"error\":\"denied\"},{\"error\":\"denied\"},{\"error\":\"denied\"},\"{{secret:token}}\"]");
-    expect_result(p, policy, "[[\"http\",{}],[\"http\",{\"url\":\"http://127.0.0.1/\",\"headers\":[]}],"
-                             "[\"http\",{\"url\":\"http://127.0.0.1/\",\"headers\":{\"a\":1}}]]",
-                  "[{\"error\":\"invalid_argument\"},{\"error\":\"invalid_argument\"},{\"error\":\"invalid_argument\"}]");
+    expect_result(
+        p, policy,
+        "[[\"http\",{}],[\"http\",{\"url\":\"http://127.0.0.1/\",\"headers\":[]}],"
+        "[\"http\",{\"url\":\"http://127.0.0.1/\",\"headers\":{\"a\":1}}]]",
+        "[{\"error\":\"invalid_argument\"},{\"error\":\"invalid_argument\"},{\"error\":\"invalid_argument\"}]");
     activity_pool_free(p);
 }
 
@@ -393,8 +406,10 @@ static void shutdown_ends_all(void **state) {
     struct activity_pool *p = activity_pool_new(env_system(), net, 2);
     for (int i = 0; i < 60; i++) {
         struct activity_spec spec = spec_of(&o[i], "[[\"spin\",null]]");
-        if (i % 3) activity_start(p, &spec, i % 3 == 1);
-        else park(p, &o[i], 60000);
+        if (i % 3)
+            activity_start(p, &spec, i % 3 == 1);
+        else
+            park(p, &o[i], 60000);
     }
     activity_pool_free(p);
     for (int i = 0; i < 60; i++) {
@@ -431,9 +446,11 @@ static void more_attempts_than_slots(void **state) {
 }
 
 static void reuse(void **state) {
-    (void)state; /* With reuse an instance serves the namespace's next attempt; not another namespace's, not after a trap. */
+    (void)
+        state; /* With reuse an instance serves the namespace's next attempt; not another namespace's, not after a trap. */
     const char *counter =
-        "(module (import \"loom\" \"op\" (func $op (param i32 i32 i32 i32) (result i32))) (memory (export \"memory\") 1)"
+        "(module (import \"loom\" \"op\" (func $op (param i32 i32 i32 i32) (result i32))) (memory (export \"memory\") "
+        "1)"
         "(data (i32.const 0) \"return0trap\") (global $n (mut i32) (i32.const 0)) (func (export \"run\")"
         "(global.set $n (i32.add (global.get $n) (i32.const 1)))"
         "(i32.store8 (i32.const 6) (i32.add (i32.const 48) (global.get $n)))"

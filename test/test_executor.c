@@ -6,10 +6,10 @@
 #include <stdarg.h>
 #include <cmocka.h>
 
-#define IMPORTS                                                                                                        \
-    "(import \"loom\" \"op\" (func $op (param i32 i32 i32 i32) (result i32)))"                                         \
+#define IMPORTS                                                                \
+    "(import \"loom\" \"op\" (func $op (param i32 i32 i32 i32) (result i32)))" \
     "(import \"loom\" \"take\" (func $take (param i32)))"
-#define MEMORY "(memory (export \"memory\") 1 4)"
+#define MEMORY      "(memory (export \"memory\") 1 4)"
 #define GUEST(body) "(module " IMPORTS MEMORY body ")"
 
 static struct exec_engine *engine;
@@ -110,11 +110,34 @@ static void take_too_early(void **state) {
     trap_of(GUEST("(func (export \"run\") (call $take (i32.const 0)))"), "trap", "before an op had a result");
 }
 
+static void ops_before_run(void **state) {
+    (void)state; /* Start function and _initialize may ask as run does; nothing of it happens twice. */
+    struct exec *x = start(GUEST("(data (i32.const 0) \"s0i1r2\") (func $s (call $ask (i32.const 0))) (start $s)"
+                                 "(func $ask (param i32) (drop (call $op (local.get 0) (i32.const 1)"
+                                 " (i32.add (local.get 0) (i32.const 1)) (i32.const 1))))"
+                                 "(func (export \"_initialize\") (call $ask (i32.const 2)))"
+                                 "(func (export \"run\") (call $ask (i32.const 4)))"),
+                           limits);
+    static const char *const ops[][2] = {{"s", "0"}, {"i", "1"}, {"r", "2"}, {"r", "2"}};
+    for (int i = 0; i < 4; i++) {
+        expect_op(x, ops[i][0], ops[i][1]);
+        assert_true(exec_bytes(x) > 0);
+        exec_answer(x, true, STR("null"));
+        if (i > 1) assert_int_equal(run_on(x), EXEC_END);
+    }
+    exec_free(x);
+    x = start(GUEST("(func $s (drop (call $op (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)))) (start $s)"
+                    "(func (export \"run\"))"),
+              limits);
+    exec_free(x); /* in the middle of its start */
+}
+
 /* The guest asks "?" for four numbers and passes them to op. */
 static const char pointers[] = GUEST(
     "(data (i32.const 32) \"?\") (func (export \"run\")"
     "(drop (call $op (i32.const 32) (i32.const 1) (i32.const 32) (i32.const 0))) (call $take (i32.const 0))"
-    "(drop (call $op (i32.load (i32.const 0)) (i32.load (i32.const 4)) (i32.load (i32.const 8)) (i32.load (i32.const 12)))))");
+    "(drop (call $op (i32.load (i32.const 0)) (i32.load (i32.const 4)) (i32.load (i32.const 8)) (i32.load (i32.const "
+    "12)))))");
 
 static void bad_pointers(void **state) {
     (void)state; /* Every pointer and length is checked in 64 bits, empty ranges too; name and argument alike. */
@@ -145,10 +168,11 @@ static void take_out_of_bounds(void **state) {
     } cases[] = {{"65532", true}, {"65533", false}, {"65536", false}, {"-1", false}};
     for (size_t i = 0; i < 4; i++) {
         char wat[512];
-        snprintf(wat, sizeof wat,
-                 GUEST("(func (export \"run\") (drop (call $op (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 0)))"
-                       "(call $take (i32.const %s)))"),
-                 cases[i].to);
+        snprintf(
+            wat, sizeof wat,
+            GUEST("(func (export \"run\") (drop (call $op (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 0)))"
+                  "(call $take (i32.const %s)))"),
+            cases[i].to);
         struct exec *x = start(wat, limits);
         assert_int_equal(run_on(x), EXEC_OP);
         exec_answer(x, true, STR("1234"));
@@ -218,7 +242,8 @@ static void memory_limits(void **state) {
     struct exec *x = start(grow, (struct exec_limits){.memory_mb = 1});
     assert_int_equal(run_on(x), EXEC_END);
     exec_free(x);
-    x = start("(module (memory (export \"memory\") 100) (func (export \"run\")))", (struct exec_limits){.memory_mb = 3});
+    x = start("(module (memory (export \"memory\") 100) (func (export \"run\")))",
+              (struct exec_limits){.memory_mb = 3});
     expect_trap(x, "trap", "starts with 6 MB of memory, its limit is 3 MB; raise limits.maxMemoryMB");
     x = start("(module (memory (export \"memory\") 1) (table $t 1 funcref) (func (export \"run\")"
               "(loop $l (br_if $l (i32.ne (table.grow $t (ref.null func) (i32.const 1000)) (i32.const -1))))))",
@@ -229,13 +254,15 @@ static void memory_limits(void **state) {
 
 static void traps(void **state) {
     (void)state; /* A trap tells its reason and the functions that led to it, the innermost first. */
-    trap_of(GUEST("(func $inner unreachable) (func $outer (call $inner)) (func (export \"run\") (call $outer))"), "trap",
-            "wasm `unreachable` instruction executed in inner < outer < ");
-    trap_of(GUEST("(func $r (param i32) (result i32) (i32.add (i32.const 1) (call $r (i32.add (local.get 0) (i32.const 1)))))"
-                  "(func (export \"run\") (drop (call $r (i32.const 0))))"),
-            "trap", "call stack exhausted in r < r < r");
-    trap_of(GUEST("(func $div (drop (i32.div_u (i32.const 1) (i32.const 0)))) (func (export \"run\") (call $div))"), "trap",
-            "integer divide by zero in div");
+    trap_of(GUEST("(func $inner unreachable) (func $outer (call $inner)) (func (export \"run\") (call $outer))"),
+            "trap", "wasm `unreachable` instruction executed in inner < outer < ");
+    trap_of(
+        GUEST(
+            "(func $r (param i32) (result i32) (i32.add (i32.const 1) (call $r (i32.add (local.get 0) (i32.const 1)))))"
+            "(func (export \"run\") (drop (call $r (i32.const 0))))"),
+        "trap", "call stack exhausted in r < r < r");
+    trap_of(GUEST("(func $div (drop (i32.div_u (i32.const 1) (i32.const 0)))) (func (export \"run\") (call $div))"),
+            "trap", "integer divide by zero in div");
     trap_of(GUEST("(func $load (drop (i32.load (i32.const 65536)))) (func (export \"run\") (call $load))"), "trap",
             "out of bounds memory access in load");
     trap_of(GUEST("(func $s unreachable) (start $s) (func (export \"run\"))"), "trap", "in s");
@@ -364,6 +391,33 @@ static void deterministic(void **state) {
     exec_engine_free(e);
 }
 
+/* How often all threads but this one have woken up. */
+static unsigned long wakes(void) {
+    unsigned long sum = 0, n;
+    char line[200];
+    FILE *f = popen("grep -h ^voluntary /proc/$PPID/task/*/status", "r");
+    while (fgets(line, sizeof line, f)) sum += sscanf(line, "voluntary_ctxt_switches: %lu", &n) == 1 ? n : 0;
+    pclose(f);
+    FILE *self = fopen("/proc/thread-self/status", "r");
+    while (fgets(line, sizeof line, self)) sum -= sscanf(line, "voluntary_ctxt_switches: %lu", &n) == 1 ? n : 0;
+    fclose(self);
+    return sum;
+}
+
+static void idle_engine_sleeps(void **state) {
+    (void)state; /* Some time after the last guest ran nothing ticks any more; the next guest is sliced all the same. */
+    struct exec *x = start(GUEST("(func (export \"run\") (loop $l (br $l)))"), limits);
+    assert_int_equal(exec_run(x), EXEC_SLICE);
+    unsigned long before, after = 0;
+    do {
+        before = after;
+        usleep(100000);
+        after = wakes();
+    } while (after != before);
+    assert_int_equal(exec_run(x), EXEC_SLICE);
+    exec_free(x);
+}
+
 /* ---- compiling ---- */
 
 static void refuse(struct str wasm, const char *text) {
@@ -388,12 +442,14 @@ static void refusals(void **state) {
     refuse((struct str){"\0asm\r\0\1\0", 8}, "encoded as a component");
     refuse_wat("(module (func (export \"run\")))", "does not export its memory");
     refuse_wat("(module (memory (export \"memory\") 1))", "does not export a function \"run\"");
-    refuse_wat("(module (memory (export \"memory\") 1) (func (export \"run\") (param i32)))", "does not export a function");
+    refuse_wat("(module (memory (export \"memory\") 1) (func (export \"run\") (param i32)))",
+               "does not export a function");
     refuse_wat("(module (memory (export \"run\") 1) (func (export \"memory\")))", "does not export its memory");
     refuse_wat("(module (import \"env\" \"open\" (func)) (memory (export \"memory\") 1) (func (export \"run\")))",
                "unknown import: `env::open`");
-    refuse_wat("(module (import \"loom\" \"op\" (func (param i32))) (memory (export \"memory\") 1) (func (export \"run\")))",
-               "expected type `(func (param i32))`, found type `(func (param i32 i32 i32 i32) (result i32))`");
+    refuse_wat(
+        "(module (import \"loom\" \"op\" (func (param i32))) (memory (export \"memory\") 1) (func (export \"run\")))",
+        "expected type `(func (param i32))`, found type `(func (param i32 i32 i32 i32) (result i32))`");
     refuse_wat("(module (memory (export \"memory\") 60000) (func (export \"run\")))", "limit");
     refuse_wat("(module (memory (export \"memory\") 1) (func (export \"run\") (drop (v128.const i64x2 0 0))))", "SIMD");
 }
@@ -473,7 +529,8 @@ static void wasi_output(void **state) {
         "(data (i32.const 64) \"one\\0atwo \\ff\\0a\\22x\") (func (export \"run\")"
         "(if (call $fd_write (i32.const 1) (i32.const 0) (i32.const 2) (i32.const 32)) (then unreachable))"
         "(if (i32.ne (i32.load (i32.const 32)) (i32.const 12)) (then unreachable))"
-        "(if (i32.ne (call $fd_write (i32.const 3) (i32.const 0) (i32.const 2) (i32.const 32)) (i32.const 8)) (then unreachable))"
+        "(if (i32.ne (call $fd_write (i32.const 3) (i32.const 0) (i32.const 2) (i32.const 32)) (i32.const 8)) (then "
+        "unreachable))"
         "(if (call $fd_write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 32)) (then unreachable))))",
         limits);
     static const char *const lines[] = {
@@ -488,16 +545,36 @@ static void wasi_output(void **state) {
     }
     assert_int_equal(run_on(x), EXEC_END);
     exec_free(x);
-    trap_of("(module " WASI("fd_write", "(param i32 i32 i32 i32) (result i32)") MEMORY
-            "(func (export \"run\") (drop (call $fd_write (i32.const 1) (i32.const 65530) (i32.const 1) (i32.const 0)))))",
-            "bad_pointer", "65530 + 8");
+    trap_of(
+        "(module " WASI("fd_write", "(param i32 i32 i32 i32) (result i32)") MEMORY
+        "(func (export \"run\") (drop (call $fd_write (i32.const 1) (i32.const 65530) (i32.const 1) (i32.const 0)))))",
+        "bad_pointer", "65530 + 8");
+}
+
+static void output_keeps_the_result(void **state) {
+    (void)state; /* What a program prints between op and take does not touch the op's result. */
+    struct exec *x = start(
+        "(module " IMPORTS WASI("fd_write", "(param i32 i32 i32 i32) (result i32)") MEMORY
+        "(data (i32.const 0) \"\\40\\00\\00\\00\\02\\00\\00\\00\") (data (i32.const 64) \"x\\0aop\")"
+        "(func (export \"run\") (drop (call $op (i32.const 66) (i32.const 2) (i32.const 0) (i32.const 0)))"
+        "(drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 32)))"
+        "(call $take (i32.const 100))"
+        "(drop (call $op (i32.const 66) (i32.const 2) (i32.const 100) (i32.const 4)))))",
+        limits);
+    expect_op(x, "op", "");
+    exec_answer(x, true, STR("1234"));
+    expect_op(x, "log", "{\"level\":\"info\",\"msg\":\"x\"}");
+    exec_answer(x, true, STR("null"));
+    expect_op(x, "op", "1234");
+    exec_free(x);
 }
 
 static void wasi_clock_and_random(void **state) {
     (void)state; /* Clock and randomness are the ops `now` and `random`. */
     struct exec *x = start(
-        "(module " WASI("clock_time_get", "(param i32 i64 i32) (result i32)") WASI("random_get", "(param i32 i32) (result i32)")
-        MEMORY "(func (export \"run\")"
+        "(module " WASI("clock_time_get", "(param i32 i64 i32) (result i32)")
+            WASI("random_get", "(param i32 i32) (result i32)") MEMORY
+        "(func (export \"run\")"
         "(if (call $clock_time_get (i32.const 0) (i64.const 1) (i32.const 8)) (then unreachable))"
         "(if (i64.ne (i64.load (i32.const 8)) (i64.const 1234000000)) (then unreachable))"
         "(if (call $random_get (i32.const 16) (i32.const 257)) (then unreachable))"
@@ -528,17 +605,20 @@ static void wasi_exit(void **state) {
     assert_int_equal(run_on(x), EXEC_END);
     assert_false(exec_reusable(x));
     exec_free(x);
-    trap_of("(module " WASI("proc_exit", "(param i32)") MEMORY "(func $f (export \"run\") (call $proc_exit (i32.const 3))))",
+    trap_of("(module " WASI("proc_exit", "(param i32)") MEMORY
+            "(func $f (export \"run\") (call $proc_exit (i32.const 3))))",
             "trap", "exited with code 3 in f");
 }
 
 static void wasi_nothing(void **state) {
     (void)state; /* No arguments, no environment, no files; polling finds everything ready. */
     struct exec *x = start(
-        "(module " WASI("args_sizes_get", "(param i32 i32) (result i32)") WASI("environ_get", "(param i32 i32) (result i32)")
-        WASI("fd_prestat_get", "(param i32 i32) (result i32)") WASI("fd_fdstat_get", "(param i32 i32) (result i32)")
-        WASI("fd_read", "(param i32 i32 i32 i32) (result i32)") WASI("poll_oneoff", "(param i32 i32 i32 i32) (result i32)")
-        MEMORY "(func (export \"run\") (i32.store (i32.const 0) (i32.const 9)) (i64.store (i32.const 64) (i64.const 77))"
+        "(module " WASI("args_sizes_get", "(param i32 i32) (result i32)")
+            WASI("environ_get", "(param i32 i32) (result i32)") WASI("fd_prestat_get", "(param i32 i32) (result i32)")
+                WASI("fd_fdstat_get", "(param i32 i32) (result i32)")
+                    WASI("fd_read", "(param i32 i32 i32 i32) (result i32)")
+                        WASI("poll_oneoff", "(param i32 i32 i32 i32) (result i32)") MEMORY
+        "(func (export \"run\") (i32.store (i32.const 0) (i32.const 9)) (i64.store (i32.const 64) (i64.const 77))"
         "(if (call $args_sizes_get (i32.const 0) (i32.const 4)) (then unreachable))"
         "(if (i32.load (i32.const 0)) (then unreachable))"
         "(if (call $environ_get (i32.const 0) (i32.const 4)) (then unreachable))"
@@ -607,6 +687,7 @@ int main(int argc, char **argv) {
     if (argc > 1 && !strcmp(argv[1], "--compile-module")) return exec_compile_child(0, 1);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(op_and_take),
+        cmocka_unit_test(ops_before_run),
         cmocka_unit_test(take_too_early),
         cmocka_unit_test(bad_pointers),
         cmocka_unit_test(take_out_of_bounds),
@@ -620,11 +701,13 @@ int main(int argc, char **argv) {
         cmocka_unit_test(many_threads),
         cmocka_unit_test(resident_bytes),
         cmocka_unit_test(deterministic),
+        cmocka_unit_test(idle_engine_sleeps),
         cmocka_unit_test(refusals),
         cmocka_unit_test(mangled_modules),
         cmocka_unit_test(foreign_artefact),
         cmocka_unit_test(compile_apart),
         cmocka_unit_test(wasi_output),
+        cmocka_unit_test(output_keeps_the_result),
         cmocka_unit_test(wasi_clock_and_random),
         cmocka_unit_test(wasi_exit),
         cmocka_unit_test(wasi_nothing),

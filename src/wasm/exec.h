@@ -81,7 +81,8 @@ struct activity_spec {
     uint64_t seed;                   /* of its random */
     bool reuse;                      /* the instance may serve further attempts of the same module and namespace */
     void *ctx;
-    /* The end, on any thread: result JSON when error is NULL. The activity is freed when it returns. */
+    /* The end, on any thread: result JSON when error is NULL. The activity is freed when it returns: who may cancel it
+     * forgets it in here, under the lock under which it cancels. */
     void (*done)(void *ctx, struct str result, const struct error *error);
     /* Log line or progress details of the guest, on any thread (level 0: progress). May be NULL. */
     void (*note)(void *ctx, int level, struct str json);
