@@ -25,6 +25,7 @@ struct attempt {
     int32_t number;
     uint64_t seq;                  /* batch that made it */
     bool effect;                   /* can reach the outside */
+    bool held;                     /* it has ended, but the store takes no batch */
     bool cancelled, inside, ended; /* inside: activity_start has not returned; ended and inside under the loop's lock */
     struct exec_module *code;
     struct definition *definition;
@@ -98,8 +99,9 @@ static void attempt_release(struct loom *l, void *ctx, bool committed) {
 
 static void attempt_done(struct loom *l, struct item *item) {
     struct attempt *a = (struct attempt *)item;
-    if (l->failed && a->seq <= l->committed && !a->cancelled) {
-        effect_add(l, attempt_release, a); /* applied after the recovery */
+    if (l->failed && !l->stop && a->seq <= l->committed && !a->cancelled) {
+        a->held = true;
+        map_put(&l->attempts, a->id, a); /* for the recovery it still runs */
         return;
     }
     forget(l, a);
@@ -269,4 +271,13 @@ void attempts_fail(struct loom *l) {
             stop_running(a);
     }
     map_free(&old);
+}
+
+void attempts_resume(struct loom *l) {
+    struct attempt *a;
+    for (size_t i = 0; (a = map_next(&l->attempts, &i)) != NULL;)
+        if (a->held) {
+            a->held = false;
+            loom_post(l, &a->item);
+        }
 }

@@ -373,6 +373,7 @@ void batch_probe(struct loom *l) {
             log_event(LOG_FATAL, "recovery failed", "\"detail\":%z", err.message);
             _exit(70);
         }
+        attempts_resume(l);
     }
     buf_free(&value);
 }

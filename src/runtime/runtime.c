@@ -434,6 +434,7 @@ void loom_close(struct loom *l) {
     pthread_cond_signal(&l->writer_wake);
     pthread_mutex_unlock(&l->lock);
     pthread_join(l->writer, NULL);
+    attempts_resume(l);
     for (struct item *items = take_inbox(l, false), *next; items; items = next) {
         next = items->next;
         items->fn(l, items);

@@ -297,6 +297,7 @@ void attempt_recover(struct loom *l,
                      struct resident *r); /* after load: link running attempts, the others were interrupted */
 void attempt_cancel(struct loom *l, const struct resident *r, uint64_t promise);
 void attempts_fail(struct loom *l); /* a commit failed: drop those that are not durable */
+void attempts_resume(struct loom *l); /* the store takes batches again: apply what has ended meanwhile */
 struct str activity_key(struct loom *l, const struct actor *a, uint64_t promise);
 
 /* ---- registry.c ---- */
