@@ -188,7 +188,7 @@ def canary(w, bank):
 
 # ---- a full disk (FAULTS 4) ----
 
-def disk_full(project):
+def disk_full(project, bank):
     disk = tempfile.mkdtemp(prefix="loom-disk-")
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", disk], capture_output=True).returncode:
         os.rmdir(disk)
@@ -197,16 +197,19 @@ def disk_full(project):
     try:
         w.start()
         w.deploy()
-        fill_disk(w, disk)
+        fill_disk(w, disk, bank)
     finally:
         w.kill()
         subprocess.run(["umount", "-l", disk])
         os.rmdir(disk)
 
-def fill_disk(w, disk):
+def fill_disk(w, disk, bank):
     call = lambda id, **h: w.post("/v1/actors/tally/d/call", {"id": id, "how": h.pop("how", "")}, Idempotency_Key=id.split(":")[0], **h)
     acknowledged = [id for id in ("first", "second") if call(id).status == 200]
     nap = w.post("/v1/actors/tally/nap/send?delayMs=1500", {"id": "nap", "how": "nap"}, Idempotency_Key="nap")
+    bank.delay, bank.inputs, bank.attempts = 2, {}, 0
+    slow = w.post("/v1/actors/tally/slow/send", {"id": "slow", "how": "charge"}, Idempotency_Key="slow")
+    until(5, lambda: bank.attempts)
     with open(f"{disk}/filler", "wb") as f:
         try:
             while True:
@@ -234,6 +237,9 @@ def fill_disk(w, disk):
     check(back, "when space returns, writes go on without a restart", call(refused_ids[0]))
     check(nap.status == 202 and until(10, lambda: w.get("/v1/actors/tally/nap/messages/nap").json["status"] == "completed"), "so does what fell due meanwhile",
           w.get("/v1/actors/tally/nap"))
+    paid = until(10, lambda: (a := w.get("/v1/actors/tally/slow/messages/slow")).json["status"] == "completed" and a)
+    check(slow.status == 202 and paid and bank.attempts == 1, "an activity's result that came meanwhile is not asked for again", (bank.attempts, paid))
+    bank.delay = 0
     for id in refused_ids[1:]:
         call(id)
     large = w.post("/v1/actors/tally/blob/call", {"id": "b" * 400000}, Idempotency_Key="blob")
@@ -280,7 +286,7 @@ def main():
         section(w)
     canary(w, bank)
     check(w.stop() is not None, "the worker has lived through all of it and stops well", w.tail())
-    disk_full(project)
+    disk_full(project, bank)
     poison()
     loomtest.end()
 

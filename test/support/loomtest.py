@@ -38,7 +38,7 @@ class Bank(http.server.ThreadingHTTPServer):
     def __init__(self, trouble=lambda n: 200):
         super().__init__(("127.0.0.1", 0), BankRequest)
         self.trouble, self.lock = trouble, threading.Lock()
-        self.inputs, self.attempts, self.seen = {}, 0, []
+        self.inputs, self.attempts, self.seen, self.delay = {}, 0, [], 0
         self.port = self.server_address[1]
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -56,6 +56,7 @@ class BankRequest(http.server.BaseHTTPRequestHandler):
             status, receipt = bank.trouble(bank.attempts), bank.attempts
             bank.inputs.setdefault(key, set()).add(body)
             bank.seen.append(dict(self.headers))
+        time.sleep(bank.delay)
         answer = {"receipt": receipt}
         if self.path == "/echo":
             answer = {"headers": dict(self.headers), "text": str(self.headers), "body": body}
