@@ -196,20 +196,22 @@ static bool instantiate(struct exec *x) {
     return true;
 }
 
+static struct exec *alloc(struct exec_module *m, struct exec_limits limits) {
+    struct exec *x = mem_alloc(sizeof *x);
+    x->module = exec_module_ref(m);
+    x->limits = limits;
+    return x;
+}
+
 struct exec *exec_new(struct exec_module *m, struct exec_limits limits, struct error *err) {
+    if (m->native) return native_new(alloc(m, limits));
     struct exec_engine *e = m->engine;
-    if (e && atomic_fetch_add(&e->live, 1) >= e->config.slots) {
+    if (atomic_fetch_add(&e->live, 1) >= e->config.slots) {
         atomic_fetch_sub(&e->live, 1);
         error_set(err, LOOM_E_BUSY, "all %u instances are in use; one must end or be evicted first", e->config.slots);
         return NULL;
     }
-    struct exec *x = mem_alloc(sizeof *x);
-    x->module = exec_module_ref(m);
-    x->limits = limits;
-    if (m->native) {
-        native_new(x);
-        return x;
-    }
+    struct exec *x = alloc(m, limits);
     uint64_t memory_max = (uint64_t)(limits.memory_mb ? limits.memory_mb : e->config.memory_mb) << 20;
     if (m->memory_min > memory_max) {
         error_set(exec_trapping(x), LOOM_E_TRAP, "the guest starts with %u MB of memory, its limit is %u MB; raise %s",

@@ -117,7 +117,7 @@ extern const struct host_row wasi_rows[], wasi_env_rows[]; /* each ends with a N
 bool wasi_flush(struct exec *x); /* asks to log an unfinished line; false when there is none */
 
 /* ---- native.c ---- */
-void native_new(struct exec *x);
+struct exec *native_new(struct exec *x); /* answers x */
 void native_free(struct exec *x);
 enum exec_state native_run(struct exec *x);
 

@@ -48,7 +48,7 @@ static void native_main(void) {
     swapcontext(&x->native->guest, &x->native->host);
 }
 
-void native_new(struct exec *x) {
+struct exec *native_new(struct exec *x) {
     struct native *n = x->native = mem_alloc(sizeof *n);
     n->stack = mmap(NULL, NATIVE_STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     if (n->stack == MAP_FAILED) abort();
@@ -56,6 +56,7 @@ void native_new(struct exec *x) {
     getcontext(&n->guest);
     n->guest.uc_stack = (stack_t){.ss_sp = n->stack + GUARD_BYTES, .ss_size = NATIVE_STACK_BYTES - GUARD_BYTES};
     makecontext(&n->guest, native_main, 0);
+    return x;
 }
 
 void native_free(struct exec *x) {
