@@ -37,7 +37,7 @@ INCLUDE := -Isrc -Iinclude -isystem $(DEPS)/include
 CFLAGS  := -std=c11 -D_GNU_SOURCE -DYYJSON_DISABLE_UTILS=1 -O2 -g -fno-omit-frame-pointer \
            -ffunction-sections -fdata-sections $(INCLUDE) $(WARN) $(EXTRA)
 LDFLAGS := -fuse-ld=lld -Wl,--gc-sections -Wl,--as-needed
-LIBS    := $(DEPSLIB) -levent_extra -levent_core -levent_pthreads -lcurl -lssl -lcrypto -lpthread -ldl -lm
+LIBS    := $(DEPSLIB) -lcurl -lssl -lcrypto -lpthread -ldl -lm
 ASAN    := -O1 -Itest -fsanitize=address,undefined -fno-sanitize-recover=undefined
 
 # Guests see the SDK and a JSON library, nothing else; the only imports they may have are Loom's.
@@ -124,9 +124,10 @@ GUESTSRC := $(wildcard builtin/*/*.c)
 FORMATTED := $(wildcard src/*/*.[ch] include/loom/*.h builtin/*/*.[ch] test/*.[ch] test/support/*.[ch] bench/*.[ch] scripts/*.c)
 format:
 	clang-format -i $(FORMATTED)
-tidy: $(SRC:%.c=$(O)/tidy/%.ok) $(GUESTSRC:%.c=$(O)/tidy/%.ok)
+tidy: $(SRC:%.c=$(O)/tidy/%.ok) $(GUESTSRC:%.c=$(O)/tidy/%.ok) $(O)/loom $(O)/api-tables
 	@bad=0; ! clang-format --dry-run -Werror $(FORMATTED) 2>&1 | sed -n 's/:.*error:.*/: not formatted, run make format/p' | sort -u | grep . || bad=1; \
-	scripts/tidy $(if $(BUDGET_UPDATE),--update) || bad=1; exit $$bad
+	scripts/tidy $(if $(BUDGET_UPDATE),--update) || bad=1; \
+	scripts/api-reference $(O)/loom $(O)/api-tables --check || bad=1; exit $$bad
 $(O)/tidy/src/%.ok: $(O)/obj/src/%.o .clang-tidy
 	@mkdir -p $(@D); echo "  tidy   src/$*.c"
 	@clang-tidy --quiet --warnings-as-errors='*' src/$*.c -- $(filter-out -W%,$(CFLAGS)) 2> >(grep -v 'warnings\? generated' >&2)
@@ -135,6 +136,12 @@ $(O)/tidy/builtin/%.ok: builtin/%.c $(HEADERS) $(GUESTLIB) .clang-tidy
 	@mkdir -p $(@D); echo "  tidy   builtin/$*.c"
 	@clang-tidy --quiet --warnings-as-errors='*' builtin/$*.c -- $(filter-out clang -W%,$(GUESTFLAGS)) 2> >(grep -v 'warnings\? generated' >&2)
 	@touch $@
+
+# The tables of docs/api-reference.md come from the program itself.
+$(O)/api-tables: $(O)/obj/scripts/api_tables.o $(O)/libloom.a
+	$(call say,link) $(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
+docs: $(O)/loom $(O)/api-tables
+	@scripts/api-reference $^
 
 PACKAGE := loom-$(VERSION)-linux-$(shell uname -m)
 dist:
@@ -158,12 +165,13 @@ help:
 	@echo 'make            build $(O)/loom'
 	@echo 'make run        set up, build, run examples/customer-onboarding'
 	@echo 'make test       set up, build, run all tests; T=journal runs only test/test_journal.c (and test/journal.sh)'
-	@echo 'make tidy       formatting, static analysis, line budget, direction of includes; BUDGET_UPDATE=1 adds new files'
+	@echo 'make tidy       formatting, static analysis, line budget, direction of includes, API reference; BUDGET_UPDATE=1 adds new files'
 	@echo 'make format     clang-format, in place'
+	@echo 'make docs       write the tables of docs/api-reference.md anew'
 	@echo 'make bench      measure'
 	@echo 'make dist       release archive $(O)/$(PACKAGE).tar.xz'
 	@echo 'make setup      install what is missing'
 	@echo 'make clean      remove $(O); the dependencies stay in ~/.cache/loom'
 	@echo 'variables: CC=clang, WERROR=1, O=dir (where to build), V=1 (show commands), EXTRA=flags, DIRS="base storage" (only these folders of src/; give an O of its own)'
-.PHONY: all tests test run bench tidy format dist setup check clean help
+.PHONY: all tests test run bench tidy format docs dist setup check clean help
 .SECONDARY:
