@@ -2,10 +2,10 @@
 was not answered under the same key until it is. At the end each id must stand in the state exactly once, the bank must have seen one
 input per idempotency key, no journal entry that was ever shown may have changed, and each journal must be dense and linked.
 """
-import os, random, sys, threading, time
+import os, random, subprocess, sys, threading, time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "support"))
 import loomtest
-from loomtest import Bank, Project, Worker, broken_chains, check, until
+from loomtest import LOOM, Bank, Project, Worker, broken_chains, check, until
 
 CYCLES = int(os.environ.get("LOOM_CRASH_CYCLES", "40"))
 SEED = int(os.environ.get("LOOM_SEED", str(random.randrange(1 << 30))))
@@ -139,6 +139,21 @@ def with_turn(entries):
         turn = e["turn"] if e["type"] == "turn_started" else turn
         yield turn, e
 
+def killed_deploys(project, dice):
+    """What a killed deploy left behind does not hinder the next one, and what it said is stored is there."""
+    worker, stored, lost = Worker(project, store=f"{project.dir}/deploys"), set(), set()
+    for _ in range(max(CYCLES // 4, 4)):
+        worker.start()
+        lost |= stored - {d["name"] for kind in ("activities", "actor-types", "workflows") for d in worker.get(f"/v1/{kind}").json["definitions"]}
+        deploy = subprocess.Popen([LOOM, "deploy", project.dir, "--url", f"http://127.0.0.1:{worker.port}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        time.sleep(dice.random() * 0.4)
+        worker.kill()
+        stored |= {line.split()[2] for line in deploy.communicate()[0].splitlines() if line.startswith(("deploy", "same"))}
+    check(not lost, f"what a deploy said is stored is there after a kill -9 ({len(stored)} definitions)", lost)
+    worker.start()
+    worker.deploy()
+    check(worker.post("/v1/actors/tally/x/call", {"id": "x"}).status == 200 and worker.stop() is not None, "and what is deployed works")
+
 def main():
     print(f"# seed {SEED}, {CYCLES} cycles", flush=True)
     dice, seen, changed = random.Random(SEED), {}, []
@@ -171,6 +186,7 @@ def main():
     wrong, rows = broken_chains(worker.store)
     check(not wrong, f"{rows} rows of journal in the store are dense and linked", wrong[:5])
     print(f"# {load.repeats} requests repeated", flush=True)
+    killed_deploys(project, dice)
     loomtest.end()
 
 main()
