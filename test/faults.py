@@ -186,6 +186,29 @@ def canary(w, bank):
         hits += [form for form in forms for text in seen if form in text]
     check(not hits, f"it stands nowhere in {len(seen)} replies, logs and files of the store, neither raw, base64 nor hex", hits[:3])
 
+# ---- a graceful stop with everything open ----
+
+def graceful(w, bank):
+    bank.delay, bank.inputs = 20, {}
+    answers = []
+    ask = lambda: answers.append(w.post("/v1/actors/tally/pending/call", {"id": "p", "how": "charge"}, Idempotency_Key="p"))
+    caller = threading.Thread(target=ask)
+    caller.start()
+    stream = socket.create_connection(("127.0.0.1", w.port))
+    stream.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    half = socket.create_connection(("127.0.0.1", w.port))
+    half.sendall(b"POST /v1/actors/tally/x/call HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")
+    until(5, lambda: bank.inputs)
+    seconds = w.stop()
+    caller.join()
+    check(seconds is not None and seconds < 5, f"SIGTERM with a call, an activity, a stream and half a request open takes {(seconds or 99) * 1000:.0f} ms", w.tail())
+    check(answers[0].status == 503 and answers[0].json["code"] == "stopping", "the waiting caller is told that it may ask again", answers)
+    bank.delay = 0
+    w.start()
+    ask()
+    check(answers[1].status == 200 and answers[1].json["count"] == 1, "after the restart the same key gets the reply", answers[1])
+    check(len(bank.inputs) == 1, "and the activity went on under its idempotency key", bank.inputs)
+
 # ---- a full disk (FAULTS 4) ----
 
 def disk_full(project, bank):
@@ -286,6 +309,7 @@ def main():
     for section in (odd_json, hostile_names, bad_modules, bad_documents, bad_starts):
         section(w)
     canary(w, bank)
+    graceful(w, bank)
     check(w.stop() is not None, "the worker has lived through all of it and stops well", w.tail())
     disk_full(project, bank)
     poison()
