@@ -157,19 +157,16 @@ static struct str write_message(struct loom *l, const struct message *m, const s
     return text;
 }
 
-/* An open wait of the event's type takes it at once. */
-static bool bind_event(struct loom *l, struct resident *r, const struct message *m, struct str id) {
+/* The open wait that takes the event at once; 0: none. */
+static uint64_t open_wait(struct loom *l, const struct resident *r, const struct message *m) {
     struct turn *t = r->a->turn;
     for (uint64_t i = 1; t && m->event.p && m->delay_ms == 0 && i <= t->promise_count; i++) {
         struct promise *p = turn_promise(t, i);
-        if (p->kind != PROMISE_EVENT || p->done_at != ENTRY_NEVER ||
-            !str_eq(json_str(look(l, (struct str){p->entry, p->entry_n}), "event"), m->event))
-            continue;
-        promise_abandon(l, r, i);
-        promise_event(l, r, i, id, m->data);
-        return true;
+        if (p->kind == PROMISE_EVENT && p->done_at == ENTRY_NEVER &&
+            str_eq(json_str(look(l, (struct str){p->entry, p->entry_n}), "event"), m->event))
+            return i;
     }
-    return false;
+    return 0;
 }
 
 static int check_target(struct loom *l, const struct message *m, struct error *err) {
@@ -185,13 +182,13 @@ static int check_target(struct loom *l, const struct message *m, struct error *e
     return m->event.p ? 0 : definition_check(d, true, m->data, err);
 }
 
-static int check_actor(const struct message *m, const struct resident *r, struct error *err) {
+static int check_actor(const struct message *m, const struct resident *r, bool waited_for, struct error *err) {
     if (m->spawn && r->a->created_at)
         return error_set(err, LOOM_E_EXISTS, "actor %s exists already; choose another key", r->a->id);
     if (r->a->status >= ACTOR_COMPLETED)
         return error_set(err, LOOM_E_CONFLICT, "actor %s is %s and takes no more messages", r->a->id,
                          actor_status_name(r->a->status));
-    if (m->outside && !m->again && r->mail_count >= MAILBOX_MAX)
+    if (m->outside && !m->again && !waited_for && r->mail_count >= MAILBOX_MAX)
         return error_set(err, LOOM_E_MAILBOX_FULL, "the mailbox of %s holds %d messages; try again later", r->a->id,
                          MAILBOX_MAX);
     return 0;
@@ -218,7 +215,8 @@ int mail_deliver(struct loom *l, const struct message *m, struct str *id_out, st
     *id_out = id;
     if (rc != 0) return rc;
     struct resident *r = resident_get(l, m->ns, m->type, m->key, true, err);
-    if (!r || (rc = check_actor(m, r, err)) != 0) return r ? rc : LOOM_E_STORE;
+    uint64_t wait = r ? open_wait(l, r, m) : 0;
+    if (!r || (rc = check_actor(m, r, wait, err)) != 0) return r ? rc : LOOM_E_STORE;
     if (r->a->created_at == 0) {
         r->a->created_at = loom_now(l);
         r->a->run = m->run;
@@ -235,7 +233,12 @@ int mail_deliver(struct loom *l, const struct message *m, struct str *id_out, st
             say(l, "{\"hash\":%z,\"status\":%z,\"at\":%d}", hash, m->event.p ? "completed" : "queued", loom_now(l)),
             true);
     }
-    if (!bind_event(l, r, m, id)) enqueue(l, r, m, id);
+    if (!wait) {
+        enqueue(l, r, m, id);
+        return 0;
+    }
+    promise_abandon(l, r, wait);
+    promise_event(l, r, wait, id, m->data);
     return 0;
 }
 
