@@ -2,6 +2,8 @@
  * same tests with WASM in place of native scripts and with a replay at every await. */
 #include "support/engine.h"
 #include "support/script.h"
+#include <errno.h>
+#include <sqlite3.h>
 #include <sys/wait.h>
 
 #define SCRIPT_TYPE "{'actorType':'script','version':'1','wasmBlobUrl':'module:script@1'}"
@@ -1057,6 +1059,365 @@ static void bad_requests(void **state) {
     loom_close(l);
 }
 
+/* ---- a store that refuses ---- */
+
+static _Atomic bool disk_full;
+
+static ssize_t full_pwrite(int fd, const void *p, size_t n, off_t at) {
+    errno = ENOSPC;
+    return disk_full ? -1 : pwrite(fd, p, n, at);
+}
+
+static void fill_disk(bool full) {
+    sqlite3_vfs *vfs = sqlite3_vfs_find(NULL);
+    vfs->xSetSystemCall(vfs, "pwrite", (sqlite3_syscall_ptr)full_pwrite);
+    vfs->xSetSystemCall(vfs, "pwrite64", (sqlite3_syscall_ptr)full_pwrite);
+    disk_full = full;
+}
+
+/* Repeats a request under its id until Loom takes it. */
+static struct answer insist(struct loom *l, struct loom_request req) {
+    for (;;) {
+        struct answer a = ask(l, req);
+        if (a.status != 503 && a.status != 507) return a;
+        answer_free(&a);
+        usleep(2000);
+    }
+}
+
+static void full_disk(void **state) {
+    (void)state; /* On a full disk nothing is acknowledged, reads go on, and work resumes by itself when space returns. */
+    char *dir = make_folder();
+    struct loom *l = open_scripts(dir);
+    struct answer waiting;
+    submit(l, with_id(about("call", "script/a", "[['state.patch',[{'op':'add','path':'/n','value':1}]]," WAIT_X ",['state.patch',[{'op':'add','path':'/n','value':2}]]]"), "w"), &waiting);
+    wait_status(l, "script/a", "suspended");
+    pthread_mutex_lock(&gate);
+    expect(l, "send", "script/r", "[['activity',{'name':'gated','input':null}],['must',['await',{'promises':[1]}]],['finish',1]]", 202, NULL);
+    fill_disk(true);
+    expect_code(l, with_id(about("send", "script/b", "[]"), "m"), 507, "disk_full");
+    expect_field(l, "script/r", "/status", "'running'");
+    pthread_mutex_unlock(&gate);
+    expect_code(l, with_id(about("event", "script/a", "1"), "x"), 507, "disk_full");
+    expect_code(l, with_id(about("call", "script/a", "[]"), "m"), 507, "disk_full");
+    expect(l, "state", "script/a", NULL, 200, "{'n':1}");
+    expect_field(l, "script/a", "/status", "'suspended'");
+    expect_code(l, about("get", "script/b", NULL), 404, "not_found");
+    assert_false(answered(&waiting));
+    fill_disk(false);
+    struct answer a = insist(l, with_id(about("event", "script/a", "1"), "x"));
+    check(&a, 202, NULL);
+    await_answer(&waiting);
+    check(&waiting, 200, "[null,1,{'promise':1,'ok':1},null]");
+    a = insist(l, with_id(about("call", "script/b", "[['return',5]]"), "m"));
+    check(&a, 200, "5");
+    wait_status(l, "script/r", "completed");
+    loom_close(l);
+    remove_folder(dir);
+}
+
+struct client {
+    pthread_t thread;
+    struct loom *l;
+    int number;
+};
+
+enum { CLIENTS = 4, ROUNDS = 25 };
+
+/* Each message leaves its id in the state, by way of an activity, a timer and another actor. */
+static void *client_main(void *arg) {
+    struct client *c = arg;
+    for (int i = 0; i < ROUNDS; i++) {
+        char id[32], in[1024];
+        snprintf(id, sizeof id, "c%d-%d", c->number, i);
+        snprintf(in, sizeof in,
+                 "[['state.patch',[{'op':'add','path':'/%s','value':1}]],['activity',{'name':'act','input':[]}],['activity',{'name':'flaky','input':0}],['timer',{'delayMs':1}],['actor.call',{'to':'script/z',"
+                 "'input':[['state.patch',[{'op':'test','path':'','value':{}},{'op':'add','path':'/never','value':1}]]]}],['await',{'promises':[1,2,3,4],'mode':'all'}],"
+                 "['state.patch',[{'op':'test','path':'/%s','value':1},{'op':'replace','path':'/%s','value':2}]],['return','%s']]",
+                 id, id, id, id);
+        char actor[32];
+        snprintf(actor, sizeof actor, "script/s%d", (c->number + i) % 3);
+        struct answer a = insist(c->l, with_id(about("call", actor, in), id));
+        char want[40];
+        snprintf(want, sizeof want, "\"%s\"", id);
+        if (a.status != 200 || strcmp(a.body, want) != 0) fail_msg("%s: %d %s", id, a.status, a.body);
+        answer_free(&a);
+    }
+    return NULL;
+}
+
+static void failing_commits(void **state) {
+    (void)state; /* While commits fail now and then, clients that repeat under their id get every message done exactly once. */
+    char *dir = make_folder();
+    struct loom *l = open_scripts(dir);
+    struct client clients[CLIENTS];
+    fill_disk(false);
+    for (int i = 0; i < CLIENTS; i++) {
+        clients[i] = (struct client){.l = l, .number = i};
+        pthread_create(&clients[i].thread, NULL, client_main, &clients[i]);
+    }
+    for (int i = 0; i < 8; i++) {
+        usleep(30000);
+        fill_disk(true);
+        usleep(15000);
+        fill_disk(false);
+    }
+    for (int i = 0; i < CLIENTS; i++) pthread_join(clients[i].thread, NULL);
+    int keys = 0;
+    for (int i = 0; i < 3; i++) {
+        char actor[32];
+        snprintf(actor, sizeof actor, "script/s%d", i);
+        struct answer a = ask(l, about("state", actor, NULL));
+        for (const char *p = a.body; (p = strstr(p, ":2")) != NULL; p++) keys++;
+        assert_null(strstr(a.body, ":1"));
+        answer_free(&a);
+    }
+    assert_int_equal(keys, CLIENTS * ROUNDS);
+    loom_close(l);
+    remove_folder(dir);
+}
+
+/* ---- poison ---- */
+
+static _Atomic bool deadly;
+
+/* Takes the process down as soon as it may. */
+static void killer(void) {
+    if (loom_is(loom_input(), "live")) loom_return("'alive'");
+    for (;; loom_await(loom_timer(5)))
+        if (deadly) _exit(9);
+}
+
+/* Opens the store in a process of its own; the exit code: 9 killed by the guest, 0 lived on. */
+static int live(const char *dir, bool first) {
+    char *args[] = {"engine", (char *)dir, first ? "first" : "again", NULL};
+    int status = 0;
+    pid_t pid = fork();
+    if (pid == 0) {
+        execv("/proc/self/exe", args);
+        _exit(1);
+    }
+    waitpid(pid, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static int child_main(const char *dir, bool first) {
+    struct answer a;
+    deadly = !first; /* a message dies with the process that it kills before it is durable */
+    struct loom *l = open_at(dir);
+    if (first) {
+        expect_request(l, with_id(about("send", "killer/a", "1"), "poison"), 202, NULL);
+        deadly = true;
+        pause();
+    }
+    submit(l, with_id(about("call", "script/a", "[['return',1]]"), "good"), &a);
+    await_answer(&a);
+    answer_free(&a);
+    expect_field(l, "killer/a", "/status", "'idle'");
+    _exit(0);
+}
+
+static void poison(void **state) {
+    (void)state; /* A message that takes the worker down three times is given up, with its reason; other mail goes on. */
+    char *dir = make_folder();
+    int lives = 1;
+    assert_int_equal(live(dir, true), 9);
+    while (live(dir, false) == 9) assert_true(++lives < 12);
+    assert_true(lives >= 3);
+    struct loom *l = open_at(dir);
+    struct loom_request again = with_id(about("call", "killer/a", "1"), "poison");
+    expect_code(l, again, 422, "poison");
+    expect(l, "call", "killer/a", "'live'", 200, "'alive'");
+    expect_request(l, with_id(about("call", "script/a", "[['return',1]]"), "good"), 200, "1");
+    loom_close(l);
+    remove_folder(dir);
+}
+
+/* ---- corners ---- */
+
+static void determinism(void **state) {
+    (void)state; /* Randomness, time and ids are the same in every replay: patches made of them always fit the journal. */
+    static const char source[] = "#include <loom/guest.h>\n"
+                                 "LOOM_ACTOR(dice) {\n"
+                                 "    for (int i = 0; i < 6; i++) {\n"
+                                 "        loom_patch(\"[{'op':'add','path':'/r%d','value':[%f,%l,%j]}]\", i, loom_random(), loom_now(), loom_self());\n"
+                                 "        int both[] = {loom_timer(i), loom_spawn(\"script\", \"[['random',4]]\")};\n"
+                                 "        loom_json got = loom_must(loom_await_all(both, 2));\n"
+                                 "        loom_patch(\"[{'op':'add','path':'/g%d','value':[%j,%l]}]\", i, got, loom_now());\n"
+                                 "        loom_result first = loom_await_any(both, 2);\n"
+                                 "        loom_patch(\"[{'op':'add','path':'/f%d','value':%d}]\", i, first.promise);\n"
+                                 "    }\n"
+                                 "    loom_must(loom_await(loom_wait_event(\"x\", 0)));\n"
+                                 "    loom_return(\"%j\", loom_state(\"\"));\n"
+                                 "}\n";
+    char *dir = make_folder();
+    struct loom *l = open_scripts(dir);
+    struct buf wasm = guest_c(source);
+    deploy_module(l, false, "dice", buf_view(&wasm), NULL);
+    buf_free(&wasm);
+    expect(l, "send", "dice/a", "null", 202, NULL);
+    wait_status(l, "dice/a", "suspended");
+    wait_field(l, "dice/a", "/suspendReason", "'event x'");
+    struct answer before = ask(l, about("state", "dice/a", NULL));
+    loom_close(l);
+    l = open_scripts(dir);
+    send_event(l, "dice/a", "x", "1");
+    wait_status(l, "dice/a", "idle");
+    struct answer after = ask(l, about("state", "dice/a", NULL));
+    assert_string_equal(before.body, after.body);
+    assert_int_equal(entries_of(l, "dice/a", "turn_completed"), 1);
+    answer_free(&before);
+    answer_free(&after);
+    loom_close(l);
+    remove_folder(dir);
+}
+
+static void cancel_a_running_activity(void **state) {
+    (void)state; /* Cancelling a turn settles its await though an activity is still running, and the late result is ignored. */
+    struct loom *l = open_scripts("memory");
+    struct answer a;
+    gate_calls = 0;
+    pthread_mutex_lock(&gate);
+    submit(l, about("call", "script/a", "[['activity',{'name':'gated','input':null}],['await',{'promises':[1],'mode':'any'}],['await',{'promises':[1],'mode':'any'}],['state.patch',[{'op':'add','path':'/c','value':1}]]]"), &a);
+    while (__atomic_load_n(&gate_calls, __ATOMIC_SEQ_CST) < 1) usleep(1000);
+    expect(l, "cancel", "script/a", NULL, 202, NULL);
+    await_answer(&a);
+    check_code(&a, 422, "cancelled");
+    pthread_mutex_unlock(&gate);
+    expect_call(l, "script/a", "[['state.get','']]", "[{'c':1}]");
+    assert_int_equal(entries_of(l, "script/a", "activity_completed"), 0);
+    loom_close(l);
+}
+
+static void cancel_paused(void **state) {
+    (void)state; /* A paused actor can be cancelled: the turn fails, the state goes back, later mail goes on. */
+    char *dir = make_folder();
+    loom_register_actor("program", first_program);
+    struct loom *l = open_at(dir);
+    expect_request(l, with_id(about("send", "program/a", "null"), "m"), 202, NULL);
+    wait_status(l, "program/a", "suspended");
+    loom_close(l);
+    loom_register_actor("program", short_program);
+    l = open_at(dir);
+    send_event(l, "program/a", "x", "1");
+    wait_status(l, "program/a", "paused");
+    expect(l, "cancel", "program/a", NULL, 202, NULL);
+    wait_status(l, "program/a", "idle");
+    expect(l, "state", "program/a", NULL, 200, "{}");
+    expect_code(l, with_id(about("call", "program/a", "null"), "m"), 422, "cancelled");
+    expect(l, "call", "program/a", "null", 200, "'short'");
+    loom_close(l);
+    remove_folder(dir);
+}
+
+static void unknown_program(void) {
+    loom_op("nonsuch", "null");
+    loom_return("0");
+}
+
+static void pauses_survive(void **state) {
+    (void)state; /* What would fail a live turn pauses a replaying one, and a paused actor stays paused over restarts and mail. */
+    char *dir = make_folder();
+    loom_register_actor("program", first_program);
+    struct loom *l = open_at(dir);
+    expect(l, "send", "program/a", "null", 202, NULL);
+    wait_status(l, "program/a", "suspended");
+    loom_close(l);
+    loom_register_actor("program", unknown_program);
+    l = open_at(dir);
+    expect_code(l, about("call", "program/b", "null"), 422, "unknown_op");
+    send_event(l, "program/a", "x", "1");
+    wait_status(l, "program/a", "paused");
+    char *why = looked_up(l, "program/a", "/suspendReason");
+    assert_non_null(strstr(why, "unknown_op"));
+    free(why);
+    expect(l, "send", "program/a", "null", 202, NULL);
+    loom_close(l);
+    loom_register_actor("program", first_program);
+    l = open_at(dir);
+    expect_field(l, "program/a", "/status", "'paused'");
+    expect(l, "resume", "program/a", NULL, 202, NULL);
+    wait_status(l, "program/a", "completed");
+    loom_close(l);
+    remove_folder(dir);
+}
+
+static void full_mailbox(void **state) {
+    (void)state; /* A mailbox holds 10,000 messages; then clients are told to come later, and all that were accepted are handled. */
+    enum { MANY = 10005 };
+    struct loom *l = open_scripts("memory");
+    struct answer *a = calloc(MANY, sizeof *a);
+    expect(l, "send", "script/a", "[" WAIT_X "]", 202, NULL);
+    wait_status(l, "script/a", "suspended");
+    int taken = 0, refused = 0;
+    for (int i = 0; i < MANY; i++) submit(l, about("send", "script/a", i == 9999 ? "[['finish',1]]" : "[]"), &a[i]);
+    for (int i = 0; i < MANY; i++) {
+        await_answer(&a[i]);
+        while (a[i].status == 503) { /* the disk is behind */
+            answer_free(&a[i]);
+            a[i] = ask(l, about("send", "script/a", i == 9999 ? "[['finish',1]]" : "[]"));
+        }
+        taken += a[i].status == 202;
+        refused += a[i].status == 429;
+        answer_free(&a[i]);
+    }
+    assert_int_equal(taken, 10000);
+    assert_int_equal(refused, 5);
+    send_event(l, "script/a", "x", "1");
+    wait_status(l, "script/a", "completed");
+    assert_int_equal(taken + refused, MANY);
+    free(a);
+    loom_close(l);
+}
+
+static void sends_in_order(void **state) {
+    (void)state; /* Messages of one sender to one actor arrive in the order of their ops; a delayed one is not early; an event reaches a wait. */
+    struct loom *l = open_scripts("memory");
+    expect_call(l, "script/b", "[['state.patch',[{'op':'add','path':'/log','value':[]}]]]", "[null]");
+    expect(l, "call", "script/a",
+           "[['actor.send',{'to':'script/b','delayMs':20,'input':[['state.patch',[{'op':'add','path':'/log/-','value':9}]],['event.wait',{'type':'y'}],['await',{'promises':[1]}],['finish',1]]}],"
+           "['actor.send',{'to':'script/b','input':[['state.patch',[{'op':'add','path':'/log/-','value':1}]]]}],['actor.send',{'to':'script/b','input':[['state.patch',[{'op':'add','path':'/log/-','value':2}]]]}],"
+           "['actor.send',{'to':'script/b','event':'y','input':7}],['actor.send',{'to':'script/b','priority':-1,'input':[['state.patch',[{'op':'add','path':'/log/-','value':0}]]]}],"
+           "['actor.send',{'to':'nobody/b','input':1}]]",
+           200, NULL);
+    wait_status(l, "script/b", "completed");
+    struct answer a = ask(l, about("state", "script/b", NULL));
+    assert_true(strcmp(a.body, "{\"log\":[0,1,2,9]}") == 0 || strcmp(a.body, "{\"log\":[1,0,2,9]}") == 0 || strcmp(a.body, "{\"log\":[1,2,0,9]}") == 0);
+    answer_free(&a);
+    expect(l, "call", "script/a", "[['actor.call',{'to':'script/c','ttlMs':5,'input':[" WAIT_X "]}],['actor.call',{'to':'script/c','ttlMs':5,'timeoutMs':0,'input':[]}],['await',{'promises':[2],'mode':'any'}]]", 200,
+           "[1,2,{'promise':2,'error':{'code':'expired','message':'its time to live ended before it was handled','retryable':false}}]");
+    loom_close(l);
+}
+
+static void asking_for_actors(void **state) {
+    (void)state; /* Actors are listed by type and status, page by page. */
+    struct loom *l = open_scripts("memory");
+    for (int i = 0; i < 5; i++) {
+        char actor[32];
+        snprintf(actor, sizeof actor, "script/k%d", i);
+        expect_call(l, actor, i % 2 ? "[['finish',1]]" : "[]", NULL);
+    }
+    char after[64] = "";
+    int seen = 0, pages = 0;
+    for (bool more = true; more; pages++) {
+        struct answer a = ask(l, (struct loom_request){.op = "actors", .type = text("script"), .limit = 2, .after = text(after[0] ? after : NULL)});
+        yyjson_doc *doc = yyjson_read(a.body, strlen(a.body), 0);
+        seen += (int)yyjson_arr_size(yyjson_obj_get(yyjson_doc_get_root(doc), "actors"));
+        struct str next = json_str(yyjson_doc_get_root(doc), "next");
+        more = next.p != NULL;
+        snprintf(after, sizeof after, "%.*s", (int)next.n, next.p ? next.p : "");
+        yyjson_doc_free(doc);
+        answer_free(&a);
+    }
+    assert_int_equal(seen, 5);
+    assert_int_equal(pages, 3);
+    struct answer a = ask(l, (struct loom_request){.op = "actors", .status = text("completed")});
+    assert_non_null(strstr(a.body, "script/k1"));
+    assert_null(strstr(a.body, "script/k2"));
+    answer_free(&a);
+    loom_close(l);
+}
+
 static int group(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_message_same_reply),
@@ -1107,15 +1468,26 @@ static int group(void) {
         cmocka_unit_test(stream_without_gaps),
         cmocka_unit_test(graceful_shutdown),
         cmocka_unit_test(bad_requests),
+        cmocka_unit_test(full_disk),
+        cmocka_unit_test(failing_commits),
+        cmocka_unit_test(poison),
+        cmocka_unit_test(determinism),
+        cmocka_unit_test(cancel_a_running_activity),
+        cmocka_unit_test(cancel_paused),
+        cmocka_unit_test(pauses_survive),
+        cmocka_unit_test(full_mailbox),
+        cmocka_unit_test(sends_in_order),
+        cmocka_unit_test(asking_for_actors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     loom_register_actor("script", loom_run_script);
     loom_register_activity("flaky", flaky);
     loom_register_activity("stubborn", stubborn);
     loom_register_activity("garbage", garbage);
     loom_register_activity("gated", gated);
-    return group();
+    loom_register_actor("killer", killer);
+    return argc == 3 ? child_main(argv[1], strcmp(argv[2], "first") == 0) : group();
 }
