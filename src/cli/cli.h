@@ -14,7 +14,7 @@ enum { EXIT_OK, EXIT_FAILED, EXIT_USAGE };
 /* ---- main.c: a command line, taken apart ---- */
 struct options {
     const char *url, *key, *listen, *keys, *store, *input, *reason;
-    bool json, help;
+    bool json, help, accept_restored;
     struct loom_request request; /* options that are fields of requests stand where requests have them */
 };
 extern const struct option {
