@@ -186,6 +186,39 @@ def canary(w, bank):
         hits += [form for form in forms for text in seen if form in text]
     check(not hits, f"it stands nowhere in {len(seen)} replies, logs and files of the store, neither raw, base64 nor hex", hits[:3])
 
+# ---- a damaged store, a restored one (FAULTS 7, 8) ----
+
+def damaged(w):
+    for actor in "abc":
+        for n in range(3):
+            w.post(f"/v1/actors/tally/dmg-{actor}/call", {"id": f"{actor}{n}"})
+    w.stop()
+    db = sqlite3.connect(f"{w.store}/loom.db")
+    db.execute("UPDATE rows SET value = replace(value, 'idle', 'idlf') WHERE kind = 1 AND key = CAST('default/tally/dmg-a' AS BLOB)")
+    db.execute("UPDATE rows SET value = replace(value, 'b1', 'b7') WHERE kind = 2 AND CAST(key AS TEXT) LIKE 'default/tally/dmg-b%'")
+    db.commit()
+    db.close()
+    backup = shutil.copytree(w.store, f"{w.project}/backup")
+    w.start()
+    for verb, path in [("GET", "dmg-a"), ("POST", "dmg-a/call"), ("GET", "dmg-b/journal")]:
+        answer = w.request(verb, f"/v1/actors/tally/{path}", {"id": "x"} if verb == "POST" else None)
+        check(refused(answer, 500, "damaged", [path.split("/")[0]]), f"a damaged row is never a value, it is named ({verb} {path})", answer)
+    check(w.post("/v1/actors/tally/dmg-c/call", {"id": "x"}).json["count"] == 4, "other actors run")
+    time.sleep(1.1)  # what was seen is noted once a second
+    w.post("/v1/actors/tally/dmg-c/call", {"id": "y"})
+    w.stop()
+    for f in ("loom.db", "loom.db-wal", "loom.db-shm"):
+        if os.path.exists(f"{w.store}/{f}"):
+            os.unlink(f"{w.store}/{f}")
+    shutil.copy(f"{backup}/loom.db", f"{w.store}/loom.db")
+    args = [LOOM, "worker", w.project, "--store", w.store, "--listen", "127.0.0.1:0"]
+    done = subprocess.run(args, capture_output=True, text=True, timeout=30)
+    check(done.returncode == 1 and "--accept-restored" in done.stderr, "a restored backup is refused, with the remedy", done)
+    w.program.append("--accept-restored")
+    w.start()
+    w.program.pop()
+    check(w.get("/v1/actors/tally/dmg-c/state").json["ids"] == ["c0", "c1", "c2"], "and taken when that is meant")
+
 # ---- a graceful stop with everything open ----
 
 def graceful(w, bank):
@@ -310,6 +343,7 @@ def main():
         section(w)
     canary(w, bank)
     graceful(w, bank)
+    damaged(w)
     check(w.stop() is not None, "the worker has lived through all of it and stops well", w.tail())
     disk_full(project, bank)
     poison()
