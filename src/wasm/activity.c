@@ -358,7 +358,7 @@ static void finish(struct activity *a) {
     pthread_mutex_lock(&p->mutex);
     *(a->live_prev ? &a->live_prev->live_next : &p->live) = a->live_next;
     if (a->live_next) a->live_next->live_prev = a->live_prev;
-    if (!p->live) pthread_cond_broadcast(&p->wake);
+    if (!p->live && atomic_load(&p->stopping)) pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->mutex);
     exec_module_unref(a->spec.module);
     buf_free(&a->result);
