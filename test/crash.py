@@ -157,7 +157,7 @@ def killed_deploys(project, dice):
 def main():
     print(f"# seed {SEED}, {CYCLES} cycles", flush=True)
     dice, seen, changed = random.Random(SEED), {}, []
-    bank = Bank(lambda n: 500 if n % 17 == 0 else 200)
+    bank = Bank(lambda n: 500 if n % 17 == 0 else 0 if n % 23 == 0 else 200)
     project = Project({"network": {"connectTo": {"bank.test:80": f"127.0.0.1:{bank.port}"}}})
     worker = Worker(project).start()
     worker.deploy()

@@ -32,7 +32,8 @@ def free_port():
         return s.getsockname()[1]
 
 class Bank(http.server.ThreadingHTTPServer):
-    """Counts each charge once per idempotency key, but writes another receipt at each attempt: a recorded one must never change."""
+    """Notes the inputs of each idempotency key, and writes another receipt at each attempt: a recorded one must never change.
+    trouble: the status of the n-th answer; 0: none."""
     daemon_threads = True
 
     def __init__(self, trouble=lambda n: 200):
@@ -57,6 +58,9 @@ class BankRequest(http.server.BaseHTTPRequestHandler):
             bank.inputs.setdefault(key, set()).add(body)
             bank.seen.append(dict(self.headers))
         time.sleep(bank.delay)
+        if not status:  # it took the money and hangs up
+            self.close_connection = True
+            return
         answer = {"receipt": receipt}
         if self.path == "/echo":
             answer = {"headers": dict(self.headers), "text": str(self.headers), "body": body}
