@@ -2,7 +2,7 @@
 was not answered under the same key until it is. At the end each id must stand in the state exactly once, the bank must have seen one
 input per idempotency key, no journal entry that was ever shown may have changed, and each journal must be dense and linked.
 """
-import os, random, subprocess, sys, threading, time
+import json, os, random, subprocess, sys, threading, time, zlib
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "support"))
 import loomtest
 from loomtest import LOOM, Bank, Project, Worker, broken_chains, check, until
@@ -10,6 +10,10 @@ from loomtest import LOOM, Bank, Project, Worker, broken_chains, check, until
 CYCLES = int(os.environ.get("LOOM_CRASH_CYCLES", "40"))
 SEED = int(os.environ.get("LOOM_SEED", str(random.randrange(1 << 30))))
 CLIENTS, ACTORS = 6, 12
+
+def refused(id):
+    """The bank refuses a third of the orders' second payments: those runs fail and pay the first one back."""
+    return id.endswith("-ship") and zlib.crc32(id.encode()) % 3 == 0
 
 class Load:
     """What the clients have asked for and what they were told."""
@@ -86,7 +90,7 @@ def remember(worker, actors, seen, changed):
 
 def finished(worker, load):
     """Names what is not finished."""
-    open_runs = [id for id in load.runs if worker.get(f"/v1/workflows/order/runs/{id}").json["status"] != "completed"]
+    open_runs = [id for id in load.runs if worker.get(f"/v1/workflows/order/runs/{id}").json["status"] not in ("completed", "failed")]
     waiting = [a["id"] for a in worker.get("/v1/actors?type=tally&limit=1000").json["actors"] if a["status"] != "idle"]
     return open_runs + waiting
 
@@ -117,6 +121,11 @@ def examine(worker, load, bank, seen, changed):
     heard = worker.get("/v1/actors/ear/e/state").json["heard"]
     check(sorted(heard) == sorted(load.heard), f"each of {len(load.heard)} acknowledged events is heard once",
           (set(load.heard) ^ set(heard), len(heard), len(load.heard)))
+
+    states = {id: worker.get(f"/v1/workflows/order/runs/{id}").json["status"] for id in load.runs}
+    paid = {json.loads(body)["id"] for bodies in bank.inputs.values() for body in bodies}
+    wrong = {id: s for id, s in states.items() if (s == "failed") != refused(f"{id}-ship") or (s == "failed") != (f"{id}-refund" in paid)}
+    check(not wrong, f"{list(states.values()).count('failed')} runs fail, as they must, and only those are compensated", list(wrong.items())[:5])
 
     mixed = {k: v for k, v in bank.inputs.items() if k is None or len(v) != 1}
     check(not mixed, f"the bank saw one input for each of {len(bank.inputs)} idempotency keys in {bank.attempts} attempts", mixed)
@@ -157,7 +166,7 @@ def killed_deploys(project, dice):
 def main():
     print(f"# seed {SEED}, {CYCLES} cycles", flush=True)
     dice, seen, changed = random.Random(SEED), {}, []
-    bank = Bank(lambda n: 500 if n % 17 == 0 else 0 if n % 23 == 0 else 200)
+    bank = Bank(lambda n, body: 500 if n % 17 == 0 else 0 if n % 23 == 0 else 402 if refused(json.loads(body)["id"]) else 200)
     project = Project({"network": {"connectTo": {"bank.test:80": f"127.0.0.1:{bank.port}"}}})
     worker = Worker(project).start()
     worker.deploy()

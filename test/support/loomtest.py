@@ -33,10 +33,10 @@ def free_port():
 
 class Bank(http.server.ThreadingHTTPServer):
     """Notes the inputs of each idempotency key, and writes another receipt at each attempt: a recorded one must never change.
-    trouble: the status of the n-th answer; 0: none."""
+    trouble: the status of the n-th answer, to this body; 0: none."""
     daemon_threads = True
 
-    def __init__(self, trouble=lambda n: 200):
+    def __init__(self, trouble=lambda n, body: 200):
         super().__init__(("127.0.0.1", 0), BankRequest)
         self.trouble, self.lock = trouble, threading.Lock()
         self.inputs, self.attempts, self.seen, self.delay = {}, 0, [], 0
@@ -54,7 +54,7 @@ class BankRequest(http.server.BaseHTTPRequestHandler):
         key = self.headers.get("Idempotency-Key")
         with bank.lock:
             bank.attempts += 1
-            status, receipt = bank.trouble(bank.attempts), bank.attempts
+            status, receipt = bank.trouble(bank.attempts, body), bank.attempts
             bank.inputs.setdefault(key, set()).add(body)
             bank.seen.append(dict(self.headers))
         time.sleep(bank.delay)
