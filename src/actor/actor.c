@@ -2,7 +2,7 @@
  *
  * Shape: id, partitionKey (the namespace), actorType, status, suspendReason, journal {entries, cursor}, state,
  * metadata {correlationId, parentActorId, createdAt, lastActivatedAt, activationCount}. The stored text leaves out the
- * entries, which have rows of their own, and adds to `journal` what load needs: from, stateCursor, turns, lastTurn, chain,
+ * entries, which have rows of their own, and adds to `journal` what load needs: from, stateCursor, turns, lastTurn, lastRow, chain,
  * apart, run.
  * Invariant: while a turn is open the stored state is the one at the turn's start.
  */
@@ -77,9 +77,9 @@ void actor_document(const struct actor *a, struct str entries, struct str state,
         buf_json(out, "\"entries\":%j,\"cursor\":%u}", entries, a->cursor);
     else
         buf_json(out,
-                 "\"cursor\":%u,\"from\":%u,\"stateCursor\":%u,\"turns\":%u,\"lastTurn\":%u,\"chain\":%d,\"apart\":%b,"
+                 "\"cursor\":%u,\"from\":%u,\"stateCursor\":%u,\"turns\":%u,\"lastTurn\":%u,\"lastRow\":%u,\"chain\":%d,\"apart\":%b,"
                  "\"run\":%b}",
-                 a->cursor, a->from, a->state_at, a->turns, a->last_turn, (int64_t)a->tip, a->state_apart, a->run);
+                 a->cursor, a->from, a->state_at, a->turns, a->last_turn, a->last_row, (int64_t)a->chain, a->state_apart, a->run);
     if (state.p) buf_json(out, ",\"state\":%j", state);
     buf_json(out,
              ",\"metadata\":{\"correlationId\":%Q,\"parentActorId\":%Q,\"createdAt\":%d,\"lastActivatedAt\":%d,"
@@ -116,7 +116,8 @@ int actor_read(struct actor *a, struct str text, struct error *err) {
     a->state_at = (uint64_t)json_int(journal, "stateCursor", 0);
     a->turns = (uint64_t)json_int(journal, "turns", 0);
     a->last_turn = (uint64_t)json_int(journal, "lastTurn", 0);
-    a->chain = a->tip = (uint64_t)json_int(journal, "chain", 0);
+    a->last_row = (uint64_t)json_int(journal, "lastRow", 0);
+    a->chain = (uint64_t)json_int(journal, "chain", 0);
     a->state_apart = json_bool(journal, "apart", false);
     a->run = json_bool(journal, "run", false);
     a->correlation = dup_or_null(json_str(meta, "correlationId"));

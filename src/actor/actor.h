@@ -87,10 +87,10 @@ struct actor {
     uint64_t cursor;    /* number of the last entry */
     uint64_t turns;     /* turns begun */
     uint64_t last_turn; /* first entry of the last of them */
+    uint64_t last_row;  /* and the row that holds it */
     uint64_t from;      /* first entry number of the journal row from which load rebuilds the rest */
     uint64_t state_at;  /* the stored state is the one after this entry */
-    uint64_t chain;     /* checksum of the last journal row, the tail's left out */
-    uint64_t tip;       /* the same with the tail's, as last written */
+    uint64_t chain;     /* checksum of the last journal row */
     int64_t created_at, activated_at;
     uint64_t activations;
     char *correlation, *parent; /* malloc'd or NULL */
@@ -121,8 +121,6 @@ int actor_read(struct actor *a, struct str text, struct error *err);
 /* Appends an entry to the open batch's tail and folds it. `body` is the entry without its closing brace and `at`. */
 void journal_append(struct actor *a, int64_t now_ms, struct str body);
 void journal_appendf(struct actor *a, int64_t now_ms, const char *fmt, ...); /* buf_json's template */
-/* The same for an entry of another actor (fork), as it is; its ops are to be repeated. */
-void journal_copy(struct actor *a, yyjson_val *entry);
 /* Compares an op of a replaying guest with its entry: 1 repeated (fold already knows it), 0 the guest is live: append it,
  * MISMATCH with both sides in err. */
 int journal_repeat(struct actor *a, struct str body, struct error *err);
@@ -144,8 +142,6 @@ bool turn_settled(const struct turn *t, uint64_t *entry, bool *cancel);
 /* ---- state.c ---- */
 enum { STATE_SMALL = 16 * 1024 };
 void state_set(struct actor *a, struct str text); /* whole; text is valid JSON */
-/* The state as it stands after every entry, also those that a replaying guest has not reached yet. */
-void state_text(const struct actor *a, struct buf *out);
 /* The state to be stored: at the open turn's start, or now. */
 void state_text_stored(const struct actor *a, struct buf *out);
 /* Back to the turn's start; the entry that says so (without `at`) is appended to `entry` unless nothing had changed. */

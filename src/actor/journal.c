@@ -81,6 +81,7 @@ static void turn_open(struct actor *a, yyjson_val *entry, uint64_t number) {
     t->first = number;
     t->row = a->row;
     a->last_turn = number;
+    a->last_row = a->row;
     t->at = t->now = json_int(entry, "at", 0);
     t->cancel_at = ENTRY_NEVER;
     struct str seed = json_str(entry, "seed");
@@ -238,15 +239,6 @@ void journal_append(struct actor *a, int64_t now_ms, struct str body) {
     yyjson_doc_free(doc);
 }
 
-void journal_copy(struct actor *a, yyjson_val *entry) {
-    if (a->tail_first == 0)
-        a->row = a->tail_first = a->cursor + 1;
-    else
-        buf_char(&a->tail, ',');
-    json_write(entry, &a->tail);
-    fold(a, entry, ++a->cursor, true);
-}
-
 void journal_appendf(struct actor *a, int64_t now_ms, const char *fmt, ...) {
     struct buf body = {0};
     va_list ap;
@@ -314,7 +306,7 @@ int journal_load(struct actor *a, struct str key, struct str row, struct error *
         fold(a, entry, ++a->cursor, true);
         if (a->turn) a->turn->bytes += 64;
     }
-    a->chain = a->tip = hash64(row, 0);
+    a->chain = hash64(row, 0);
     yyjson_doc_free(doc);
     return 0;
 }

@@ -33,17 +33,6 @@ void state_patch_recorded(yyjson_mut_doc *state, const struct turn *t, size_t ne
     }
 }
 
-void state_text(const struct actor *a, struct buf *out) {
-    if (!a->turn || !journal_replaying(a)) {
-        json_write_mut(yyjson_mut_doc_get_root(a->state), out);
-        return;
-    }
-    yyjson_mut_doc *copy = yyjson_mut_doc_mut_copy(a->state, NULL);
-    state_patch_recorded(copy, a->turn, a->turn->op_next, 0);
-    json_write_mut(yyjson_mut_doc_get_root(copy), out);
-    yyjson_mut_doc_free(copy);
-}
-
 void state_text_stored(const struct actor *a, struct buf *out) {
     if (a->turn && a->turn->before)
         buf_add(out, a->turn->before, a->turn->before_n);
@@ -69,7 +58,7 @@ void state_rollback(struct actor *a, struct buf *entry) {
     struct turn *t = a->turn;
     if (!t->before) return;
     struct buf now = {0};
-    state_text(a, &now);
+    json_write_mut(yyjson_mut_doc_get_root(a->state), &now);
     yyjson_doc *from = yyjson_read(now.p, now.n, YYJSON_READ_BIGNUM_AS_RAW),
                *to = yyjson_read(t->before, t->before_n, YYJSON_READ_BIGNUM_AS_RAW);
     buf_json(entry, "{\"type\":\"state_patches\",\"patches\":");

@@ -1,8 +1,8 @@
 /* batch.c: the open batch, group commit, and the effects that wait for it.
  *
  * Rows collect in the open batch by key, so that a later write supersedes an earlier one and a row that comes and goes
- * within one batch is never written. One batch is on its way to the disk (flight) while one fills. Reads see open, then
- * flight, then the store. Batches commit in order; an effect carries the number of the batch that was open when it was
+ * within one batch is never written. One batch is on its way to the disk (flight) while one fills. A load sees open, then
+ * flight, then the store; a scan sees what has committed. Batches commit in order; an effect carries the number of the batch that was open when it was
  * made and is released when that one has committed. An open batch without rows counts as committed when all before it
  * have. Values of 256 KiB and more become blobs; the writer syncs a blob before the row that names it commits.
  * A failed commit drops all that was ahead of the disk (resident_drop_all); nothing runs until a probe commits again.
@@ -97,6 +97,14 @@ static struct pending_row *uncommitted(const struct loom *l, struct str full) {
     return row || !l->flight ? row : map_get(&l->flight->rows, full);
 }
 
+int rows_stored(struct loom *l, enum row_kind kind, struct str key, struct buf *out, struct error *err) {
+    struct buf raw = {0};
+    int rc = l->store->ops->load(l->store, kind, key, &raw, err);
+    if (rc == 1) rc = resolve(l, buf_view(&raw), out, err);
+    buf_free(&raw);
+    return rc;
+}
+
 int rows_load(struct loom *l, enum row_kind kind, struct str key, struct buf *out, struct error *err) {
     char space[512];
     struct pending_row *row = uncommitted(l, kinded(kind, key, space, sizeof space, &l->open->mem));
@@ -104,11 +112,7 @@ int rows_load(struct loom *l, enum row_kind kind, struct str key, struct buf *ou
         buf_str(out, row->value);
         return row->value.p != NULL;
     }
-    struct buf raw = {0};
-    int rc = l->store->ops->load(l->store, kind, key, &raw, err);
-    if (rc == 1) rc = resolve(l, buf_view(&raw), out, err);
-    buf_free(&raw);
-    return rc;
+    return rows_stored(l, kind, key, out, err);
 }
 
 struct str rows_get(struct loom *l, enum row_kind kind, struct str key) {
@@ -123,72 +127,31 @@ struct str rows_get(struct loom *l, enum row_kind kind, struct str key) {
     return value;
 }
 
-struct merge {
+struct scan {
     struct loom *l;
-    struct pending_row **rows;
-    size_t count, next;
     row_fn fn;
     void *ctx;
-    bool stopped;
     struct error *err;
     int rc;
 };
 
-static struct str bare(const struct pending_row *row) {
-    return (struct str){row->key.p + 1, row->key.n - 1};
-}
-
-static int by_key(const void *a, const void *b) {
-    return str_cmp((*(struct pending_row *const *)a)->key, (*(struct pending_row *const *)b)->key);
-}
-
-static void gather(struct merge *m, const struct pending *p, const struct pending *newer, enum row_kind kind,
-                   struct str from, struct str to) {
-    struct pending_row *row;
-    for (size_t i = 0; p && (row = map_next(&p->rows, &i)) != NULL;) {
-        struct str key = bare(row);
-        bool inside = row->key.p[0] == (char)kind && str_cmp(key, from) >= 0 && (!to.p || str_cmp(key, to) < 0);
-        if (!inside || (newer && map_get(&newer->rows, row->key))) continue;
-        m->rows = mem_grow(m->rows, (m->count + 1) * sizeof *m->rows);
-        m->rows[m->count++] = row;
-    }
-}
-
-static bool emit_before(struct merge *m, const struct str *limit) {
-    while (!m->stopped && m->next < m->count && (!limit || str_cmp(bare(m->rows[m->next]), *limit) < 0)) {
-        struct pending_row *row = m->rows[m->next++];
-        m->stopped = row->value.p && !m->fn(m->ctx, bare(row), row->value);
-    }
-    return !m->stopped;
-}
-
-static bool merge_row(void *ctx, struct str key, struct str value) {
-    struct merge *m = ctx;
-    if (!emit_before(m, &key)) return false;
-    if (m->next < m->count && str_eq(bare(m->rows[m->next]), key))
-        return true; /* superseded: comes with the next emit_before */
+static bool scan_row(void *ctx, struct str key, struct str value) {
+    struct scan *s = ctx;
     struct buf whole = {0};
-    int rc = value.p ? resolve(m->l, value, &whole, m->err)
-                     : error_set(m->err, LOOM_E_DAMAGED, "row %.*s does not match its checksum; its bytes are kept",
+    int rc = value.p ? resolve(s->l, value, &whole, s->err)
+                     : error_set(s->err, LOOM_E_DAMAGED, "row %.*s does not match its checksum; its bytes are kept",
                                  (int)key.n, key.p);
-    if (rc < 0)
-        m->rc = rc; /* the others are still visited */
-    else
-        m->stopped = !m->fn(m->ctx, key, buf_view(&whole));
+    bool goes_on = rc < 0 || s->fn(s->ctx, key, buf_view(&whole));
+    if (rc < 0) s->rc = rc; /* the others are still visited */
     buf_free(&whole);
-    return !m->stopped;
+    return goes_on;
 }
 
 int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx,
               struct error *err) {
-    struct merge m = {.l = l, .fn = fn, .ctx = ctx, .err = err};
-    gather(&m, l->flight, l->open, kind, from, to);
-    gather(&m, l->open, NULL, kind, from, to);
-    if (m.count) qsort(m.rows, m.count, sizeof *m.rows, by_key);
-    int rc = l->store->ops->scan(l->store, kind, from, to, merge_row, &m, err);
-    if (rc >= 0) emit_before(&m, NULL);
-    free(m.rows);
-    return m.rc < 0 ? m.rc : rc;
+    struct scan s = {l, fn, ctx, err, 0};
+    int rc = l->store->ops->scan(l->store, kind, from, to, scan_row, &s, err);
+    return rc < 0 ? rc : s.rc;
 }
 
 int rows_prefix(struct loom *l, enum row_kind kind, struct str prefix, row_fn fn, void *ctx, struct error *err) {
@@ -322,6 +285,10 @@ static void job_done(struct loom *l, struct item *item) {
     job_free(job);
 }
 
+static struct str bare(const struct pending_row *row) {
+    return (struct str){row->key.p + 1, row->key.n - 1};
+}
+
 static struct commit_job *job_new(struct loom *l, struct pending *p) {
     struct commit_job *job = mem_alloc(sizeof *job);
     job->item.fn = job_done;
@@ -336,7 +303,7 @@ static struct commit_job *job_new(struct loom *l, struct pending *p) {
 
 void batch_close(struct loom *l, bool here) {
     if (l->flight) return;
-    residents_flush(l, true);
+    residents_flush(l);
     if (l->open->rows.count == 0) {
         effects_release(l);
         return;

@@ -31,8 +31,9 @@ void resident_touch(struct loom *l, struct resident *r, bool document) {
     lru_append(l, r);
     if (r->dirty) return;
     r->dirty = true;
-    r->dirty_next = l->dirty_head;
-    l->dirty_head = r;
+    r->dirty_next = NULL;
+    *l->dirty_tail = r;
+    l->dirty_tail = &r->dirty_next;
 }
 
 void resident_queue(struct loom *l, struct resident *r) {
@@ -86,10 +87,10 @@ static struct str state_key(struct loom *l, const struct actor *a) {
     return say(l, "%j%js", a->full, STR("\0"));
 }
 
-static int load_state(struct loom *l, struct resident *r, struct error *err) {
-    struct str row = rows_get(l, ROW_ACTOR, state_key(l, r->a));
-    if (!row.p) return error_set(err, LOOM_E_DAMAGED, "the state of %s is missing from the store", r->a->id);
-    state_set(r->a, json_text_of(yyjson_obj_get(look(l, row), "state"), &l->scratch));
+int resident_state(struct loom *l, struct actor *a, struct error *err) {
+    struct str row = rows_get(l, ROW_ACTOR, state_key(l, a));
+    if (!row.p) return error_set(err, LOOM_E_DAMAGED, "the state of %s is missing from the store", a->id);
+    state_set(a, json_text_of(yyjson_obj_get(look(l, row), "state"), &l->scratch));
     return 0;
 }
 
@@ -100,11 +101,21 @@ static void resident_free(struct loom *l, struct resident *r) {
     free(r);
 }
 
+static bool in_flight(const struct resident *r) {
+    const struct actor *a = r->a;
+    bool counted = r->queued && r->starts > 0; /* its mail may be what takes the worker down */
+    bool running = a->turn ? a->status == ACTOR_RUNNING || r->queued : counted;
+    for (size_t i = 0; a->turn && a->status == ACTOR_SUSPENDED && !running && i < a->turn->promise_count; i++)
+        running = a->turn->promises[i].kind == PROMISE_ACTIVITY && a->turn->promises[i].done_at == ENTRY_NEVER;
+    return running;
+}
+
 static int load(struct loom *l, struct resident *r, struct str text, struct error *err) {
     int rc = actor_read(r->a, text, err);
-    if (rc >= 0 && r->a->state_apart) rc = load_state(l, r, err);
+    if (rc >= 0 && r->a->state_apart) rc = resident_state(l, r->a, err);
     if (rc >= 0) rc = load_journal(l, r, err);
     if (rc >= 0) rc = mail_load(l, r, err);
+    r->in_outbox = in_flight(r);
     return rc;
 }
 
@@ -175,15 +186,6 @@ static struct str flush_state(struct loom *l, struct actor *a) {
     return small ? state : STR_NONE;
 }
 
-static bool in_flight(const struct resident *r) {
-    const struct actor *a = r->a;
-    bool counted = r->queued && r->starts > 0; /* its mail may be what takes the worker down */
-    bool running = a->turn ? a->status == ACTOR_RUNNING || r->queued : counted;
-    for (size_t i = 0; a->turn && a->status == ACTOR_SUSPENDED && !running && i < a->turn->promise_count; i++)
-        running = a->turn->promises[i].kind == PROMISE_ACTIVITY && a->turn->promises[i].done_at == ENTRY_NEVER;
-    return running;
-}
-
 void resident_put_outbox(struct loom *l, struct resident *r) {
     struct str row = say(l, "{\"starts\":%d,\"cursor\":%u}", (int64_t)r->starts, r->starts_cursor);
     rows_put(l, ROW_OUTBOX, r->a->full, row, !r->in_outbox);
@@ -199,11 +201,11 @@ static void flush_outbox(struct loom *l, struct resident *r) {
     r->in_outbox = flying;
 }
 
-void resident_flush(struct loom *l, struct resident *r) {
+static void resident_flush(struct loom *l, struct resident *r) {
     struct buf row = {0};
     if (r->a->tail_first) {
         journal_row(r->a, &row);
-        r->a->tip = hash64(buf_view(&row), 0);
+        r->a->chain = hash64(buf_view(&row), 0);
         rows_put(l, ROW_JOURNAL, journal_key(&l->scratch, r->a->full, r->a->tail_first), buf_view(&row), true);
     }
     if (r->document_dirty) {
@@ -217,18 +219,17 @@ void resident_flush(struct loom *l, struct resident *r) {
     buf_free(&row);
 }
 
-void residents_flush(struct loom *l, bool close) {
+void residents_flush(struct loom *l) {
     for (struct resident *r = l->dirty_head; r; r = r->dirty_next) {
         resident_flush(l, r);
-        if (!close) continue;
-        stream_publish(l, r);
-        r->a->chain = r->a->tip;
+        if (l->publish) l->publish(l, r);
         buf_clear(&r->a->tail);
         r->a->tail_first = 0;
         r->dirty = false;
         r->seq = l->open_seq;
     }
-    if (close) l->dirty_head = NULL;
+    l->dirty_head = NULL;
+    l->dirty_tail = &l->dirty_head;
 }
 
 /* ---- leaving memory ---- */
@@ -240,31 +241,11 @@ void resident_drop_guest(struct loom *l, struct resident *r) {
     l->guest_bytes -= r->bytes;
     r->bytes = 0;
     l->guests--;
-    r->rewind = true;
-}
-
-/* The turn from its beginning, for a new guest: ops to be repeated, state as it was then. */
-int resident_rewind(struct loom *l, struct resident *r, struct error *err) {
-    struct actor *a = r->a;
-    struct turn *t = a->turn;
-    r->rewind = false;
-    resident_flush(l, r);
-    uint64_t from = a->from, state_at = a->state_at, chain = a->chain, tip = a->tip;
-    if (t->before) state_set(a, (struct str){t->before, t->before_n});
-    a->from = t->row;
-    a->state_at = t->first - 1;
-    int rc = load_journal(l, r, err);
-    a->from = from;
-    a->state_at = state_at;
-    a->chain = chain;
-    a->tip = tip;
-    return rc;
+    r->reload = r->a->turn != NULL;
 }
 
 static bool droppable(const struct loom *l, const struct resident *r) {
-    bool mail_waits = false;
-    for (size_t i = 0; i < r->mail_count && !r->a->turn; i++) mail_waits |= !r->mail[i].event.p && !r->mail[i].due;
-    return !r->dirty && !r->queued && !r->in_outbox && !r->exec && !mail_waits && r->seq <= l->committed;
+    return !r->dirty && !r->queued && (r->seq <= l->committed || batch_idle(l));
 }
 
 static void drop(struct loom *l, struct resident *r) {
@@ -274,19 +255,31 @@ static void drop(struct loom *l, struct resident *r) {
     metric_set(METRIC_ACTORS_LOADED, (int64_t)l->actors.count);
 }
 
+struct resident *resident_again(struct loom *l, struct resident *r) {
+    struct str id = say(l, "%j", r->a->full);
+    if (!droppable(l, r)) {
+        resident_queue(l, r); /* until its rows have committed */
+        return NULL;
+    }
+    uint32_t evicted_at = r->evicted_at;
+    drop(l, r);
+    r = resident_by_id(l, id);
+    if (r) r->evicted_at = evicted_at;
+    return r;
+}
+
 void residents_evict(struct loom *l, size_t at_least) {
     int64_t idle = l->env->mono_ms(l->env) - l->config.idle_ms;
     size_t dropped = 0, steps = l->actors.count < 256 ? l->actors.count : 256;
     for (struct resident *r = l->oldest, *next; r && steps-- > 0; r = next) {
         next = r->newer;
         bool over = l->guest_bytes > l->config.memory_budget || dropped < at_least;
-        if (over && r->exec && !r->queued && r->a->turn && r->a->turn->await_count > 0) {
-            resident_drop_guest(l, r);
-            metric_add(METRIC_EVICTIONS, 1);
-            dropped++;
-        }
         if (r->used_at > idle && !over) break;
-        if (r->used_at <= idle && droppable(l, r)) drop(l, r);
+        if (!droppable(l, r) || (r->used_at > idle && !r->exec)) continue;
+        if (r->exec && !over) continue; /* a suspended guest stays until the budget needs its room */
+        dropped += r->exec != NULL;
+        metric_add(METRIC_EVICTIONS, r->exec != NULL);
+        drop(l, r);
     }
     metric_set(METRIC_GUESTS_RESIDENT, (int64_t)l->guests);
     metric_set(METRIC_GUEST_BYTES, (int64_t)l->guest_bytes);
@@ -297,54 +290,7 @@ void resident_drop_all(struct loom *l) {
     for (size_t i = 0; (r = map_next(&l->actors, &i)) != NULL;) resident_free(l, r);
     map_free(&l->actors);
     l->oldest = l->newest = l->dirty_head = l->run_head = NULL;
+    l->dirty_tail = &l->dirty_head;
     l->run_tail = &l->run_head;
     l->run_count = 0;
-}
-
-/* ---- fork ---- */
-
-struct copying {
-    struct actor *to;
-    int64_t first, last;
-};
-
-static bool copy_entries(void *ctx, struct str key, struct str value) {
-    struct copying *s = ctx;
-    int64_t number = (int64_t)journal_key_number(key);
-    struct arena mem = {0};
-    yyjson_val *entry;
-    size_t i, n;
-    yyjson_arr_foreach(yyjson_obj_get(json_in(&mem, value), "entries"), i, n, entry) {
-        if (number >= s->first && number <= s->last) journal_copy(s->to, entry);
-        number++;
-    }
-    arena_free(&mem);
-    return number <= s->last;
-}
-
-int resident_fork(struct loom *l, struct resident *r, struct str key, int64_t from, struct resident **out,
-                  struct error *err) {
-    struct actor *a = r->a;
-    if (from < (int64_t)a->last_turn || from > (int64_t)a->cursor || a->last_turn == 0)
-        return error_set(err, LOOM_E_INVALID_ARGUMENT,
-                         "from is %" PRId64 "; the last turn of %s has the entries %" PRIu64 " to %" PRIu64, from,
-                         a->id, a->last_turn, a->cursor);
-    struct resident *made = resident_get(l, a->ns, a->type, key, true, err);
-    if (!made) return LOOM_E_STORE;
-    if (made->a->created_at)
-        return error_set(err, LOOM_E_EXISTS, "actor %s exists already; choose another key", made->a->id);
-    struct str state;
-    int rc = state_at(l, r, (int64_t)a->last_turn - 1, &state, err);
-    if (rc < 0) return rc;
-    state_set(made->a, state);
-    made->a->run = a->run;
-    made->a->created_at = made->a->activated_at = loom_now(l);
-    made->a->correlation = a->correlation ? str_dup(str_of(a->correlation)) : NULL;
-    struct copying s = {made->a, (int64_t)a->last_turn, from};
-    rc = journal_rows(l, a, 0, copy_entries, &s, err);
-    resident_status(l, made, made->a->turn ? ACTOR_RUNNING : ACTOR_IDLE, STR_NONE);
-    attempt_recover(l, made);
-    resident_queue(l, made);
-    *out = made;
-    return rc;
 }

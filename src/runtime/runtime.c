@@ -58,40 +58,6 @@ void loom_post(struct loom *l, struct item *item) {
     pthread_mutex_unlock(&l->lock);
 }
 
-struct submission {
-    struct item item;
-    struct loom_request req;
-    char op[24];
-    struct arena mem;
-};
-
-static void submitted(struct loom *l, struct item *item) {
-    struct submission *s = (struct submission *)item;
-    if (l->stop) {
-        struct error err;
-        error_set(&err, LOOM_E_STOPPING, "Loom stops; repeat the request with the same message id after its restart");
-        reply_error(l, &s->req, &err);
-    } else {
-        operate(l, &s->req);
-    }
-    arena_free(&s->mem);
-    free(s);
-}
-
-void loom_submit(struct loom *l, const struct loom_request *request) {
-    struct submission *s = mem_alloc(sizeof *s);
-    s->item.fn = submitted;
-    s->req = *request;
-    snprintf(s->op, sizeof s->op, "%s", request->op);
-    s->req.op = s->op;
-    struct loom_str *texts[] = {&s->req.ns,          &s->req.type,  &s->req.key,     &s->req.id,
-                                &s->req.event_id,    &s->req.body,  &s->req.version, &s->req.correlation,
-                                &s->req.traceparent, &s->req.after, &s->req.status};
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
-        if (texts[i]->p) texts[i]->p = arena_dup(&s->mem, (struct str){texts[i]->p, texts[i]->n}).p;
-    loom_post(l, &s->item);
-}
-
 /* ---- one pass ---- */
 
 static int64_t wait_ms(struct loom *l) {
@@ -208,7 +174,7 @@ static void count_start(struct loom *l, struct resident *r) {
         r->a->turn->op_count = r->a->turn->op_next = 0;
         turn_end(l, r, END_FAIL, poison);
     } else if (r->mail_count > 0) {
-        mail_dead_letter(l, r, &r->mail[0], "poison", "the worker died 3 times while this message ran");
+        mail_dead_letter(l, r, &r->mail[0], "poison", "the worker died 3 times while this message ran; it was given up");
     }
 }
 
@@ -225,7 +191,7 @@ static void run_alone(struct loom *l, struct resident *r) {
     resident_put_outbox(l, r);
 }
 
-static void recover_actor(struct loom *l, struct str id, bool unclean) {
+void recover_actor(struct loom *l, struct str id, bool unclean) {
     struct resident *r = resident_by_id(l, id);
     if (!r || l->failed) return;
     if (unclean) count_start(l, r);
@@ -401,6 +367,7 @@ static struct loom *engine_new(const struct loom_config *config) {
     pthread_condattr_destroy(&monotonic);
     l->inbox_tail = &l->inbox;
     l->run_tail = &l->run_head;
+    l->dirty_tail = &l->dirty_head;
     l->open = pending_new();
     stream_open(l);
     return l;
@@ -447,16 +414,4 @@ void loom_close(struct loom *l) {
     effects_release(l);
     if (l->config.flushed) l->config.flushed(l->config.flushed_ctx);
     release(l);
-}
-
-const struct loom_op_doc *loom_ops(const char *who) {
-    if (strcmp(who, "actor") == 0) return actor_op_docs();
-    return strcmp(who, "activity") == 0 ? (const struct loom_op_doc *)activity_ops : operator_op_docs();
-}
-
-char *loom_metrics(void) {
-    struct buf out = {0};
-    metrics_write(&out);
-    buf_char(&out, '\0');
-    return out.p;
 }

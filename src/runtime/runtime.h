@@ -64,7 +64,7 @@ struct resident {
     bool queued; /* in the run queue */
     bool dirty;  /* tail or document go into the open batch */
     bool document_dirty;
-    bool rewind; /* its guest was dropped: the next one must replay the open turn */
+    bool reload; /* its guest is gone in mid-turn: it must leave memory and be loaded before it runs again */
     uint32_t awaits,
         evicted_at; /* evict_always: awaits of this guest; the last one at which a guest of this turn was evicted */
     bool in_outbox; /* the store has an outbox row */
@@ -131,7 +131,7 @@ struct loom {
     int64_t probe_at;
 
     struct map actors; /* full id → struct resident */
-    struct resident *run_head, **run_tail, *dirty_head;
+    struct resident *run_head, **run_tail, *dirty_head, **dirty_tail;
     struct resident *oldest, *newest;
     size_t run_count, guests;
     size_t guest_bytes;
@@ -147,7 +147,7 @@ struct loom {
     int64_t waiters_due;             /* no waiter times out before it (monotonic) */
     struct subscriber *subscribers;  /* stream.c; guarded by stream_lock, as the ring is */
     struct stream_event *ring;
-    bool watched;       /* someone has subscribed: committed entries are published */
+    void (*publish)(struct loom *l, struct resident *r); /* set once someone has subscribed: the tail of the open batch */
     uint64_t ring_next; /* id of the next event */
     pthread_mutex_t stream_lock;
     uint64_t subscriber_ids;
@@ -172,20 +172,18 @@ struct resident *resident_by_id(struct loom *l, struct str full);       /* exist
 void resident_queue(struct loom *l, struct resident *r);                /* let it run */
 void resident_touch(struct loom *l, struct resident *r, bool document); /* it has something for the open batch */
 void resident_status(struct loom *l, struct resident *r, enum actor_status status, struct str reason);
-/* Journal and document rows of all that are dirty, into the open batch; close: the batch ends, tails begin anew. */
-void residents_flush(struct loom *l, bool close);
-/* A new actor with the journal up to an entry of the open or last turn, suspended there or running. */
-int resident_fork(struct loom *l, struct resident *r, struct str key, int64_t from, struct resident **out,
-                  struct error *err);
-void resident_flush(struct loom *l, struct resident *r); /* of one, so that a read sees them; may be repeated */
+/* Journal and document rows of all that are dirty, into the open batch, which ends. */
+void residents_flush(struct loom *l);
 void residents_evict(struct loom *l, size_t at_least); /* guests least recently used, over budget or at_least so many */
 void resident_drop_guest(struct loom *l, struct resident *r);
-int resident_rewind(struct loom *l, struct resident *r, struct error *err);
+/* The actor loaded anew, or NULL: not yet, it is queued. */
+struct resident *resident_again(struct loom *l, struct resident *r);
 void resident_put_outbox(struct loom *l, struct resident *r); /* counts its starts */
+int resident_state(struct loom *l, struct actor *a, struct error *err); /* a large state, from its own row */
 int journal_rows(struct loom *l, const struct actor *a, uint64_t from, row_fn fn, void *ctx, struct error *err);
-int state_at(struct loom *l, struct resident *r, int64_t at, struct str *out, struct error *err); /* operate.c */
 void resident_drop_all(struct loom *l); /* after a failed commit: memory is ahead of the truth */
 int recover(struct loom *l, struct error *err);
+void recover_actor(struct loom *l, struct str full, bool unclean); /* loads it and lets it go on */
 
 /* ---- turn.c: a turn from message to end ---- */
 void turn_step(struct loom *l, struct resident *r); /* one slice */
@@ -224,7 +222,9 @@ int rows_load(struct loom *l, enum row_kind kind, struct str key, struct buf *ou
               struct error *err); /* 1, 0 or negative */
 struct str rows_get(struct loom *l, enum row_kind kind,
                     struct str key); /* into the scratch; .p NULL: none, or a fault that is logged */
-/* Rows from ≤ key < to in key order. A damaged row is passed over; DAMAGED then names one when all others were visited. */
+/* 1, 0 or negative: as the last commit left it, without what is pending. */
+int rows_stored(struct loom *l, enum row_kind kind, struct str key, struct buf *out, struct error *err);
+/* Committed rows from ≤ key < to in key order. A damaged row is passed over; DAMAGED then names one when all others were visited. */
 int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx,
               struct error *err);
 int rows_prefix(struct loom *l, enum row_kind kind, struct str prefix, row_fn fn, void *ctx, struct error *err);
@@ -311,11 +311,12 @@ int definition_check(const struct definition *d, bool input, struct str json, st
 /* A reference to its code; pinned: a module's hash, absent: what wasmBlobUrl says now. */
 struct exec_module *definition_module(struct loom *l, const struct definition *d, struct str pinned, char hash_out[65],
                                       struct error *err);
-void registry_op_put(struct loom *l, const struct loom_request *req, const char *kind);
-void registry_op_module_put(struct loom *l, const struct loom_request *req);
-void registry_op_modules(struct loom *l, const struct loom_request *req);
-void registry_op_list(struct loom *l, const struct loom_request *req);
-void registry_op_get(struct loom *l, const struct loom_request *req);
+/* Checks and deploys a definition; refused: the error. created: nothing of this content was there. */
+struct definition *registry_put(struct loom *l, const char *kind, struct str ns, struct str name, struct str version,
+                                struct str text, bool replace, bool *created, struct error *err);
+/* The compiled form of a module: from the cache, else compiled now (wasm absent: its bytes are fetched). Any thread. */
+int module_artefact(struct loom *l, const char *hash, struct str wasm, struct buf *artefact, struct error *err);
+extern const char kind_activity[], kind_actor[];
 struct builtin_module {
     const char *name;
     const unsigned char *start, *end;
@@ -329,15 +330,9 @@ extern const size_t builtin_module_count;
 extern const struct builtin_file builtin_files[];
 extern const size_t builtin_file_count;
 
-/* ---- operate.c: the operator's op table ---- */
-void operate(struct loom *l, const struct loom_request *req);
-
-const struct loom_op_doc *actor_op_docs(void);
-const struct loom_op_doc *operator_op_docs(void);
-
-/* ---- stream.c ---- */
+/* ---- the room src/operate, the operator's door ---- */
 void stream_open(struct loom *l);
-void stream_publish(struct loom *l, struct resident *r); /* the tail of the open batch, as an effect */
 void stream_free(struct loom *l);
+const struct loom_op_doc *actor_op_docs(void);
 
 #endif

@@ -87,8 +87,7 @@ static int instantiate(struct loom *l, struct resident *r, struct error *err) {
 
 static bool activate(struct loom *l, struct resident *r) {
     struct error err;
-    int rc = r->rewind ? resident_rewind(l, r, &err) : 0;
-    if (rc >= 0) rc = instantiate(l, r, &err);
+    int rc = instantiate(l, r, &err);
     if (rc == LOOM_E_BUSY)
         resident_queue(l, r);
     else if (rc < 0)
@@ -202,6 +201,7 @@ static void run_slice(struct loom *l, struct resident *r) {
 }
 
 void turn_step(struct loom *l, struct resident *r) {
+    if (r->reload && (r = resident_again(l, r)) == NULL) return;
     struct actor *a = r->a;
     if (a->status >= ACTOR_PAUSED || (a->turn && !turn_resumable(r))) return;
     if (!a->turn) {

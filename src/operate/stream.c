@@ -3,7 +3,7 @@
  * The stream of one actor is its journal: ids are entry numbers, and a subscriber gets the recorded entries first. The
  * stream of all actors has ids of its own and remembers the last RING events of this process.
  */
-#include "runtime/runtime.h"
+#include "operate/operate.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -80,8 +80,8 @@ static void tail_release(struct loom *l, void *ctx, bool committed) {
     arena_free(&mem);
 }
 
-void stream_publish(struct loom *l, struct resident *r) {
-    if (!l->watched || r->a->tail.n == 0) return;
+static void publish_tail(struct loom *l, struct resident *r) {
+    if (r->a->tail.n == 0) return;
     struct arena mem = {0};
     struct tail *t = arena_alloc(&mem, sizeof *t);
     t->full = arena_dup(&mem, r->a->full);
@@ -127,12 +127,12 @@ static void catch_up(struct loom *l, struct subscriber *s) {
 
 static void subscribe(struct loom *l, struct item *item) {
     struct subscription *sub = (struct subscription *)item;
-    bool late = !l->watched && l->flight; /* that batch's entries are not being published */
+    bool late = !l->publish && l->flight; /* that batch's entries are not being published */
     if (late) {
         loom_post(l, item);
         return;
     }
-    l->watched = true;
+    l->publish = publish_tail;
     pthread_mutex_lock(&l->stream_lock);
     sub->s->last = sub->from >= 0 ? sub->from : -1;
     if (sub->from >= 0) catch_up(l, sub->s);

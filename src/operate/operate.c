@@ -2,14 +2,14 @@
  *
  * Every answer, also one that changes nothing, is an effect: it may rest on what has not committed yet.
  */
-#include "runtime/runtime.h"
+#include "operate/operate.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* The actor of the request, or NULL with the answer given. */
+/* The actor of the request in memory, to be changed; or NULL with the answer given. */
 static struct resident *target(struct loom *l, const struct loom_request *req) {
     struct error err;
     struct resident *r = NULL;
@@ -142,10 +142,26 @@ static void do_message(struct loom *l, const struct loom_request *req) {
 
 /* ---- looking ---- */
 
+/* Reads show the last commit: the rows of the store, no guest and nothing speculative. */
+static struct actor *stored_actor(struct loom *l, const struct loom_request *req, struct error *err) {
+    struct buf text = {0};
+    if (actor_check_name(ns_of(req), "the namespace", err) < 0 ||
+        actor_check_name(lent(req->type), "the actor type", err) < 0 || actor_check_key(lent(req->key), err) < 0)
+        return NULL;
+    struct actor *a = actor_new(ns_of(req), lent(req->type), lent(req->key));
+    int rc = rows_stored(l, ROW_ACTOR, a->full, &text, err);
+    if (rc == 0) rc = error_set(err, LOOM_E_NOT_FOUND, "there is no actor %s", a->id);
+    if (rc > 0) rc = actor_read(a, buf_view(&text), err);
+    buf_free(&text);
+    if (rc >= 0) return a;
+    actor_free(a);
+    return NULL;
+}
+
 struct reading {
     struct buf out;
-    int64_t from, limit, count, next;
-    bool numbers; /* each entry with its cursor */
+    int64_t from, limit, count, next, first, last; /* first, last: of the rows seen */
+    bool numbers;                                  /* each entry with its cursor */
 };
 
 static bool read_entries(void *ctx, struct str key, struct str value) {
@@ -155,13 +171,15 @@ static bool read_entries(void *ctx, struct str key, struct str value) {
     yyjson_val *entry;
     size_t i, n;
     yyjson_arr_foreach(yyjson_obj_get(json_in(&mem, value), "entries"), i, n, entry) {
+        if (s->first == 0) s->first = number;
+        s->last = number;
         if (number++ < s->from) continue;
         if (s->count == s->limit) {
             s->next = number - 1;
             break;
         }
         struct str text = json_text_of(entry, &mem);
-        buf_str(&s->out, s->count++ ? STR(",") : STR(""));
+        if (s->count++) buf_char(&s->out, ',');
         if (s->numbers)
             buf_json(&s->out, "{\"cursor\":%d,%j", number - 1, (struct str){text.p + 1, text.n - 1});
         else
@@ -171,109 +189,121 @@ static bool read_entries(void *ctx, struct str key, struct str value) {
     return s->next == 0;
 }
 
-static int read_journal(struct loom *l, struct resident *r, struct reading *s, struct error *err) {
-    resident_flush(l, r);
-    return journal_rows(l, r->a, 0, read_entries, s, err);
-}
-
-static struct str state_now(struct loom *l, const struct actor *a) {
-    struct buf text = {0};
-    state_text(a, &text);
-    struct str state = arena_dup(&l->scratch, buf_view(&text));
-    buf_free(&text);
-    return state;
-}
-
-static void do_get(struct loom *l, const struct loom_request *req) {
-    struct resident *r = target(l, req);
-    struct error err;
-    if (!r) return;
-    struct buf out = {0};
-    struct reading s = {.limit = 1000};
-    uint64_t first = r->a->last_turn;
-    s.from = (int64_t)(r->a->cursor >= first + 1000 ? r->a->cursor - 999 : first);
-    if (read_journal(l, r, &s, &err) < 0) {
-        reply_error(l, req, &err);
-    } else {
-        actor_document(r->a, say(l, "[%j]", buf_view(&s.out)), state_now(l, r->a), &out);
-        reply_send(l, req, 200, buf_view(&out), STR_NONE);
+/* Entries from s->from on. The row that holds it begins somewhat earlier: farther back until it is found. */
+static int read_journal(struct loom *l, const struct actor *a, struct reading *s, struct error *err) {
+    struct reading empty = *s;
+    int rc = 0;
+    for (int64_t back = 100;; back *= 16) {
+        int64_t row = s->from > back ? s->from - back : 0;
+        rc = journal_rows(l, a, (uint64_t)row, read_entries, s, err);
+        if (rc < 0 || row == 0 || (s->first > 0 && s->first <= s->from)) return rc;
+        buf_free(&s->out);
+        *s = empty;
     }
-    buf_free(&s.out);
-    buf_free(&out);
 }
 
 struct patches {
     struct arena mem;
-    yyjson_val **inverse;
+    yyjson_val **list;
     size_t count;
-    uint64_t after;
+    uint64_t from, to; /* those of the entries from + 1 to `to`, or backwards when from > to */
 };
 
 static bool collect_patches(void *ctx, struct str key, struct str value) {
     struct patches *p = ctx;
     uint64_t number = journal_key_number(key);
+    bool back = p->from > p->to;
     yyjson_val *entry;
     size_t i, n;
     yyjson_arr_foreach(yyjson_obj_get(json_in(&p->mem, value), "entries"), i, n, entry) {
-        if (number++ <= p->after || !yyjson_obj_get(entry, "inversePatches")) continue;
-        p->inverse = mem_grow(p->inverse, (p->count + 1) * sizeof *p->inverse);
-        p->inverse[p->count++] = yyjson_obj_get(entry, "inversePatches");
+        yyjson_val *patch = yyjson_obj_get(entry, back ? "inversePatches" : "patches");
+        bool inside = number > (back ? p->to : p->from) && number <= (back ? p->from : p->to);
+        number++;
+        if (!patch || !inside) continue;
+        p->list = mem_grow(p->list, (p->count + 1) * sizeof *p->list);
+        p->list[p->count++] = patch;
     }
     return true;
 }
 
-/* The state as it was after an entry: from now backwards by the inverse patches. */
-int state_at(struct loom *l, struct resident *r, int64_t at, struct str *out, struct error *err) {
-    struct patches p = {.after = (uint64_t)at};
+/* The state after entry `at`: from the stored one forwards by patches, or backwards by their inverses. */
+static int state_after(struct loom *l, struct actor *a, uint64_t at, struct str *out, struct error *err) {
+    struct patches p = {.from = a->state_at, .to = at};
     struct buf text = {0};
-    resident_flush(l, r);
-    int rc = journal_rows(l, r->a, 0, collect_patches, &p, err);
-    yyjson_doc *now = yyjson_read(state_now(l, r->a).p, state_now(l, r->a).n, YYJSON_READ_BIGNUM_AS_RAW);
-    yyjson_mut_doc *state = yyjson_doc_mut_copy(now, NULL);
-    while (p.count > 0) patch_apply(state, p.inverse[--p.count], NULL, NULL);
-    json_write_mut(yyjson_mut_doc_get_root(state), &text);
+    int rc = a->state_apart ? resident_state(l, a, err) : 0;
+    bool back = p.from > p.to;
+    if (rc >= 0) rc = journal_rows(l, a, back ? 0 : a->from, collect_patches, &p, err);
+    for (size_t i = 0; i < p.count; i++)
+        patch_apply(a->state, p.list[back ? p.count - 1 - i : i], NULL, NULL);
+    json_write_mut(yyjson_mut_doc_get_root(a->state), &text);
     *out = arena_dup(&l->scratch, buf_view(&text));
-    yyjson_mut_doc_free(state);
-    yyjson_doc_free(now);
-    free(p.inverse);
+    free(p.list);
     arena_free(&p.mem);
     buf_free(&text);
     return rc;
 }
 
-static void do_state(struct loom *l, const struct loom_request *req) {
-    struct resident *r = target(l, req);
+/* The document's cursor is the one of its last change; entries may have followed. */
+static int64_t last_entry(struct loom *l, const struct actor *a, struct error *err) {
+    struct reading s = {.from = INT64_MAX, .limit = INT64_MAX};
+    int rc = journal_rows(l, a, a->last_row, read_entries, &s, err);
+    return rc < 0 ? rc : s.last;
+}
+
+static void do_get(struct loom *l, const struct loom_request *req) {
     struct error err;
-    struct str out = STR_NONE;
-    int rc = 0;
-    if (!r) return;
-    if (req->at < 0)
-        out = state_now(l, r->a);
-    else if ((uint64_t)req->at > r->a->cursor)
+    struct buf out = {0};
+    struct str state;
+    struct actor *a = stored_actor(l, req, &err);
+    struct reading s = {.limit = 1000};
+    int64_t last = a ? last_entry(l, a, &err) : LOOM_E_NOT_FOUND;
+    int rc = last < 0 ? (int)last : 0;
+    if (rc >= 0) {
+        a->cursor = (uint64_t)last;
+        s.from = last - (int64_t)a->last_turn >= 1000 ? last - 999 : (int64_t)a->last_turn;
+        rc = read_journal(l, a, &s, &err);
+    }
+    if (rc >= 0) rc = state_after(l, a, a->cursor, &state, &err);
+    if (rc < 0) {
+        reply_error(l, req, &err);
+    } else {
+        actor_document(a, say(l, "[%j]", buf_view(&s.out)), state, &out);
+        reply_send(l, req, 200, buf_view(&out), STR_NONE);
+    }
+    actor_free(a);
+    buf_free(&s.out);
+    buf_free(&out);
+}
+
+static void do_state(struct loom *l, const struct loom_request *req) {
+    struct error err;
+    struct str out;
+    struct actor *a = stored_actor(l, req, &err);
+    int64_t last = a ? last_entry(l, a, &err) : LOOM_E_NOT_FOUND;
+    int rc = last < 0 ? (int)last : 0;
+    if (rc >= 0 && req->at > last)
         rc = error_set(&err, LOOM_E_INVALID_ARGUMENT,
-                       "at=%" PRId64 " is beyond the journal of %s, which ends at %" PRIu64, req->at, r->a->id,
-                       r->a->cursor);
-    else
-        rc = state_at(l, r, req->at, &out, &err);
+                       "at=%" PRId64 " is beyond the journal of %s, which ends at %" PRId64, req->at, a->id, last);
+    if (rc >= 0) rc = state_after(l, a, (uint64_t)(req->at < 0 ? last : req->at), &out, &err);
     if (rc < 0)
         reply_error(l, req, &err);
     else
         reply_send(l, req, 200, out, STR_NONE);
+    actor_free(a);
 }
 
 static void do_journal(struct loom *l, const struct loom_request *req) {
-    struct resident *r = target(l, req);
     struct error err;
-    if (!r) return;
-    struct reading s = {
-        .from = req->from, .limit = req->limit > 0 && req->limit <= 10000 ? req->limit : 1000, .numbers = true};
-    if (read_journal(l, r, &s, &err) < 0)
+    struct actor *a = stored_actor(l, req, &err);
+    struct reading s = {.from = req->from, .limit = req->limit > 0 && req->limit <= 10000 ? req->limit : 1000};
+    s.numbers = true;
+    if (!a || read_journal(l, a, &s, &err) < 0)
         reply_error(l, req, &err);
     else
-        reply_send(
-            l, req, 200,
-            say(l, "{\"entries\":[%j],\"next\":%j}", buf_view(&s.out), s.next ? say(l, "%d", s.next) : STR("null")),
-            STR_NONE);
+        reply_send(l, req, 200,
+                   say(l, "{\"entries\":[%j],\"next\":%j}", buf_view(&s.out), s.next ? say(l, "%d", s.next) : STR("null")),
+                   STR_NONE);
+    actor_free(a);
     buf_free(&s.out);
 }
 
@@ -295,7 +325,7 @@ static bool read_actor(void *ctx, struct str key, struct str value) {
     q->more = wanted && q->count == q->limit;
     if (wanted && !q->more) {
         buf_json(
-            &q->out, "%s{\"id\":%q,\"actorType\":%q,\"status\":%q,\"suspendReason\":%Q,\"cursor\":%d,\"metadata\":%j}",
+            &q->out, "%s{\"id\":%q,\"actorType\":%q,\"status\":%q,\"suspendReason\":%Q,\"metadata\":%j}",
             q->count++ ? "," : "", json_str(doc, "id"), type, status, json_str(doc, "suspendReason"),
             json_int(yyjson_obj_get(doc, "journal"), "cursor", 0), json_text_of(yyjson_obj_get(doc, "metadata"), &mem));
         q->last = arena_dup(&q->l->scratch, json_str(doc, "id"));
@@ -313,7 +343,6 @@ static void do_actors(struct loom *l, const struct loom_request *req) {
     struct str prefix = q.type.p ? say(l, "%j/%j", ns_of(req), q.type) : ns_of(req);
     /* Behind the last one seen and its state row; '0' is what follows '/'. */
     struct str from = req->after.p ? say(l, "%j/%j\1", ns_of(req), lent(req->after)) : say(l, "%j/", prefix);
-    residents_flush(l, false);
     int rc = rows_scan(l, ROW_ACTOR, from, say(l, "%j0", prefix), read_actor, &q, &err);
     if (rc < 0 && rc != LOOM_E_DAMAGED)
         reply_error(l, req, &err);
@@ -397,32 +426,90 @@ static void do_resume(struct loom *l, const struct loom_request *req) {
     done(l, req, r);
 }
 
-/* A new actor with the open or last turn's entries up to `from`; it goes on from there, live. */
+/* A new actor with the last turn's entries up to `from`: rows as a crash there would have left them; it recovers. */
+struct fork {
+    struct arena mem;
+    struct str full;
+};
+
+static void fork_release(struct loom *l, void *ctx, bool committed) {
+    struct fork *f = ctx;
+    struct arena mem = f->mem;
+    if (committed) recover_actor(l, f->full, false);
+    arena_free(&mem);
+}
+
+static int fork_rows(struct loom *l, struct actor *a, struct str key, int64_t from, struct str *full, struct error *err) {
+    struct reading s = {.from = (int64_t)a->last_turn};
+    s.limit = from < 0 ? INT64_MAX : from - s.from + 1;
+    struct buf doc = {0};
+    struct str state;
+    int rc = read_journal(l, a, &s, err);
+    if (rc >= 0 && (s.limit < 1 || s.count == 0 || (from >= 0 && s.count < s.limit)))
+        rc = error_set(err, LOOM_E_INVALID_ARGUMENT, "from is %" PRId64 "; the last turn of %s has the entries %" PRIu64 " to %" PRId64,
+                       from, a->id, a->last_turn, s.last);
+    if (rc >= 0) rc = state_after(l, a, a->last_turn - 1, &state, err);
+    struct actor *made = actor_new(a->ns, a->type, key);
+    *full = say(l, "%j", made->full);
+    if (rc >= 0 && rows_get(l, ROW_ACTOR, made->full).p)
+        rc = error_set(err, LOOM_E_EXISTS, "actor %s exists already; choose another key", made->id);
+    if (rc >= 0) {
+        made->status = ACTOR_RUNNING;
+        made->run = a->run;
+        made->from = a->last_turn;
+        made->state_at = made->cursor = a->last_turn - 1;
+        made->turns = a->turns;
+        made->last_turn = a->last_turn;
+        made->created_at = made->activated_at = loom_now(l);
+        made->correlation = a->correlation ? str_dup(str_of(a->correlation)) : NULL;
+        actor_document(made, STR_NONE, state, &doc);
+        rows_put(l, ROW_ACTOR, made->full, buf_view(&doc), true);
+        rows_put(l, ROW_OUTBOX, made->full, STR("{}"), true);
+        rows_put(l, ROW_JOURNAL, journal_key(&l->scratch, made->full, a->last_turn),
+                 say(l, "{\"prev\":\"0\",\"entries\":[%j]}", buf_view(&s.out)), true);
+    }
+    actor_free(made);
+    buf_free(&s.out);
+    buf_free(&doc);
+    return rc;
+}
+
 static void do_fork(struct loom *l, const struct loom_request *req) {
     struct error err;
-    struct resident *r = target(l, req), *made = NULL;
-    struct str body = r ? body_of(l, req) : STR_NONE;
-    if (!body.p) return;
-    struct str key = json_str(look(l, body), "key");
-    int rc = key.p ? actor_check_key(key, &err)
-                   : error_set(&err, LOOM_E_INVALID_ARGUMENT, "field key is missing: the new actor's key");
-    if (rc == 0) rc = resident_fork(l, r, key, json_int(look(l, body), "from", (int64_t)r->a->cursor), &made, &err);
-    if (rc < 0)
+    struct actor *a = stored_actor(l, req, &err);
+    struct str body = a ? body_of(l, req) : STR_NONE, full;
+    if (a && !body.p) {
+        actor_free(a);
+        return;
+    }
+    struct str key = a ? json_str(look(l, body), "key") : STR_NONE;
+    int rc = a ? 0 : LOOM_E_NOT_FOUND;
+    if (a && !key.p) rc = error_set(&err, LOOM_E_INVALID_ARGUMENT, "field key is missing: the new actor's key");
+    if (rc == 0) rc = actor_check_key(key, &err);
+    if (rc == 0) rc = fork_rows(l, a, key, json_int(look(l, body), "from", -1), &full, &err);
+    actor_free(a);
+    if (rc < 0) {
         reply_error(l, req, &err);
-    else
-        done(l, req, made);
+        return;
+    }
+    struct arena mem = {0};
+    struct fork *f = arena_alloc(&mem, sizeof *f);
+    f->full = arena_dup(&mem, full);
+    f->mem = mem;
+    effect_add(l, fork_release, f);
+    reply_send(l, req, 202, say(l, "{\"actorId\":\"%j/%j\",\"status\":\"running\"}", lent(req->type), key), STR_NONE);
 }
 
 static void do_put_activity(struct loom *l, const struct loom_request *req) {
-    registry_op_put(l, req, "activity");
+    deploy_definition(l, req, "activity");
 }
 
 static void do_put_actor_type(struct loom *l, const struct loom_request *req) {
-    registry_op_put(l, req, "actor-type");
+    deploy_definition(l, req, "actor-type");
 }
 
 static void do_put_workflow(struct loom *l, const struct loom_request *req) {
-    registry_op_put(l, req, "workflow");
+    deploy_definition(l, req, "workflow");
 }
 
 static void do_ready(struct loom *l, const struct loom_request *req) {
@@ -452,22 +539,22 @@ static const struct operator_row {
      "Lets a paused or suspended actor go on; the body is what suspend returns."},
     {"fork", do_fork, false, "type, key, body {key, from}", "Makes a new actor from the journal up to an entry."},
     {"run", do_run, false, "type = workflow; key, version, body", "Starts a workflow run."},
-    {"module.put", registry_op_module_put, false, "type = name, key = version, body = bytes; replace",
+    {"module.put", deploy_module, false, "type = name, key = version, body = bytes; replace",
      "Uploads and compiles a WASM module."},
-    {"module.list", registry_op_modules, true, "", "The modules of a namespace."},
+    {"module.list", deploy_modules, true, "", "The modules of a namespace."},
     {"activity.put", do_put_activity, false, "type = name, key = version, body; replace",
      "Deploys an activity's definition."},
     {"actor-type.put", do_put_actor_type, false, "type = name, key = version, body; replace",
      "Deploys an actor type's definition."},
     {"workflow.put", do_put_workflow, false, "type = name, key = version, body; replace",
      "Checks and deploys a workflow document."},
-    {"definitions", registry_op_list, true, "type = activity | actor-type | workflow", "What is deployed."},
-    {"definition", registry_op_get, true, "type = kind, key = name; version", "A definition's document."},
+    {"definitions", deploy_list, true, "type = activity | actor-type | workflow", "What is deployed."},
+    {"definition", deploy_get, true, "type = kind, key = name; version", "A definition's document."},
     {"ready", do_ready, false, "", "Answers when Loom takes work."},
 };
 enum { OPERATOR_OPS = sizeof operator_ops / sizeof *operator_ops };
 
-void operate(struct loom *l, const struct loom_request *req) {
+static void operate(struct loom *l, const struct loom_request *req) {
     const struct operator_row *row = operator_ops;
     struct error err;
     while (row < operator_ops + OPERATOR_OPS && strcmp(row->name, req->op) != 0) row++;
@@ -485,9 +572,57 @@ void operate(struct loom *l, const struct loom_request *req) {
     reply_error(l, req, &err);
 }
 
-const struct loom_op_doc *operator_op_docs(void) {
+static const struct loom_op_doc *operator_op_docs(void) {
     static struct loom_op_doc docs[OPERATOR_OPS + 1];
     for (size_t i = 0; i < OPERATOR_OPS; i++)
         docs[i] = (struct loom_op_doc){operator_ops[i].name, operator_ops[i].argument, operator_ops[i].doc};
     return docs;
+}
+
+/* ---- from any thread ---- */
+
+struct submission {
+    struct item item;
+    struct loom_request req;
+    char op[24];
+    struct arena mem;
+};
+
+static void submitted(struct loom *l, struct item *item) {
+    struct submission *s = (struct submission *)item;
+    if (l->stop) {
+        struct error err;
+        error_set(&err, LOOM_E_STOPPING, "Loom stops; repeat the request with the same message id after its restart");
+        reply_error(l, &s->req, &err);
+    } else {
+        operate(l, &s->req);
+    }
+    arena_free(&s->mem);
+    free(s);
+}
+
+void loom_submit(struct loom *l, const struct loom_request *request) {
+    struct submission *s = mem_alloc(sizeof *s);
+    s->item.fn = submitted;
+    s->req = *request;
+    snprintf(s->op, sizeof s->op, "%s", request->op);
+    s->req.op = s->op;
+    struct loom_str *texts[] = {&s->req.ns,          &s->req.type,  &s->req.key,     &s->req.id,
+                                &s->req.event_id,    &s->req.body,  &s->req.version, &s->req.correlation,
+                                &s->req.traceparent, &s->req.after, &s->req.status};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        if (texts[i]->p) texts[i]->p = arena_dup(&s->mem, (struct str){texts[i]->p, texts[i]->n}).p;
+    loom_post(l, &s->item);
+}
+
+const struct loom_op_doc *loom_ops(const char *who) {
+    if (strcmp(who, "actor") == 0) return actor_op_docs();
+    return strcmp(who, "activity") == 0 ? (const struct loom_op_doc *)activity_ops : operator_op_docs();
+}
+
+char *loom_metrics(void) {
+    struct buf out = {0};
+    metrics_write(&out);
+    buf_char(&out, '\0');
+    return out.p;
 }

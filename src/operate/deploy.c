@@ -1,0 +1,259 @@
+/* deploy.c: what operators deploy: modules, definitions, workflows; and what they see of it.
+ *
+ * A module is compiled on a thread of its own, in a process of its own, before anything names it. A workflow document is
+ * checked twice, against WDL's schema and by the built-in activity wdl-check, then deployed as an actor type
+ * `workflow.NAME` whose module is the built-in `wdl` and whose config is the document.
+ */
+#include "operate/operate.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void deploy(struct loom *l, const struct loom_request *req, const char *kind, struct str ns, struct str name,
+                   struct str version, struct str text) {
+    struct error err;
+    bool created;
+    struct definition *d = registry_put(l, kind, ns, name, version, text, req->replace, &created, &err);
+    if (d)
+        reply_send(l, req, created ? 201 : 200,
+                   say(l, "{\"name\":%q,\"version\":%q,\"hash\":%z}", name, version, d->hash), STR_NONE);
+    else
+        reply_error(l, req, &err);
+}
+
+/* The static check of a workflow is a guest too: the built-in activity wdl-check. */
+struct workflow_check {
+    struct item item;
+    struct loom *l;
+    struct loom_request req;
+    struct arena mem;
+    struct str ns, name, version, doc;
+    struct exec_module *code;
+    bool ok;
+    struct error err;
+};
+
+static void workflow_checked(struct loom *l, struct item *item) {
+    struct workflow_check *c = (struct workflow_check *)item;
+    struct str type = say(l, "workflow.%j", c->name);
+    struct str schema = json_text_of(yyjson_obj_get(look(l, c->doc), "inputSchema"), &l->scratch);
+    error_set(&c->err, c->ok ? LOOM_OK : LOOM_E_INVALID_DOCUMENT, "%s", say(l, "%s", c->err.message).p);
+    if (c->ok)
+        deploy(l, &c->req, kind_actor, c->ns, type, c->version,
+               say(l, "{\"actorType\":%q,\"version\":%q,\"wasmBlobUrl\":\"module:wdl@builtin\"%s%j,\"config\":%j}",
+                   type, c->version, schema.p ? ",\"inputSchema\":" : "", schema.p ? schema : STR(""), c->doc));
+    else
+        reply_error(l, &c->req, &c->err);
+    exec_module_unref(c->code);
+    arena_free(&c->mem);
+    free(c);
+}
+
+static void check_done(void *ctx, struct str result, const struct error *error) {
+    struct workflow_check *c = ctx;
+    (void)result;
+    c->ok = !error;
+    if (error) c->err = *error;
+    loom_post(c->l, &c->item);
+}
+
+/* The id of the innermost step on the path that a schema's complaint begins with; empty: none. */
+static struct str step_of(yyjson_val *doc, const char *why) {
+    struct str id = STR("");
+    for (size_t n = 1; why[n - 1] && why[n - 1] != ':'; n++) {
+        struct str found = why[n] == '/' || why[n] == ':' ? json_str(json_at(doc, (struct str){why, n}), "id") : STR_NONE;
+        id = found.p ? found : id;
+    }
+    return id;
+}
+
+static int workflow_schema(yyjson_val *root, struct str doc, struct error *err) {
+    char why[512];
+    for (size_t i = 0; i < builtin_file_count; i++) {
+        const struct builtin_file *f = &builtin_files[i];
+        if (strcmp(f->path, "wdl/schema.json") != 0) continue;
+        struct loom_schema *schema = loom_schema_new((const char *)f->start, (size_t)(f->end - f->start), why,
+                                                     sizeof why);
+        int rc = schema ? loom_schema_check(schema, doc.p, doc.n, why, sizeof why) : -1;
+        loom_schema_free(schema);
+        struct str step = rc == 0 ? STR("") : step_of(root, why);
+        return rc == 0 ? 0
+                       : error_set(err, LOOM_E_INVALID_DOCUMENT, "the workflow does not match WDL's schema: %s%.*s%s%s",
+                                   step.n ? "step " : "", (int)step.n, step.p, step.n ? ": " : "", why);
+    }
+    return 0;
+}
+
+static void workflow_put(struct loom *l, const struct loom_request *req, struct str ns, struct str name,
+                         struct str version, struct str doc) {
+    struct error err;
+    struct definition *check = registry_find(l, kind_activity, STR(""), STR("wdl-check"), STR_NONE);
+    struct exec_module *code = NULL;
+    yyjson_val *root = look(l, doc);
+    int rc = workflow_schema(root, doc, &err);
+    if (rc == 0 && (!str_eq(json_str(root, "name"), name) || !str_eq(json_str(root, "version"), version)))
+        rc = error_set(&err, LOOM_E_INVALID_DOCUMENT,
+                       "name and version of the document must be \"%.*s\" and \"%.*s\", as in the request", (int)name.n,
+                       name.p, (int)version.n, version.p);
+    if (rc == 0) code = definition_module(l, check, STR_NONE, NULL, &err);
+    if (!code) {
+        reply_error(l, req, &err);
+        return;
+    }
+    struct workflow_check *c = mem_alloc(sizeof *c);
+    *c = (struct workflow_check){.item.fn = workflow_checked, .l = l, .req = *req, .code = code};
+    c->ns = arena_dup(&c->mem, ns);
+    c->name = arena_dup(&c->mem, name);
+    c->version = arena_dup(&c->mem, version);
+    c->doc = arena_dup(&c->mem, doc);
+    struct activity_spec spec = {.module = code,
+                                 .limits = check->limits,
+                                 .key = STR("wdl-check"),
+                                 .ns = c->ns,
+                                 .name = check->name,
+                                 .input = c->doc,
+                                 .ctx = c,
+                                 .done = check_done,
+                                 .deadline_mono_ms = l->env->mono_ms(l->env) + check->limits.cpu_ms};
+    activity_start(l->pool, &spec, false);
+}
+
+void deploy_definition(struct loom *l, const struct loom_request *req, const char *kind) {
+    struct str name = lent(req->type), version = lent(req->key), ns = ns_of(req);
+    struct error err;
+    struct buf text = {0};
+    if (actor_check_name(ns, "the namespace", &err) < 0 || actor_check_name(name, "the name", &err) < 0 ||
+        actor_check_name(version, "the version", &err) < 0 || json_normalize(lent(req->body), &text, &err) < 0)
+        reply_error(l, req, &err);
+    else if (strcmp(kind, "workflow") == 0)
+        workflow_put(l, req, ns, name, version, buf_view(&text));
+    else
+        deploy(l, req, strcmp(kind, kind_activity) == 0 ? kind_activity : kind_actor, ns, name, version,
+               buf_view(&text));
+    buf_free(&text);
+}
+
+/* ---- uploading a module: compiled on a thread of its own ---- */
+
+struct upload {
+    struct item item;
+    struct loom *l;
+    struct loom_request req;
+    struct arena mem;
+    struct str key, name, version, bytes;
+    char hash[65];
+    int rc;
+    struct error err;
+};
+
+static void upload_done(struct loom *l, struct item *item) {
+    struct upload *u = (struct upload *)item;
+    struct str old = rows_get(l, ROW_MODULE, u->key);
+    bool same = old.p && str_eq(json_str(look(l, old), "sha256"), str_of(u->hash));
+    if (u->rc == 0 && old.p && !same && !u->req.replace)
+        u->rc = error_set(&u->err, LOOM_E_EXISTS,
+                          "module %s version %s holds other bytes; give it a new version, or use ?replace=true",
+                          u->name.p, u->version.p);
+    if (u->rc < 0) {
+        reply_error(l, &u->req, &u->err);
+    } else {
+        struct str row = say(l, "{\"name\":%q,\"version\":%q,\"sha256\":%z,\"size\":%u}", u->name, u->version, u->hash,
+                             (uint64_t)u->bytes.n);
+        rows_put(l, ROW_MODULE, u->key, row, false);
+        reply_send(l, &u->req, same ? 200 : 201, row, STR_NONE);
+    }
+    arena_free(&u->mem);
+    free(u);
+}
+
+static void *upload_main(void *arg) {
+    struct upload *u = arg;
+    struct buf artefact = {0};
+    sha256_hex(u->bytes, u->hash);
+    u->rc = module_artefact(u->l, u->hash, u->bytes, &artefact, &u->err);
+    if (u->rc == 0) u->rc = u->l->blobs->ops->put(u->l->blobs, u->bytes, u->hash, &u->err);
+    buf_free(&artefact);
+    loom_post(u->l, &u->item);
+    return NULL;
+}
+
+void deploy_module(struct loom *l, const struct loom_request *req) {
+    struct str name = lent(req->type), version = lent(req->key), ns = ns_of(req);
+    struct error err;
+    pthread_t thread;
+    if (actor_check_name(ns, "the namespace", &err) < 0 || actor_check_name(name, "the module's name", &err) < 0 ||
+        actor_check_name(version, "the version", &err) < 0) {
+        reply_error(l, req, &err);
+        return;
+    }
+    struct upload *u = mem_alloc(sizeof *u);
+    *u = (struct upload){.item.fn = upload_done, .l = l, .req = *req};
+    u->key = arena_json(&u->mem, "%j/%j/%j", ns, name, version);
+    u->name = arena_dup(&u->mem, name);
+    u->version = arena_dup(&u->mem, version);
+    u->bytes = arena_dup(&u->mem, lent(req->body));
+    if (pthread_create(&thread, NULL, upload_main, u) == 0)
+        pthread_detach(thread);
+    else
+        upload_main(u);
+}
+
+/* ---- looking ---- */
+
+static bool list_module(void *ctx, struct str key, struct str value) {
+    struct buf *out = ctx;
+    (void)key;
+    buf_json(out, "%s%j", out->p[out->n - 1] == '[' ? "" : ",", value);
+    return true;
+}
+
+void deploy_modules(struct loom *l, const struct loom_request *req) {
+    struct buf out = {0};
+    struct error err;
+    buf_str(&out, STR("{\"modules\":["));
+    if (rows_prefix(l, ROW_MODULE, say(l, "%j/", ns_of(req)), list_module, &out, &err) < 0)
+        reply_error(l, req, &err);
+    else
+        reply_send(l, req, 200, say(l, "%j]}", buf_view(&out)), STR_NONE);
+    buf_free(&out);
+}
+
+static int by_name(const void *a, const void *b) {
+    return str_cmp((*(struct definition *const *)a)->name, (*(struct definition *const *)b)->name);
+}
+
+void deploy_list(struct loom *l, const struct loom_request *req) {
+    bool workflows = str_eq(lent(req->type), STR("workflow"));
+    struct definition **all = mem_alloc((l->definitions.count + 1) * sizeof(struct definition *)), *d;
+    struct buf out = {0};
+    size_t n = 0;
+    for (size_t i = 0; (d = map_next(&l->definitions, &i)) != NULL;) {
+        bool flow = str_starts(d->name, STR("workflow."));
+        bool wanted = workflows ? flow : !flow && str_eq(lent(req->type), str_of(d->kind));
+        if (wanted && (d->ns.n == 0 || str_eq(ns_of(req), d->ns))) all[n++] = d;
+    }
+    qsort(all, n, sizeof *all, by_name);
+    for (size_t i = 0; i < n; i++)
+        for (d = all[i]; d; d = d->older)
+            if (registry_find(l, d->kind, d->ns, d->name, d->version) == d)
+                buf_json(&out, "%s{\"name\":%z,\"version\":%q,\"hash\":%z}", out.n ? "," : "",
+                         d->name.p + (workflows ? 9 : 0), d->version, d->hash);
+    reply_send(l, req, 200, say(l, "{\"definitions\":[%j]}", buf_view(&out)), STR_NONE);
+    buf_free(&out);
+    free(all);
+}
+
+void deploy_get(struct loom *l, const struct loom_request *req) {
+    struct str kind = lent(req->type), name = lent(req->key);
+    bool workflow = str_eq(kind, STR("workflow"));
+    struct definition *d = registry_find(l, str_eq(kind, STR("activity")) ? kind_activity : kind_actor, ns_of(req),
+                                         workflow ? say(l, "workflow.%j", name) : name, lent(req->version));
+    struct error err;
+    if (d) {
+        reply_send(l, req, 200, workflow ? json_text_of(yyjson_obj_get(d->doc, "config"), &l->scratch) : d->text,
+                   STR_NONE);
+        return;
+    }
+    error_set(&err, LOOM_E_NOT_FOUND, "no %.*s %.*s is deployed", (int)kind.n, kind.p, (int)name.n, name.p);
+    reply_error(l, req, &err);
+}
