@@ -234,6 +234,8 @@ void residents_flush(struct loom *l) {
 
 /* ---- leaving memory ---- */
 
+enum { EVICT_STEPS = 1024 };
+
 void resident_drop_guest(struct loom *l, struct resident *r) {
     if (!r->exec) return;
     exec_free(r->exec);
@@ -270,7 +272,7 @@ struct resident *resident_again(struct loom *l, struct resident *r) {
 
 void residents_evict(struct loom *l, size_t at_least) {
     int64_t idle = l->env->mono_ms(l->env) - l->config.idle_ms;
-    size_t dropped = 0, steps = l->actors.count < 256 ? l->actors.count : 256;
+    size_t dropped = 0, steps = EVICT_STEPS;
     for (struct resident *r = l->oldest, *next; r && steps-- > 0; r = next) {
         next = r->newer;
         bool over = l->guest_bytes > l->config.memory_budget || dropped < at_least;

@@ -64,7 +64,8 @@ static int64_t wait_ms(struct loom *l) {
     int64_t now = loom_now(l), wait = alarms_next(l) - now;
     if (l->waiters.count > 0 && l->waiters_due - l->env->mono_ms(l->env) < wait)
         wait = l->waiters_due - l->env->mono_ms(l->env);
-    if (l->oldest && wait > IDLE_CHECK_MS) wait = IDLE_CHECK_MS;
+    int64_t check = l->guest_bytes > l->config.memory_budget ? 10 : IDLE_CHECK_MS;
+    if (l->oldest && wait > check) wait = check;
     return l->failed ? 100 : wait < 0 ? 0 : wait;
 }
 
