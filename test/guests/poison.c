@@ -23,8 +23,11 @@ static const struct {
     const char *key, *id, *body;
     int priority;
 } messages[] = {
-    {"now", "bad", "{\"die\":\"now\"}", 0},     {"now", "good", "{}", 1}, {"later", "bad", "{\"die\":\"later\"}", 0},
-    {"later", "good", "{}", 1}, {"bystander", "good", "{}", 0},
+    {"now", "bad", "{\"die\":\"now\"}", 0},
+    {"now", "good", "{}", 1},
+    {"later", "bad", "{\"die\":\"later\"}", 0},
+    {"later", "good", "{}", 1},
+    {"bystander", "good", "{}", 0},
 };
 enum { MESSAGES = sizeof messages / sizeof *messages };
 
@@ -67,8 +70,14 @@ int main(int argc, char **argv) {
     struct loom *l = loom_open(&(struct loom_config){.store = argv[1]}, why, sizeof why);
     if (!l) return fprintf(stderr, "%s\n", why), 2;
     for (int i = 0; i < MESSAGES && argc > 2; i++) {
-        ask(l, (struct loom_request){.op = "send", .key = str(messages[i].key), .id = str(messages[i].id), .body = str(messages[i].body),
-                                     .delay_ms = 300, .priority = messages[i].priority}, &a);
+        ask(l,
+            (struct loom_request){.op = "send",
+                                  .key = str(messages[i].key),
+                                  .id = str(messages[i].id),
+                                  .body = str(messages[i].body),
+                                  .delay_ms = 300,
+                                  .priority = messages[i].priority},
+            &a);
         if (a.status != 202) return fprintf(stderr, "%s\n", a.body), 3;
     }
     for (int i = 0, tries = 0; i < MESSAGES && tries < 500; tries++)
