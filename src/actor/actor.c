@@ -60,14 +60,26 @@ int actor_check_name(struct str name, const char *what, struct error *err) {
         (int)(name.n < 80 ? name.n : 80), name.p ? name.p : "");
 }
 
+/* Quoting leaves UTF-8 as it is and puts '?' for what is not. */
+static bool is_utf8(struct str s) {
+    struct buf quoted = {0};
+    buf_json(&quoted, "%q", s);
+    bool same = quoted.n == s.n + 2 && memcmp(quoted.p + 1, s.p, s.n) == 0;
+    buf_free(&quoted);
+    return same;
+}
+
 int actor_check_key(struct str key, struct error *err) {
+    bool ascii = true;
     if (key.n < 1 || key.n > 256)
         return error_set(err, LOOM_E_INVALID_ARGUMENT, "a key has 1 to 256 bytes, this one has %zu", key.n);
-    for (size_t i = 0; i < key.n; i++)
+    for (size_t i = 0; i < key.n; i++) {
+        ascii &= (unsigned char)key.p[i] < 0x80;
         if ((unsigned char)key.p[i] < 0x20 || key.p[i] == 0x7f || key.p[i] == '/')
             return error_set(err, LOOM_E_INVALID_ARGUMENT,
                              "a key has no '/' and no control characters; byte %zu is one", i);
-    return 0;
+    }
+    return ascii || is_utf8(key) ? 0 : error_set(err, LOOM_E_INVALID_ARGUMENT, "a key is UTF-8 text; this one is not");
 }
 
 void actor_document(const struct actor *a, struct str entries, struct str state, struct buf *out) {

@@ -193,7 +193,7 @@ static void fold(struct actor *a, yyjson_val *entry, uint64_t number, bool loadi
     t->at = at;
     t->entries++;
     t->suspend_written = !type->op && (t->suspend_written || type == find_type(STR("suspended")));
-    if (loading && type->op && !yyjson_obj_get(entry, "rollback")) record_op(t, entry, number);
+    if (loading && type->op) record_op(t, entry, number);
     struct promise *p = type->id ? turn_promise(t, (uint64_t)json_int(entry, type->id, 0)) : NULL;
     switch (type->act) {
     case ACT_OPEN: promise_open(t, type->kind, entry); break;
