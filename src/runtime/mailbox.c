@@ -242,6 +242,41 @@ int mail_deliver(struct loom *l, const struct message *m, struct str *id_out, st
     return 0;
 }
 
+/* ---- forgetting: a reply is known for 24 hours ---- */
+
+enum { SWEEP_ROWS = 1000, DEDUP_MS = 24 * 3600 * 1000 };
+
+struct sweep {
+    struct loom *l;
+    struct str next; /* where the next slice begins; .p NULL: the rows have ended */
+    struct str old[SWEEP_ROWS];
+    size_t seen, count;
+};
+
+static bool sweep_row(void *ctx, struct str key, struct str value) {
+    struct sweep *s = ctx;
+    s->next = s->seen++ == SWEEP_ROWS ? arena_dup(&s->l->scratch, key) : STR_NONE;
+    if (s->next.p) return false;
+    yyjson_val *row = look(s->l, value);
+    if (json_int(row, "at", INT64_MAX) <= loom_now(s->l) - DEDUP_MS && !str_eq(json_str(row, "status"), STR("queued")))
+        s->old[s->count++] = arena_dup(&s->l->scratch, key);
+    return true;
+}
+
+void mail_forget(struct loom *l) {
+    int64_t now = l->env->mono_ms(l->env);
+    if (now < l->sweep_at) return;
+    struct sweep s = {.l = l};
+    struct error err;
+    struct str from = l->sweep_from ? str_of(l->sweep_from) : STR("");
+    if (rows_scan(l, ROW_INBOX, from, STR_NONE, sweep_row, &s, &err) < 0)
+        log_event(LOG_ERROR, "deduplication rows cannot be read", "\"detail\":%z", err.message);
+    for (size_t i = 0; i < s.count; i++) rows_delete(l, ROW_INBOX, s.old[i]);
+    free(l->sweep_from);
+    l->sweep_from = s.next.p ? str_dup(s.next) : NULL;
+    l->sweep_at = now + (s.next.p ? 1000 : 60000);
+}
+
 /* ---- the end of a message ---- */
 
 static void reply_outside(struct loom *l, const struct actor *a, struct str message_id, bool ok, struct str json) {

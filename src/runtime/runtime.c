@@ -121,6 +121,7 @@ static void pass(struct loom *l) {
         effects_release(l);
     } else {
         alarms_fire(l);
+        mail_forget(l);
         run_actors(l);
         residents_evict(l, 0);
         /* A lone request commits on this thread: a hop to the writer and back would cost more than it hides. */
@@ -335,6 +336,7 @@ static void release(struct loom *l) {
     pending_free(l->flight);
     map_free(&l->attempts);
     map_free(&l->waiters);
+    free(l->sweep_from);
     arena_free(&l->scratch);
     free(l->effects);
     free(l->cache_dir);

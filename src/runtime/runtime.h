@@ -143,6 +143,8 @@ struct loom {
     struct map definitions, modules; /* registry.c: kind/ns/name → newest definition; hash → loaded module */
     struct arena scratch;            /* texts and documents that live until the current item or slice is done */
     struct map attempts;             /* idempotency key → struct attempt (attempt.c) */
+    int64_t sweep_at; /* mailbox.c: when the next slice of dedup rows is looked at, and where it begins */
+    char *sweep_from;
     struct map waiters;              /* callers that wait for a reply (mailbox.c) */
     int64_t waiters_due;             /* no waiter times out before it (monotonic) */
     struct subscriber *subscribers;  /* stream.c; guarded by stream_lock, as the ring is */
@@ -265,6 +267,7 @@ struct mail *mail_event(struct loom *l, struct resident *r,
 void mail_remove(struct loom *l, struct resident *r, struct mail *m);
 void mail_dead_letter(struct loom *l, struct resident *r, struct mail *m, const char *code, const char *why);
 int mail_load(struct loom *l, struct resident *r, struct error *err);
+void mail_forget(struct loom *l); /* dedup rows whose 24 hours are over, a slice at a time */
 void mail_free(struct resident *r);
 struct str message_row(struct loom *l, struct str full_id, struct str message_id); /* dedup row; .p NULL: unknown */
 /* The end of a message: to the actor that called, or to the dedup row and the callers outside. */
