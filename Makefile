@@ -43,7 +43,7 @@ ASAN    := -O1 -Itest -fsanitize=address,undefined -fno-sanitize-recover=undefin
 # Guests see the SDK and a JSON library, nothing else; the only imports they may have are Loom's.
 GUESTCC     := clang --target=wasm32-wasi -std=c11 -O2 -mbulk-memory -DNDEBUG -Wall -Wextra
 GUESTFLAGS  := $(GUESTCC) -Iinclude -isystem $(DEPS)/include -DYYJSON_DISABLE_UTILS=1 $(if $(findstring -Werror,$(WARN)),-Werror)
-GUESTLINK   := -nostartfiles -Wl,--no-entry -Wl,--strip-debug -Wl,--stack-first -Wl,-z,stack-size=65536
+GUESTLINK   := -nostartfiles -Wl,--no-entry -Wl,--strip-debug -Wl,--stack-first -Wl,-z,stack-size=32768
 GUESTLIB    := $(O)/guest/yyjson.o
 HEADERS     := $(wildcard include/loom/*.h builtin/*/*.h)
 

@@ -2,6 +2,7 @@
  * same tests with WASM in place of native scripts and with a replay at every await. */
 #include "support/engine.h"
 #include "support/script.h"
+#include "storage/storage.h"
 #include <errno.h>
 #include <sqlite3.h>
 #include <sys/wait.h>
@@ -924,6 +925,44 @@ static void forking(void **state) {
     loom_close(l);
 }
 
+/* Makes a recorded reply as old as can be. */
+static void age_reply(const char *dir, struct str key) {
+    struct arena mem = {0};
+    struct error err;
+    uint64_t term, seq;
+    struct store *s = store_sqlite_open(arena_json(&mem, "%s/loom.db", dir).p, env_system(), false, &err);
+    assert_non_null(s);
+    assert_int_equal(s->ops->claim(s, STR("test"), &term, &seq, &err), 0);
+    struct row row = {ROW_INBOX, key, STR("{\"hash\":\"0\",\"status\":\"completed\",\"at\":1,\"reply\":1}")};
+    assert_int_equal(s->ops->commit(s, &(struct batch){term, seq + 1, &row, 1}, &err), COMMIT_OK);
+    s->ops->close(s);
+    arena_free(&mem);
+}
+
+static void replies_are_forgotten(void **state) {
+    (void)state; /* 24 hours after its reply a message id is unknown again; one whose reply is younger is not. */
+    char *dir = make_folder();
+    struct loom *l = open_scripts(dir);
+    struct loom_request old = with_id(about("call", "script/a", "[]"), "old"), young = with_id(about("call", "script/a", "[]"), "young");
+    expect_request(l, old, 200, "[]");
+    expect_request(l, young, 200, "[]");
+    loom_close(l);
+    age_reply(dir, STR("default/script/a\nold"));
+    l = open_scripts(dir);
+    old.op = young.op = "message";
+    for (int i = 0; i < 1000; i++) {
+        struct answer a = ask(l, old);
+        int status = a.status;
+        answer_free(&a);
+        if (status == 404) break;
+        usleep(10000);
+    }
+    expect_code(l, old, 404, "not_found");
+    expect_request(l, young, 200, "{'messageId':'young','status':'completed','reply':[]}");
+    loom_close(l);
+    remove_folder(dir);
+}
+
 /* ---- residency ---- */
 
 static void small_budget(void **state) {
@@ -1479,7 +1518,7 @@ static int group(void) {
         cmocka_unit_test(pauses_survive),
         cmocka_unit_test(full_mailbox),
         cmocka_unit_test(sends_in_order),
-        cmocka_unit_test(asking_for_actors),
+        cmocka_unit_test(asking_for_actors), cmocka_unit_test(replies_are_forgotten),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -251,7 +251,7 @@ static int serve(const struct cli *c, bool dev) {
         if (dev)
             printf("%sLoom %s%s serves %s on %shttp://%.*s:%d%s; the store is %s. Ctrl-C stops.\n", paint(BOLD),
                    LOOM_VERSION, paint(PLAIN), s.dir, paint(CYAN), host, listen, http_port(s.http), paint(PLAIN),
-                   c->o.store ? c->o.store : ".loom/store");
+                   c->o.store ? c->o.store : "its .loom/store");
         else
             log_event(LOG_INFO, "serving", "\"address\":%q,\"port\":%d", (struct str){listen, (size_t)host},
                       (int64_t)http_port(s.http));

@@ -191,7 +191,7 @@ static bool run_tool(const char *const *argv, const char *packages) {
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
-#define LINK "-Wl,--no-entry", "-Wl,--strip-debug", "-Wl,--stack-first", "-Wl,-z,stack-size=65536"
+#define LINK "-Wl,--no-entry", "-Wl,--strip-debug", "-Wl,--stack-first", "-Wl,-z,stack-size=32768"
 
 /* Without libc, unless a source asks for the JSON library: that one needs the headers of wasi-libc. */
 static bool build_c(const struct unit *u, const glob_t *sources, const char *sdk, struct arena *a) {
