@@ -7,8 +7,6 @@
 #include <sqlite3.h>
 #include <sys/wait.h>
 
-#define SCRIPT_TYPE "{'actorType':'script','version':'1','wasmBlobUrl':'module:script@1'}"
-
 /* A loom with the script as actor type `script` (native or WASM), `wasm` and as activity `act`. */
 static struct loom *open_scripts(const char *store) {
     struct loom *l = open_at(store);
@@ -1231,7 +1229,8 @@ static void killer(void) {
 
 /* Opens the store in a process of its own; the exit code: 9 killed by the guest, 0 lived on. */
 static int live(const char *dir, bool first) {
-    char *args[] = {"engine", (char *)dir, first ? "first" : "again", NULL};
+    char name[] = "engine", again[] = "again", once[] = "first";
+    char *args[] = {name, (char *)(uintptr_t)dir, first ? once : again, NULL};
     int status = 0;
     pid_t pid = fork();
     if (pid == 0) {
