@@ -69,17 +69,23 @@ static bool is_utf8(struct str s) {
     return same;
 }
 
-int actor_check_key(struct str key, struct error *err) {
+int actor_check_text(struct str text, const char *what, struct error *err) {
     bool ascii = true;
-    if (key.n < 1 || key.n > 256)
-        return error_set(err, LOOM_E_INVALID_ARGUMENT, "a key has 1 to 256 bytes, this one has %zu", key.n);
-    for (size_t i = 0; i < key.n; i++) {
-        ascii &= (unsigned char)key.p[i] < 0x80;
-        if ((unsigned char)key.p[i] < 0x20 || key.p[i] == 0x7f || key.p[i] == '/')
-            return error_set(err, LOOM_E_INVALID_ARGUMENT,
-                             "a key has no '/' and no control characters; byte %zu is one", i);
+    if (text.n < 1 || text.n > 256)
+        return error_set(err, LOOM_E_INVALID_ARGUMENT, "%s has 1 to 256 bytes, this one has %zu", what, text.n);
+    for (size_t i = 0; i < text.n; i++) {
+        ascii &= (unsigned char)text.p[i] < 0x80;
+        if ((unsigned char)text.p[i] < 0x20 || text.p[i] == 0x7f)
+            return error_set(err, LOOM_E_INVALID_ARGUMENT, "%s has no control characters; byte %zu is one", what, i);
     }
-    return ascii || is_utf8(key) ? 0 : error_set(err, LOOM_E_INVALID_ARGUMENT, "a key is UTF-8 text; this one is not");
+    return ascii || is_utf8(text) ? 0 : error_set(err, LOOM_E_INVALID_ARGUMENT, "%s is UTF-8 text; this is not", what);
+}
+
+int actor_check_key(struct str key, struct error *err) {
+    if (key.p && memchr(key.p, '/', key.n))
+        return error_set(err, LOOM_E_INVALID_ARGUMENT, "a key has no '/'; this one is \"%.*s\"",
+                         (int)(key.n < 80 ? key.n : 80), key.p);
+    return actor_check_text(key, "a key", err);
 }
 
 void actor_document(const struct actor *a, struct str entries, struct str state, struct buf *out) {
@@ -89,9 +95,11 @@ void actor_document(const struct actor *a, struct str entries, struct str state,
         buf_json(out, "\"entries\":%j,\"cursor\":%u}", entries, a->cursor);
     else
         buf_json(out,
-                 "\"cursor\":%u,\"from\":%u,\"stateCursor\":%u,\"turns\":%u,\"lastTurn\":%u,\"lastRow\":%u,\"chain\":%d,\"apart\":%b,"
+                 "\"cursor\":%u,\"from\":%u,\"stateCursor\":%u,\"turns\":%u,\"lastTurn\":%u,\"lastRow\":%u,\"chain\":%"
+                 "d,\"apart\":%b,"
                  "\"run\":%b}",
-                 a->cursor, a->from, a->state_at, a->turns, a->last_turn, a->last_row, (int64_t)a->chain, a->state_apart, a->run);
+                 a->cursor, a->from, a->state_at, a->turns, a->last_turn, a->last_row, (int64_t)a->chain,
+                 a->state_apart, a->run);
     if (state.p) buf_json(out, ",\"state\":%j", state);
     buf_json(out,
              ",\"metadata\":{\"correlationId\":%Q,\"parentActorId\":%Q,\"createdAt\":%d,\"lastActivatedAt\":%d,"

@@ -260,7 +260,7 @@ int journal_repeat(struct actor *a, struct str body, struct error *err) {
     if (!str_eq(op->text, body))
         return error_set(err, LOOM_E_MISMATCH,
                          "entry %" PRIu64 " of %s is %.*s} but the program now asks for %.*s}; deploy the version that "
-                                          "wrote it, then resume, or cancel",
+                         "wrote it, then resume, or cancel",
                          op->number, a->id, (int)(op->text.n < 350 ? op->text.n : 350), op->text.p,
                          (int)(body.n < 350 ? body.n : 350), body.p);
     if (++t->op_next == t->op_count) {

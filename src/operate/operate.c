@@ -27,12 +27,7 @@ static struct str full_id(struct loom *l, const struct loom_request *req) {
 /* ---- messages ---- */
 
 static int check_request(const struct loom_request *req, struct str id, struct error *err) {
-    for (size_t i = 0; i < id.n; i++)
-        if ((unsigned char)id.p[i] < 0x20)
-            return error_set(err, LOOM_E_INVALID_ARGUMENT, "a message id has no control characters; byte %zu is one",
-                             i);
-    if (id.n > 256 || (id.p && id.n == 0))
-        return error_set(err, LOOM_E_INVALID_ARGUMENT, "a message id has 1 to 256 bytes, this one has %zu", id.n);
+    if (id.p && actor_check_text(id, "a message id", err) < 0) return LOOM_E_INVALID_ARGUMENT;
     if (req->delay_ms < 0 || req->ttl_ms < 0 || req->timeout_ms < 0)
         return error_set(err, LOOM_E_INVALID_ARGUMENT, "delayMs, ttlMs and timeoutMs cannot be negative");
     if (req->body.n > BODY_MAX)
@@ -73,7 +68,7 @@ static bool answer_known(struct loom *l, const struct loom_request *req, struct 
 
 static void do_call(struct loom *l, const struct loom_request *req) {
     struct error err;
-    struct str id;
+    struct str id = STR_NONE;
     int rc = deliver(l, req, STR_NONE, lent(req->id), &id, &err);
     if (rc < 0)
         reply_error(l, req, &err);
@@ -83,7 +78,7 @@ static void do_call(struct loom *l, const struct loom_request *req) {
 
 static void accept_message(struct loom *l, const struct loom_request *req, struct str event, struct str id) {
     struct error err;
-    struct str made;
+    struct str made = STR_NONE;
     if (deliver(l, req, event, id, &made, &err) < 0)
         reply_error(l, req, &err);
     else
@@ -97,12 +92,10 @@ static void do_send(struct loom *l, const struct loom_request *req) {
 
 static void do_event(struct loom *l, const struct loom_request *req) {
     struct error err;
-    if (req->id.n >= 1 && req->id.n <= 256) {
+    if (actor_check_text(lent(req->id), "an event's type", &err) < 0)
+        reply_error(l, req, &err);
+    else
         accept_message(l, req, lent(req->id), lent(req->event_id));
-        return;
-    }
-    error_set(&err, LOOM_E_INVALID_ARGUMENT, "the event's type has 1 to 256 bytes");
-    reply_error(l, req, &err);
 }
 
 /* A run's message id is its key: starting it again is a duplicate, with another input a conflict. */
@@ -111,7 +104,7 @@ static void do_run(struct loom *l, const struct loom_request *req) {
     struct loom_request run = *req;
     char made[33];
     struct str key = req->key.p ? lent(req->key) : str_of(loom_random_id(l, made)),
-               type = say(l, "workflow.%j", lent(req->type)), id;
+               type = say(l, "workflow.%j", lent(req->type)), id = STR_NONE;
     run.type = (struct loom_str){type.p, type.n};
     run.key = (struct loom_str){key.p, key.n};
     if (deliver(l, &run, STR_NONE, req->id.p ? lent(req->id) : key, &id, &err) < 0)
@@ -233,8 +226,7 @@ static int state_after(struct loom *l, struct actor *a, uint64_t at, struct str 
     int rc = a->state_apart ? resident_state(l, a, err) : 0;
     bool back = p.from > p.to;
     if (rc >= 0) rc = journal_rows(l, a, back ? 0 : a->from, collect_patches, &p, err);
-    for (size_t i = 0; i < p.count; i++)
-        patch_apply(a->state, p.list[back ? p.count - 1 - i : i], NULL, NULL);
+    for (size_t i = 0; i < p.count; i++) patch_apply(a->state, p.list[back ? p.count - 1 - i : i], NULL, NULL);
     json_write_mut(yyjson_mut_doc_get_root(a->state), &text);
     *out = arena_dup(&l->scratch, buf_view(&text));
     free(p.list);
@@ -300,9 +292,10 @@ static void do_journal(struct loom *l, const struct loom_request *req) {
     if (!a || read_journal(l, a, &s, &err) < 0)
         reply_error(l, req, &err);
     else
-        reply_send(l, req, 200,
-                   say(l, "{\"entries\":[%j],\"next\":%j}", buf_view(&s.out), s.next ? say(l, "%d", s.next) : STR("null")),
-                   STR_NONE);
+        reply_send(
+            l, req, 200,
+            say(l, "{\"entries\":[%j],\"next\":%j}", buf_view(&s.out), s.next ? say(l, "%d", s.next) : STR("null")),
+            STR_NONE);
     actor_free(a);
     buf_free(&s.out);
 }
@@ -324,10 +317,10 @@ static bool read_actor(void *ctx, struct str key, struct str value) {
     bool wanted = (!q->type.p || str_eq(q->type, type)) && (!q->status.p || str_eq(q->status, status));
     q->more = wanted && q->count == q->limit;
     if (wanted && !q->more) {
-        buf_json(
-            &q->out, "%s{\"id\":%q,\"actorType\":%q,\"status\":%q,\"suspendReason\":%Q,\"metadata\":%j}",
-            q->count++ ? "," : "", json_str(doc, "id"), type, status, json_str(doc, "suspendReason"),
-            json_int(yyjson_obj_get(doc, "journal"), "cursor", 0), json_text_of(yyjson_obj_get(doc, "metadata"), &mem));
+        buf_json(&q->out, "%s{\"id\":%q,\"actorType\":%q,\"status\":%q,\"suspendReason\":%Q,\"metadata\":%j}",
+                 q->count++ ? "," : "", json_str(doc, "id"), type, status, json_str(doc, "suspendReason"),
+                 json_int(yyjson_obj_get(doc, "journal"), "cursor", 0),
+                 json_text_of(yyjson_obj_get(doc, "metadata"), &mem));
         q->last = arena_dup(&q->l->scratch, json_str(doc, "id"));
     }
     arena_free(&mem);
@@ -439,15 +432,17 @@ static void fork_release(struct loom *l, void *ctx, bool committed) {
     arena_free(&mem);
 }
 
-static int fork_rows(struct loom *l, struct actor *a, struct str key, int64_t from, struct str *full, struct error *err) {
+static int fork_rows(struct loom *l, struct actor *a, struct str key, int64_t from, struct str *full,
+                     struct error *err) {
     struct reading s = {.from = (int64_t)a->last_turn};
     s.limit = from < 0 ? INT64_MAX : from - s.from + 1;
     struct buf doc = {0};
     struct str state;
     int rc = read_journal(l, a, &s, err);
     if (rc >= 0 && (s.limit < 1 || s.count == 0 || (from >= 0 && s.count < s.limit)))
-        rc = error_set(err, LOOM_E_INVALID_ARGUMENT, "from is %" PRId64 "; the last turn of %s has the entries %" PRIu64 " to %" PRId64,
-                       from, a->id, a->last_turn, s.last);
+        rc = error_set(err, LOOM_E_INVALID_ARGUMENT,
+                       "from is %" PRId64 "; the last turn of %s has the entries %" PRIu64 " to %" PRId64, from, a->id,
+                       a->last_turn, s.last);
     if (rc >= 0) rc = state_after(l, a, a->last_turn - 1, &state, err);
     struct actor *made = actor_new(a->ns, a->type, key);
     *full = say(l, "%j", made->full);
@@ -477,7 +472,7 @@ static int fork_rows(struct loom *l, struct actor *a, struct str key, int64_t fr
 static void do_fork(struct loom *l, const struct loom_request *req) {
     struct error err;
     struct actor *a = stored_actor(l, req, &err);
-    struct str body = a ? body_of(l, req) : STR_NONE, full;
+    struct str body = a ? body_of(l, req) : STR_NONE, full = STR_NONE;
     if (a && !body.p) {
         actor_free(a);
         return;

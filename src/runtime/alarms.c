@@ -61,7 +61,8 @@ void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct str act
         rows_put(l, ROW_TIMER, buf_view(&key), STR("{}"), true);
         buf_free(&key);
     }
-    if (!durable || due < l->horizon + HORIZON_MS) /* the next extension may come before the row commits */ heap_push(l, (struct alarm){due, kind, str_dup(actor), turn, promise, durable});
+    if (!durable || due < l->horizon + HORIZON_MS) /* the next extension may come before the row commits */
+        heap_push(l, (struct alarm){due, kind, str_dup(actor), turn, promise, durable});
 }
 
 void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise) {

@@ -32,8 +32,6 @@ struct commit_job {
     int64_t us;
 };
 
-static const char blob_mark[] = "{\"$blob\":\"";
-
 struct pending *pending_new(void) {
     return mem_alloc(sizeof(struct pending));
 }
@@ -81,13 +79,14 @@ void rows_delete(struct loom *l, enum row_kind kind, struct str key) {
 }
 
 static int resolve(struct loom *l, struct str value, struct buf *out, struct error *err) {
-    if (!str_starts(value, STR("{\"$blob\":\""))) {
+    static const char mark[] = "{\"$blob\":\"";
+    enum { MARK = sizeof mark - 1 };
+    char hex[65] = {0};
+    if (!str_starts(value, str_of(mark)) || value.n < MARK + 64) {
         buf_str(out, value);
         return 1;
     }
-    char hex[65] = {0};
-    memcpy(hex, value.p + sizeof blob_mark - 1,
-           value.n - sizeof blob_mark + 1 < 64 ? value.n - sizeof blob_mark + 1 : 64);
+    memcpy(hex, value.p + MARK, 64);
     int rc = l->blobs->ops->get(l->blobs, hex, out, err);
     return rc < 0 ? rc : 1;
 }

@@ -7,6 +7,7 @@
  */
 #include "runtime/runtime.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -385,6 +386,7 @@ enum op_outcome op_await_result(struct op_call *c) {
         last = p->done_at == entry ? p : last;
         if (!t->await_any) all = say(c->l, "%j%s%j", all, i ? "," : "[", settled(c, t->await[i]));
     }
+    assert(last && "a settled await has a promise that settled it");
     if (last->kind != PROMISE_SUSPEND)
         return answer(c, t->await_any ? settled(c, (uint32_t)(last - t->promises) + 1) : say(c->l, "%j]", all));
     answer(c, say(c->l, "%j", (struct str){last->result, last->result_n}));

@@ -150,8 +150,9 @@ static struct str builtin_bytes(const struct builtin_module *b) {
 /* The hash that wasmBlobUrl names now. */
 static int module_resolve(struct loom *l, const struct definition *d, char hash[65], struct error *err) {
     struct str url = json_str(d->doc, "wasmBlobUrl");
-    const char *at = url.p ? memchr(url.p, '@', url.n) : NULL;
-    if (str_starts(url, STR("sha256:")) && url.n == 71) {
+    if (!url.p) url = STR("");
+    const char *at = memchr(url.p, '@', url.n);
+    if (url.n == 71 && str_starts(url, STR("sha256:"))) {
         memcpy(hash, url.p + 7, 64);
         return 0;
     }
@@ -159,7 +160,7 @@ static int module_resolve(struct loom *l, const struct definition *d, char hash[
         return error_set(err, LOOM_E_INVALID_DOCUMENT,
                          "wasmBlobUrl of %s is \"%.*s\"; use module:NAME@VERSION or sha256:HEX (loom deploy turns a "
                          "file name into one)",
-                         d->name.p, (int)url.n, url.p ? url.p : "");
+                         d->name.p, (int)url.n, url.p);
     struct str name = {url.p + 7, (size_t)(at - url.p) - 7}, version = {at + 1, url.n - name.n - 8};
     struct str row = rows_get(l, ROW_MODULE, say(l, "%j/%j/%j", d->ns, name, version));
     if (row.p) {

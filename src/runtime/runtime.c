@@ -176,7 +176,8 @@ static void count_start(struct loom *l, struct resident *r) {
         r->a->turn->op_count = r->a->turn->op_next = 0;
         turn_end(l, r, END_FAIL, poison);
     } else if (r->mail_count > 0) {
-        mail_dead_letter(l, r, &r->mail[0], "poison", "the worker died 3 times while this message ran; it was given up");
+        mail_dead_letter(l, r, &r->mail[0], "poison",
+                         "the worker died 3 times while this message ran; it was given up");
     }
 }
 
