@@ -2,8 +2,9 @@
  *
  * A slot reserves all that 32 bits can address, so that compiled code needs no bounds checks (a third less time in loops
  * over memory); only what a guest touches costs memory. What a freed slot keeps covers the stack of 32 KB that our linking
- * puts first, and the data behind it: madvise and the faults after it would be 40 % of an instance's cost. The ticker raises the epoch twice a slice while an instance runs.
- * When none has run for IDLE_TICKS it sleeps, so that an idle server wakes never; who finds it asleep wakes it.
+ * puts first, and the data behind it: madvise and the faults after it would be 40 % of an instance's cost.
+ * The ticker raises the epoch twice a slice while an instance runs. When none has run for IDLE_TICKS it sleeps, so that an
+ * idle server wakes never; who finds it asleep wakes it.
  *
  * Deliberately off: threads, SIMD, several memories, 64-bit memories.
  */
