@@ -1,5 +1,5 @@
 /*
- * JSON Schema (draft 2020-12) in three functions; the Rust crate `jsonschema` does the work.
+ * JSON Schema (draft 2020-12) in three functions; the Rust crate `jsonschema` does the work. And one setting of Wasmtime.
  *
  * A compiled schema is immutable: any number of threads may check against it at once. Nothing is ever fetched: a $ref to another
  * document is an error of loom_schema_new. Formats ("email", "uuid", ...) are annotations, as the draft has it. JSON nests at most
@@ -8,7 +8,13 @@
 #ifndef LOOMDEPS_H
 #define LOOMDEPS_H
 
+#include <stdbool.h>
 #include <stddef.h>
+
+/* Lets Wasmtime's pool ask the kernel which pages a guest has changed, so that it resets these only, what its C API cannot
+ * set. False when this kernel cannot tell (before Linux 6.7). */
+struct wasmtime_pooling_allocation_config_t;
+bool loom_pool_scan(struct wasmtime_pooling_allocation_config_t *config);
 
 struct loom_schema;
 

@@ -1,4 +1,4 @@
-//! The C libraries, kept by naming them, and JSON Schema behind three C functions (see loomdeps.h).
+//! The C libraries, kept by naming them, and JSON Schema behind three C functions, a setting of Wasmtime's pool (see loomdeps.h).
 use std::ffi::{c_char, c_int};
 use std::fmt::Write;
 
@@ -8,6 +8,15 @@ extern crate yyjson_sys;
 
 const ERRORS_SHOWN: usize = 5;
 const MESSAGE_LEN_MAX: usize = 200;
+
+/// Lets the pool ask the kernel (Linux 6.7 and later) which pages a guest has changed, so that it resets these only.
+/// False: this kernel cannot tell. The C type is a struct of this one member.
+#[no_mangle]
+pub unsafe extern "C" fn loom_pool_scan(config: *mut wasmtime_pooling_allocation_config_t) -> bool {
+    let config = &mut *config.cast::<wasmtime::PoolingAllocationConfig>();
+    config.pagemap_scan(wasmtime::Enabled::Auto);
+    wasmtime::PoolingAllocationConfig::is_pagemap_scan_available()
+}
 
 /// Copies the text, cut at a character's border, into the caller's buffer and terminates it.
 unsafe fn report(text: &str, err: *mut c_char, err_cap: usize) {
