@@ -945,7 +945,7 @@ static void replies_are_forgotten(void **state) {
     expect_request(l, old, 200, "[]");
     expect_request(l, young, 200, "[]");
     loom_close(l);
-    age_reply(dir, STR("default/script/a\nold"));
+    age_reply(dir, STR("old\ndefault/script/a"));
     l = open_scripts(dir);
     old.op = young.op = "message";
     for (int i = 0; i < 1000; i++) {

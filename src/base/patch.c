@@ -1,8 +1,9 @@
 /* patch.c: JSON Pointer (RFC 6901) and JSON Patch (RFC 6902): lookup, apply with inverse, diff.
  *
- * An operation is made of edits: insert, remove, replace. Each edit is recorded and can be undone exactly, place among
- * its siblings included: a patch that fails leaves the document as it was, to the byte. The inverse patch gives back
- * equal values, but RFC 6902 cannot say where a member stood: members that it adds again come last.
+ * An operation is made of edits. An edit exchanges what is at a place (perhaps nothing) with something else, and the same
+ * exchange again undoes it exactly, place among its siblings included: a patch that fails leaves the document as it was,
+ * to the byte. The inverse patch gives back equal values, but RFC 6902 cannot say where a member stood: members that it
+ * adds again come last.
  *
  * Values that are replaced or removed stay in the document's pool until it is freed: a long-lived document is renewed
  * by its owner (write and parse, or copy) now and then. `test` takes 1 and 1.0 for equal, inside of arrays and objects
@@ -10,44 +11,38 @@
  */
 #include "base/base.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- pointers ---- */
 
-static bool pointer_ok(struct str p) {
-    bool ok = p.n == 0 || p.p[0] == '/';
-    for (size_t i = 0; i < p.n; i++)
-        ok = ok && (p.p[i] != '~' || (i + 1 < p.n && (p.p[i + 1] == '0' || p.p[i + 1] == '1')));
-    return ok;
-}
-
-/* Takes "/token" off the front of rest and unescapes it into name; false at the end. */
+/* Takes "/token" off the front of rest and unescapes it into name, a NUL behind it; false when rest begins otherwise. */
 static bool next_name(struct str *rest, struct buf *name) {
     const char *p = rest->p, *end = p + rest->n;
-    if (rest->n == 0) return false;
     buf_clear(name);
-    buf_reserve(name, rest->n);
-    for (p++; p < end && *p != '/'; p++) buf_char(name, *p != '~' ? *p : *++p == '0' ? '~' : '/');
+    if (*p++ != '/') return false;
+    for (; p < end && *p != '/'; p++) {
+        bool escaped = *p == '~';
+        if (escaped && (++p == end || (*p != '0' && *p != '1'))) return false;
+        buf_char(name, !escaped ? *p : *p == '0' ? '~' : '/');
+    }
+    *buf_reserve(name, 1) = 0;
     *rest = (struct str){p, (size_t)(end - p)};
     return true;
 }
 
 /* Digits without leading zeros; SIZE_MAX for anything else. */
 static size_t array_index(const struct buf *name) {
-    size_t index = 0;
-    bool ok = name->n > 0 && name->n < 10 && (name->n == 1 || name->p[0] != '0');
-    for (size_t i = 0; i < name->n && ok; i++) {
-        ok = name->p[i] >= '0' && name->p[i] <= '9';
-        index = index * 10 + (size_t)(name->p[i] - '0');
-    }
-    return ok ? index : SIZE_MAX;
+    bool number = name->n > 0 && name->n < 10 && strspn(name->p, "0123456789") == name->n;
+    return number && (name->n == 1 || name->p[0] != '0') ? strtoul(name->p, NULL, 10) : SIZE_MAX;
 }
 
-yyjson_val *json_at(yyjson_val *root, struct str pointer) {
+yyjson_val *json_at(yyjson_val *v, struct str pointer) {
     struct buf name = {0};
-    yyjson_val *v = pointer_ok(pointer) ? root : NULL;
-    while (v && next_name(&pointer, &name))
-        v = yyjson_is_arr(v) ? yyjson_arr_get(v, array_index(&name)) : yyjson_obj_getn(v, name.p, name.n);
+    while (v && pointer.n > 0)
+        v = !next_name(&pointer, &name) ? NULL
+            : yyjson_is_arr(v)          ? yyjson_arr_get(v, array_index(&name))
+                                        : yyjson_obj_getn(v, name.p, name.n);
     buf_free(&name);
     return v;
 }
@@ -57,38 +52,33 @@ struct place {
     struct str path;
     yyjson_mut_val *parent;       /* NULL for the root */
     yyjson_mut_val *name, *value; /* the member's name; value NULL: nothing there (yet) */
-    size_t index;                 /* among the parent's children; SIZE_MAX: no place in this array */
+    size_t index;                 /* among the parent's children; an array may have no such index */
     size_t depth;                 /* containers around it */
 };
 
 static void find_element(struct place *p, const struct buf *name) {
-    size_t len = yyjson_mut_arr_size(p->parent);
-    size_t index = str_eq(buf_view(name), STR("-")) ? len : array_index(name);
-    p->value = yyjson_mut_arr_get(p->parent, index);
-    p->index = index > len ? SIZE_MAX : index;
+    p->index = str_eq(buf_view(name), STR("-")) ? yyjson_mut_arr_size(p->parent) : array_index(name);
+    p->value = yyjson_mut_arr_get(p->parent, p->index);
 }
 
 static void find_member(struct place *p, const struct buf *name) {
     yyjson_mut_obj_iter it = yyjson_mut_obj_iter_with(p->parent);
-    for (yyjson_mut_val *n; !p->value && (n = yyjson_mut_obj_iter_next(&it)) != NULL;)
-        if (yyjson_mut_equals_strn(n, name->p, name->n)) {
-            p->name = n;
-            p->value = yyjson_mut_obj_iter_get_val(n);
-        } else {
-            p->index++;
-        }
+    p->value = yyjson_mut_obj_iter_getn(&it, name->p, name->n);
+    p->name = p->value ? it.cur : NULL;
+    p->index = p->value ? it.idx - 1 : it.max;
 }
 
 /* NULL, or why the pointer leads nowhere; name gets the last token. A place without a value is a place all the same. */
 static const char *resolve(yyjson_mut_val *root, struct str path, struct place *p, struct buf *name) {
+    static const char malformed[] = "it needs a JSON Pointer: \"\" or /name/0/…";
     *p = (struct place){.path = path, .value = root};
-    if (!path.p || !pointer_ok(path)) return "it needs a JSON Pointer: \"\" or /name/0/…";
-    while (next_name(&path, name)) {
+    while (path.n > 0) {
+        if (!next_name(&path, name)) return malformed;
         if (!yyjson_mut_is_ctn(p->value)) return "there is no object or array around this place";
         *p = (struct place){.path = p->path, .parent = p->value, .depth = p->depth + 1};
         (yyjson_mut_is_arr(p->parent) ? find_element : find_member)(p, name);
     }
-    return NULL;
+    return path.p ? NULL : malformed;
 }
 
 yyjson_mut_val *json_mut_at(yyjson_mut_val *root, struct str pointer) {
@@ -101,69 +91,65 @@ yyjson_mut_val *json_mut_at(yyjson_mut_val *root, struct str pointer) {
 
 /* ---- edits ---- */
 
-enum edit_kind { INSERTED, REMOVED, REPLACED };
-
 struct edit {
-    enum edit_kind kind;
     struct place at;
-    yyjson_mut_val *old; /* REMOVED, REPLACED: holds what was there */
-    size_t text;         /* where its inverse begins in work.texts */
+    yyjson_mut_val *other; /* what belongs there on the other side of the edit; NULL: nothing */
 };
 
 struct work {
     yyjson_mut_doc *doc;
-    struct buf edits; /* of struct edit */
-    struct buf texts; /* their inverse operations, in the order of the edits */
+    struct buf edits; /* of struct edit, each done */
     struct buf name;  /* the last token of the place in hand */
 };
 
-static void record(struct work *w, enum edit_kind kind, const struct place *at, yyjson_mut_val *old) {
-    static const char *const inverse[] = {"remove", "add", "replace"};
-    struct edit e = {kind, *at, old, w->texts.n};
-    struct buf path = {0};
-    buf_str(&path, at->path);
-    if (yyjson_mut_is_arr(at->parent)) { /* "-" becomes the index that it meant */
-        path.n -= w->name.n;
-        buf_json(&path, "%u", (uint64_t)at->index);
+static void exchange(struct edit *e) {
+    struct place *at = &e->at;
+    yyjson_mut_val *was = at->value, *now = e->other;
+    bool array = yyjson_mut_is_arr(at->parent);
+    if (was && now) { /* both nodes stay where they hang, only what they hold changes sides */
+        yyjson_mut_val held = *was;
+        was->tag = now->tag;
+        was->uni = now->uni;
+        now->tag = held.tag;
+        now->uni = held.uni;
+        return;
     }
-    buf_json(&w->texts, "{\"op\":%z,\"path\":%q%s", inverse[kind], buf_view(&path), old ? ",\"value\":" : "");
-    json_write_mut(old, &w->texts);
-    buf_char(&w->texts, '}');
-    buf_free(&path);
+    if (now && array) yyjson_mut_arr_insert(at->parent, now, at->index);
+    if (now && !array) yyjson_mut_obj_insert(at->parent, at->name, now, at->index);
+    if (was && array) yyjson_mut_arr_remove(at->parent, at->index);
+    if (was && !array) yyjson_mut_obj_remove(at->parent, at->name);
+    at->value = now;
+    e->other = was;
+}
+
+static const char *edit(struct work *w, struct place *at, yyjson_mut_val *value) {
+    struct edit e = {*at, value};
+    if (!value && !at->parent) return "the whole document cannot be removed, only replaced";
+    if (yyjson_mut_is_obj(at->parent) && !at->name) e.at.name = yyjson_mut_strncpy(w->doc, w->name.p, w->name.n);
+    exchange(&e);
     buf_add(&w->edits, &e, sizeof e);
+    return NULL;
 }
 
-/* Exchanges what two nodes hold; each stays where it hangs. */
-static void swap(yyjson_mut_val *a, yyjson_mut_val *b) {
-    yyjson_mut_val was = *a;
-    a->tag = b->tag;
-    a->uni = b->uni;
-    b->tag = was.tag;
-    b->uni = was.uni;
+/* The operation that leads from one side of an edit to the other. */
+static void write_operation(const struct edit *e, const char *comma, struct buf *out) {
+    const char *op = !e->other ? "remove" : !e->at.value ? "add" : "replace";
+    struct buf path = {0};
+    buf_str(&path, e->at.path);
+    if (yyjson_mut_is_arr(e->at.parent)) { /* "-" becomes the index that it meant */
+        while (path.p[path.n - 1] != '/') path.n--;
+        buf_json(&path, "%u", (uint64_t)e->at.index);
+    }
+    buf_json(out, "{\"op\":%z,\"path\":%q%s", op, buf_view(&path), e->other ? ",\"value\":" : "");
+    json_write_mut(e->other, out);
+    buf_json(out, "}%s", comma);
+    buf_free(&path);
 }
 
-static void unlink_child(const struct place *p) {
-    if (p->name)
-        yyjson_mut_obj_remove(p->parent, p->name);
-    else
-        yyjson_mut_arr_remove(p->parent, p->index);
-}
+/* ---- operations ---- */
 
-static void link_child(const struct place *p, yyjson_mut_val *value) {
-    if (p->name)
-        yyjson_mut_obj_insert(p->parent, p->name, value, p->index);
-    else
-        yyjson_mut_arr_insert(p->parent, value, p->index);
-}
-
-static void undo(const struct edit *e) {
-    if (e->kind == INSERTED)
-        unlink_child(&e->at);
-    else if (e->kind == REMOVED)
-        link_child(&e->at, e->old);
-    else
-        swap(e->at.value, e->old);
-}
+enum op { ADD, COPY, MOVE, REPLACE, REMOVE, TEST, OP_END }; /* from REPLACE on, something must be there already */
+static const char *const op_names[OP_END] = {"add", "copy", "move", "replace", "remove", "test"};
 
 /* Levels of containers. A container's ring holds its elements, or names and values in turn. */
 static size_t height(yyjson_mut_val *v) {
@@ -175,93 +161,46 @@ static size_t height(yyjson_mut_val *v) {
     return max + yyjson_mut_is_ctn(v);
 }
 
-/* ---- operations on a place: each answers NULL or why it cannot be done ---- */
-
-static const char *replace(struct work *w, struct place *at, yyjson_mut_val *value) {
-    swap(at->value, value);
-    record(w, REPLACED, at, value);
-    return NULL;
+static bool same(yyjson_mut_val *a, yyjson_mut_val *b) {
+    bool real = yyjson_mut_is_real(a) || yyjson_mut_is_real(b);
+    if (real && yyjson_mut_is_num(a) && yyjson_mut_is_num(b)) return yyjson_mut_get_num(a) == yyjson_mut_get_num(b);
+    return yyjson_mut_equals(a, b);
 }
 
-static const char *add(struct work *w, struct place *at, yyjson_mut_val *value) {
-    if (at->value && !yyjson_mut_is_arr(at->parent)) return replace(w, at, value);
-    if (at->index == SIZE_MAX) return "the array has no such index";
-    if (yyjson_mut_is_obj(at->parent)) at->name = yyjson_mut_strncpy(w->doc, w->name.p, w->name.n);
-    link_child(at, value);
-    record(w, INSERTED, at, NULL);
-    return NULL;
-}
-
-static const char *take(struct work *w, struct place *at, yyjson_mut_val *unused) {
-    (void)unused;
-    if (!at->parent) return "the whole document cannot be removed, only replaced";
-    unlink_child(at);
-    record(w, REMOVED, at, at->value);
-    return NULL;
-}
-
-static const char *test(struct work *w, struct place *at, yyjson_mut_val *value) {
-    (void)w;
-    bool real = yyjson_mut_is_real(at->value) || yyjson_mut_is_real(value);
-    bool same = real && yyjson_mut_is_num(at->value) && yyjson_mut_is_num(value)
-                    ? yyjson_mut_get_num(at->value) == yyjson_mut_get_num(value)
-                    : yyjson_mut_equals(at->value, value);
-    return same ? NULL : "the value there is another one";
-}
-
-enum source { NONE, VALUE, COPY, MOVE };
-
-static const struct op {
-    const char *name;
-    enum source source; /* of its value: the field "value", or what is at "from" */
-    bool exists;        /* something must be at "path" already */
-    const char *(*run)(struct work *w, struct place *at, yyjson_mut_val *value);
-} ops[] = {
-    {"add", VALUE, false, add}, {"replace", VALUE, true, replace}, {"test", VALUE, true, test},
-    {"copy", COPY, false, add}, {"move", MOVE, false, add},        {"remove", NONE, true, take},
-};
-
-/* The operation's value as a node that hangs nowhere. */
-static const char *value_of(struct work *w, const struct op *op, yyjson_val *line, yyjson_mut_val **value) {
+/* A copy of what is at "from"; a move takes that away. */
+static const char *value_from(struct work *w, yyjson_val *line, bool move, yyjson_mut_val **value) {
     struct str path = json_str(line, "path"), from = json_str(line, "from");
-    struct place p;
-    if (op->source == VALUE) {
-        *value = yyjson_val_mut_copy(w->doc, yyjson_obj_get(line, "value"));
-        return *value ? NULL : "it needs a value";
-    }
-    if (op->source == NONE) return NULL;
-    const char *fault = resolve(w->doc->root, from, &p, &w->name);
-    if (fault || !p.value) return fault ? fault : "there is nothing at \"from\"";
-    *value = op->source == COPY ? yyjson_mut_val_mut_copy(w->doc, p.value) : p.value;
-    if (op->source == COPY) return NULL;
+    struct place at;
+    const char *fault = resolve(w->doc->root, from, &at, &w->name);
+    if (fault || !at.value) return fault ? fault : "there is nothing at \"from\"";
+    *value = yyjson_mut_val_mut_copy(w->doc, at.value);
+    if (!move) return NULL;
     if (path.n > from.n && str_starts(path, from) && path.p[from.n] == '/') return "a value cannot move into itself";
-    return take(w, &p, NULL);
+    return edit(w, &at, NULL);
 }
 
 static const char *run(struct work *w, yyjson_val *line) {
     struct str name = json_str(line, "op");
-    const struct op *op = ops, *end = ops + sizeof ops / sizeof *ops;
-    yyjson_mut_val *value = NULL;
+    yyjson_mut_val *value = yyjson_val_mut_copy(w->doc, yyjson_obj_get(line, "value"));
+    const char *fault = NULL;
     struct place at;
-    while (op < end && !str_eq(name, str_of(op->name))) op++;
-    if (op == end) return "its op is not add, remove, replace, move, copy or test";
-    const char *fault = value_of(w, op, line, &value);
+    enum op op = 0;
+    while (op < OP_END && !str_eq(name, str_of(op_names[op]))) op++;
+    if (op == OP_END) return "its op is not add, remove, replace, move, copy or test";
+    if (op == COPY || op == MOVE) fault = value_from(w, line, op == MOVE, &value);
+    if (op == REMOVE) value = NULL;
+    if (!fault && op != REMOVE && !value) return "it needs a value";
     if (!fault) fault = resolve(w->doc->root, json_str(line, "path"), &at, &w->name);
     if (fault) return fault;
-    if (op->exists && !at.value) return "there is nothing at this place";
+    if (op >= REPLACE && !at.value) return "there is nothing at this place";
+    if (op == TEST) return same(at.value, value) ? NULL : "the value there is another one";
     if (value && at.depth + height(value) > JSON_DEPTH_MAX) return "the document would nest deeper than 100 levels";
-    return op->run(w, &at, value);
+    if (op < REPLACE && yyjson_mut_is_arr(at.parent)) at.value = NULL; /* the others make room */
+    if (!at.value && at.index > yyjson_mut_get_len(at.parent)) return "the array has no such index";
+    return edit(w, &at, value);
 }
 
 /* ---- patches ---- */
-
-static void write_inverse(const struct work *w, const struct edit *edits, size_t count, struct buf *out) {
-    size_t end = w->texts.n;
-    buf_char(out, '[');
-    for (size_t i = count; i-- > 0; end = edits[i].text)
-        buf_json(out, "%j%s", (struct str){w->texts.p + edits[i].text, end - edits[i].text}, i ? "," : "");
-    buf_char(out, ']');
-}
 
 int patch_apply(yyjson_mut_doc *doc, yyjson_val *patch, struct buf *inverse, struct error *err) {
     struct work w = {.doc = doc};
@@ -269,18 +208,21 @@ int patch_apply(yyjson_mut_doc *doc, yyjson_val *patch, struct buf *inverse, str
     yyjson_arr_iter it = yyjson_arr_iter_with(patch);
     yyjson_val *line = NULL;
     while (!fault && (line = yyjson_arr_iter_next(&it)) != NULL) fault = run(&w, line);
-    const struct edit *edits = (const void *)w.edits.p;
-    size_t count = w.edits.n / sizeof *edits;
     if (fault) {
         struct str path = json_str(line, "path");
         error_set(err, LOOM_E_INVALID_ARGUMENT, "patch operation %zu at \"%.*s\": %s", it.idx - (line != NULL),
                   path.n > 200 ? 200 : (int)path.n, path.n ? path.p : "", fault);
-        while (count-- > 0) undo(&edits[count]);
-    } else if (inverse) {
-        write_inverse(&w, edits, count, inverse);
+        inverse = NULL;
     }
+    /* Back through all edits: on the way each knows its inverse. Then forth again. */
+    struct edit *edits = (void *)w.edits.p;
+    size_t count = w.edits.n / sizeof *edits;
+    if (inverse) buf_char(inverse, '[');
+    for (size_t i = count; i-- > 0; exchange(&edits[i]))
+        if (inverse) write_operation(&edits[i], i ? "," : "", inverse);
+    if (inverse) buf_char(inverse, ']');
+    for (size_t i = 0; i < count && !fault; i++) exchange(&edits[i]);
     buf_free(&w.edits);
-    buf_free(&w.texts);
     buf_free(&w.name);
     return fault ? LOOM_E_INVALID_ARGUMENT : LOOM_OK;
 }
@@ -292,8 +234,44 @@ struct diff {
     const char *comma;
 };
 
-static void diff_arrays(struct diff *d, yyjson_val *from, yyjson_val *to);
-static void diff_objects(struct diff *d, yyjson_val *from, yyjson_val *to);
+static void diff_values(struct diff *d, yyjson_val *from, yyjson_val *to);
+
+/* One level down: to a member, or without a name to the element at index. */
+static void diff_child(struct diff *d, yyjson_val *name, size_t index, yyjson_val *from, yyjson_val *to) {
+    size_t n = d->path.n;
+    buf_char(&d->path, '/');
+    if (!name) buf_json(&d->path, "%u", (uint64_t)index);
+    for (const char *c = yyjson_get_str(name), *end = c + yyjson_get_len(name); c < end; c++)
+        buf_str(&d->path, *c == '~' ? STR("~0") : *c == '/' ? STR("~1") : (struct str){c, 1});
+    diff_values(d, from, to);
+    d->path.n = n;
+}
+
+static void diff_objects(struct diff *d, yyjson_val *from, yyjson_val *to) {
+    yyjson_obj_iter in_from = yyjson_obj_iter_with(from), in_to = yyjson_obj_iter_with(to);
+    yyjson_val *name, *value;
+    size_t i, n;
+    yyjson_obj_foreach(from, i, n, name, value) {
+        if (!yyjson_obj_iter_getn(&in_to, yyjson_get_str(name), yyjson_get_len(name)))
+            diff_child(d, name, 0, value, NULL);
+    }
+    yyjson_obj_foreach(to, i, n, name, value) {
+        diff_child(d, name, 0, yyjson_obj_iter_getn(&in_from, yyjson_get_str(name), yyjson_get_len(name)), value);
+    }
+}
+
+/* The lengths differ where the first difference is: exact for appending, for taking from the front, for one hole. */
+static void diff_arrays(struct diff *d, yyjson_val *from, yyjson_val *to) {
+    size_t from_n = yyjson_arr_size(from), to_n = yyjson_arr_size(to), i = 0;
+    yyjson_val *a = yyjson_arr_get_first(from), *b = yyjson_arr_get_first(to);
+    for (; i < from_n && i < to_n && yyjson_equals(a, b); i++) {
+        a = unsafe_yyjson_get_next(a);
+        b = unsafe_yyjson_get_next(b);
+    }
+    for (; from_n > to_n; from_n--, a = unsafe_yyjson_get_next(a)) diff_child(d, NULL, i, a, NULL);
+    for (; from_n < to_n; from_n++, i++, b = unsafe_yyjson_get_next(b)) diff_child(d, NULL, i, NULL, b);
+    for (; i < to_n; i++, a = unsafe_yyjson_get_next(a), b = unsafe_yyjson_get_next(b)) diff_child(d, NULL, i, a, b);
+}
 
 /* The difference at d->path; NULL: absent on that side. */
 static void diff_values(struct diff *d, yyjson_val *from, yyjson_val *to) {
@@ -308,48 +286,6 @@ static void diff_values(struct diff *d, yyjson_val *from, yyjson_val *to) {
         buf_char(d->out, '}');
         d->comma = ",";
     }
-}
-
-static void diff_member(struct diff *d, yyjson_val *name, yyjson_val *from, yyjson_val *to) {
-    size_t n = d->path.n;
-    buf_char(&d->path, '/');
-    for (const char *c = yyjson_get_str(name), *end = c + yyjson_get_len(name); c < end; c++)
-        buf_str(&d->path, *c == '~' ? STR("~0") : *c == '/' ? STR("~1") : (struct str){c, 1});
-    diff_values(d, from, to);
-    d->path.n = n;
-}
-
-static void diff_objects(struct diff *d, yyjson_val *from, yyjson_val *to) {
-    yyjson_obj_iter in_from = yyjson_obj_iter_with(from), in_to = yyjson_obj_iter_with(to);
-    yyjson_val *name, *value;
-    size_t i, n;
-    yyjson_obj_foreach(from, i, n, name, value) {
-        if (!yyjson_obj_iter_getn(&in_to, yyjson_get_str(name), yyjson_get_len(name)))
-            diff_member(d, name, value, NULL);
-    }
-    yyjson_obj_foreach(to, i, n, name, value) {
-        diff_member(d, name, yyjson_obj_iter_getn(&in_from, yyjson_get_str(name), yyjson_get_len(name)), value);
-    }
-}
-
-static void diff_element(struct diff *d, size_t index, yyjson_val *from, yyjson_val *to) {
-    size_t n = d->path.n;
-    buf_json(&d->path, "/%u", (uint64_t)index);
-    diff_values(d, from, to);
-    d->path.n = n;
-}
-
-/* The lengths differ where the first difference is: exact for appending, for taking from the front, for one hole. */
-static void diff_arrays(struct diff *d, yyjson_val *from, yyjson_val *to) {
-    size_t from_n = yyjson_arr_size(from), to_n = yyjson_arr_size(to), i = 0;
-    yyjson_val *a = yyjson_arr_get_first(from), *b = yyjson_arr_get_first(to);
-    for (; i < from_n && i < to_n && yyjson_equals(a, b); i++) {
-        a = unsafe_yyjson_get_next(a);
-        b = unsafe_yyjson_get_next(b);
-    }
-    for (; from_n > to_n; from_n--, a = unsafe_yyjson_get_next(a)) diff_element(d, i, a, NULL);
-    for (; from_n < to_n; from_n++, i++, b = unsafe_yyjson_get_next(b)) diff_element(d, i, NULL, b);
-    for (; i < to_n; i++, a = unsafe_yyjson_get_next(a), b = unsafe_yyjson_get_next(b)) diff_element(d, i, a, b);
 }
 
 void patch_diff(yyjson_val *from, yyjson_val *to, struct buf *out) {

@@ -171,7 +171,7 @@ static void *upload_main(void *arg) {
     struct upload *u = arg;
     struct buf artefact = {0};
     sha256_hex(u->bytes, u->hash);
-    u->rc = module_artefact(u->l, u->hash, u->bytes, &artefact, &u->err);
+    u->rc = module_artefact(u->l, u->hash, u->bytes, false, &artefact, &u->err);
     if (u->rc == 0) u->rc = u->l->blobs->ops->put(u->l->blobs, u->bytes, u->hash, &u->err);
     buf_free(&artefact);
     loom_post(u->l, &u->item);

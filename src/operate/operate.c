@@ -103,7 +103,7 @@ static void do_run(struct loom *l, const struct loom_request *req) {
     struct error err;
     struct loom_request run = *req;
     char made[33];
-    struct str key = req->key.p ? lent(req->key) : str_of(loom_random_id(l, made)),
+    struct str key = req->key.p ? lent(req->key) : str_of(loom_message_id(l, made)),
                type = say(l, "workflow.%j", lent(req->type)), id = STR_NONE;
     run.type = (struct loom_str){type.p, type.n};
     run.key = (struct loom_str){key.p, key.n};

@@ -18,8 +18,9 @@ static struct str mail_key(struct loom *l, struct str actor, bool event, int32_t
     return say(l, "%s%j%j%s", event ? "e" : "m", actor, STR("\0"), order);
 }
 
-static struct str dedup_key(struct loom *l, struct str actor, struct str message_id) {
-    return say(l, "%j\n%j", actor, message_id);
+/* The message id first: those that Loom makes rise with time, so that their rows lie together on the disk. */
+struct str dedup_key(struct loom *l, struct str actor, struct str message_id) {
+    return say(l, "%j\n%j", message_id, actor);
 }
 
 /* ---- in memory: sorted by priority, then arrival ---- */
@@ -211,7 +212,7 @@ int mail_deliver(struct loom *l, const struct message *m, struct str *id_out, st
     struct str id = m->id, full = say(l, "%j/%j/%j", m->ns, m->type, m->key);
     int rc = m->again ? 0 : check_target(l, m, err);
     if (rc == 0 && m->outside && !m->again && id.p) rc = duplicate(l, m, full, err);
-    if (!id.p) id = arena_dup(&l->scratch, str_of(loom_random_id(l, made)));
+    if (!id.p) id = arena_dup(&l->scratch, str_of(loom_message_id(l, made)));
     *id_out = id;
     if (rc != 0) return rc;
     struct resident *r = resident_get(l, m->ns, m->type, m->key, true, err);

@@ -207,21 +207,47 @@ static int module_bytes(struct loom *l, const char *hash, struct buf *wasm, stru
     return l->blobs->ops->get(l->blobs, hash, wasm, err);
 }
 
-/* The compiled form: from the cache, else compiled now. Any thread. */
-int module_artefact(struct loom *l, const char *hash, struct str wasm, struct buf *artefact, struct error *err) {
+/* Wasmtime trusts what it loads, so in the cache the artefact's SHA-256 stands behind it. */
+static bool read_sealed(const char *path, struct buf *out) {
+    uint8_t sum[32];
+    if (!read_file(path, out) || out->n < sizeof sum) return false;
+    out->n -= sizeof sum;
+    sha256(buf_view(out), sum);
+    return memcmp(sum, out->p + out->n, sizeof sum) == 0;
+}
+
+static void write_sealed(const char *path, struct buf *bytes) {
+    uint8_t sum[32];
+    sha256(buf_view(bytes), sum);
+    buf_add(bytes, sum, sizeof sum);
+    write_file(path, buf_view(bytes));
+    bytes->n -= sizeof sum;
+}
+
+/* The compiled form: from the cache, else (or if `anew`) compiled now. Any thread. */
+int module_artefact(struct loom *l, const char *hash, struct str wasm, bool anew, struct buf *artefact,
+                    struct error *err) {
     struct arena mem = {0};
     struct buf bytes = {0};
     const char *path = arena_json(&mem, "%s/%s-%s.cwasm", l->cache_dir, hash, exec_artefact_key(l->engine)).p;
     int rc = 0;
-    if (!read_file(path, artefact)) {
+    if (anew || !read_sealed(path, artefact)) {
         buf_clear(artefact);
         rc = wasm.p ? 0 : module_bytes(l, hash, &bytes, err);
         if (rc == 0)
             rc = exec_compile_apart(l->engine, l->config.compiler, wasm.p ? wasm : buf_view(&bytes), artefact, err);
-        if (rc == 0) write_file(path, buf_view(artefact));
+        if (rc == 0) write_sealed(path, artefact);
     }
     buf_free(&bytes);
     arena_free(&mem);
+    return rc;
+}
+
+static int module_load(struct loom *l, const char *hash, bool anew, struct exec_module **out, struct error *err) {
+    struct buf artefact = {0};
+    int rc = module_artefact(l, hash, STR_NONE, anew, &artefact, err);
+    if (rc == 0) rc = exec_module_load(l->engine, buf_view(&artefact), out, err);
+    buf_free(&artefact);
     return rc;
 }
 
@@ -230,18 +256,16 @@ struct loaded {
     struct exec_module *module;
 };
 
+/* An artefact of the cache that does not load (another processor made it) is made anew. */
 static struct exec_module *module_get(struct loom *l, const char *hash, struct error *err) {
     struct loaded *m = map_get(&l->modules, str_of(hash));
-    struct buf artefact = {0};
     struct exec_module *module = m ? m->module : NULL;
-    if (!m && module_artefact(l, hash, STR_NONE, &artefact, err) == 0 &&
-        exec_module_load(l->engine, buf_view(&artefact), &module, err) == 0) {
+    if (!m && (module_load(l, hash, false, &module, err) == 0 || module_load(l, hash, true, &module, err) == 0)) {
         m = mem_alloc(sizeof *m);
         memcpy(m->hash, hash, sizeof m->hash);
         m->module = module;
         map_put(&l->modules, str_of(m->hash), m);
     }
-    buf_free(&artefact);
     return m ? exec_module_ref(module) : NULL;
 }
 

@@ -67,7 +67,7 @@ int reply_status(bool ok, yyjson_val *error) {
 
 struct waiter {
     struct waiter *next; /* of the same message */
-    struct str key;      /* actor id \n message id */
+    struct str key;      /* as the dedup row's: message id \n actor id */
     loom_reply_fn fn;
     void *ctx;
     int64_t deadline; /* monotonic */
@@ -75,7 +75,7 @@ struct waiter {
 };
 
 void waiter_add(struct loom *l, const struct loom_request *req, struct str full_id, struct str message_id) {
-    struct str key = say(l, "%j\n%j", full_id, message_id);
+    struct str key = dedup_key(l, full_id, message_id);
     struct waiter *w = mem_alloc(sizeof *w);
     int64_t span = req->timeout_ms > 0 ? req->timeout_ms : 30000;
     *w = (struct waiter){map_get(&l->waiters, key),
@@ -90,7 +90,7 @@ void waiter_add(struct loom *l, const struct loom_request *req, struct str full_
 
 static void waiter_answer(struct loom *l, struct waiter *w, int status, struct str body) {
     const char *end = memchr(w->key.p, '\n', w->key.n);
-    reply_queue(l, w->fn, w->ctx, status, body, (struct str){end + 1, w->key.n - (size_t)(end + 1 - w->key.p)});
+    reply_queue(l, w->fn, w->ctx, status, body, (struct str){w->key.p, (size_t)(end - w->key.p)});
     free((char *)w->key.p);
     free(w);
 }
@@ -106,9 +106,10 @@ void waiters_answer(struct loom *l, struct str key, bool ok, struct str json) {
 
 /* {"messageId","actorId"} of a waiter's key. */
 static struct str still_running(struct loom *l, struct str key) {
-    const char *end = memchr(key.p, '\n', key.n), *name = (const char *)memchr(key.p, '/', key.n) + 1;
-    return say(l, "{\"messageId\":%q,\"actorId\":%q}", (struct str){end + 1, key.n - (size_t)(end + 1 - key.p)},
-               (struct str){name, (size_t)(end - name)});
+    const char *end = memchr(key.p, '\n', key.n);
+    const char *name = (const char *)memchr(end, '/', key.n - (size_t)(end - key.p)) + 1;
+    return say(l, "{\"messageId\":%q,\"actorId\":%q}", (struct str){key.p, (size_t)(end - key.p)},
+               (struct str){name, key.n - (size_t)(name - key.p)});
 }
 
 enum waiters_why { WAITERS_LATE, WAITERS_UNCOMMITTED, WAITERS_ALL };

@@ -7,6 +7,7 @@
 #include "runtime/runtime.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,6 +40,14 @@ const char *loom_random_id(struct loom *l, char out[33]) {
     uint8_t bytes[16];
     l->env->random(l->env, bytes, sizeof bytes);
     hex_encode(bytes, sizeof bytes, out);
+    return out;
+}
+
+const char *loom_message_id(struct loom *l, char out[33]) {
+    char time[17];
+    snprintf(time, sizeof time, "%012" PRIx64, (uint64_t)loom_now(l));
+    loom_random_id(l, out);
+    memcpy(out, time, 12);
     return out;
 }
 

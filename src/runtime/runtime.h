@@ -157,6 +157,7 @@ struct loom {
 
 /* ---- runtime.c: loop, activation, residency ---- */
 int64_t loom_now(struct loom *l);
+const char *loom_message_id(struct loom *l, char out[33]); /* as the next, but rising with time */
 const char *loom_random_id(struct loom *l, char out[33]); /* 128 random bits in hex */
 uint64_t loom_order(struct loom *l);                      /* rises with every call and over restarts */
 struct str say(struct loom *l, const char *fmt, ...);     /* buf_json's template into the scratch */
@@ -269,6 +270,7 @@ void mail_dead_letter(struct loom *l, struct resident *r, struct mail *m, const 
 int mail_load(struct loom *l, struct resident *r, struct error *err);
 void mail_forget(struct loom *l); /* dedup rows whose 24 hours are over, a slice at a time */
 void mail_free(struct resident *r);
+struct str dedup_key(struct loom *l, struct str actor, struct str message_id);
 struct str message_row(struct loom *l, struct str full_id, struct str message_id); /* dedup row; .p NULL: unknown */
 /* The end of a message: to the actor that called, or to the dedup row and the callers outside. */
 void reply_to(struct loom *l, struct resident *r, yyjson_val *message, struct str message_id, bool ok, struct str json);
@@ -318,7 +320,8 @@ struct exec_module *definition_module(struct loom *l, const struct definition *d
 struct definition *registry_put(struct loom *l, const char *kind, struct str ns, struct str name, struct str version,
                                 struct str text, bool replace, bool *created, struct error *err);
 /* The compiled form of a module: from the cache, else compiled now (wasm absent: its bytes are fetched). Any thread. */
-int module_artefact(struct loom *l, const char *hash, struct str wasm, struct buf *artefact, struct error *err);
+int module_artefact(struct loom *l, const char *hash, struct str wasm, bool anew, struct buf *artefact,
+                    struct error *err);
 extern const char kind_activity[], kind_actor[];
 struct builtin_module {
     const char *name;

@@ -18,7 +18,7 @@ enum { STORE_FORMAT = 1 };
     X(MAILBOX, "mailbox")   /* "m" or "e" actor id \0 order → a message that waits */                     \
     X(TIMER, "timer")       /* due time \0 actor id \0 what → an alarm that must survive */               \
     X(OUTBOX, "outbox")     /* actor id → the actor has work in flight: recovery begins here */           \
-    X(INBOX, "inbox")       /* actor id \0 message id → hash of the input and the reply: deduplication */ \
+    X(INBOX, "inbox")       /* message id \n actor id → hash of the input and the reply: deduplication */ \
     X(MODULE, "module")     /* ns/name/version → hash and size of a WASM file */                          \
     X(LEASE, "lease")       /* who owns the shard, its term, whether it stopped cleanly */                  \
     X(REGISTRY, "registry") /* kind/ns/name/version → a definition */                                     \
