@@ -239,9 +239,10 @@ static void diff_values(struct diff *d, yyjson_val *from, yyjson_val *to);
 /* One level down: to a member, or without a name to the element at index. */
 static void diff_child(struct diff *d, yyjson_val *name, size_t index, yyjson_val *from, yyjson_val *to) {
     size_t n = d->path.n;
+    const char *c = yyjson_get_str(name);
     buf_char(&d->path, '/');
     if (!name) buf_json(&d->path, "%u", (uint64_t)index);
-    for (const char *c = yyjson_get_str(name), *end = c + yyjson_get_len(name); c < end; c++)
+    for (size_t left = yyjson_get_len(name); left > 0; left--, c++)
         buf_str(&d->path, *c == '~' ? STR("~0") : *c == '/' ? STR("~1") : (struct str){c, 1});
     diff_values(d, from, to);
     d->path.n = n;

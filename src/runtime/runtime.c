@@ -1,4 +1,4 @@
-/* runtime.c: the loop of one shard: inbox, timers, runnable actors, batch, effects; opening, recovery, shutdown.
+/* runtime.c: the loop of one shard: inbox, timers, runnable actors, batch, effects; opening, shutdown.
  *
  * One pass: take what came from other threads, fire timers, let each of the runnable actors have one turn or one slice,
  * close the batch if the writer is free. While both batches are full nothing runs. After a failed commit nothing runs
@@ -140,125 +140,6 @@ static void pass(struct loom *l) {
     l->released = false;
 }
 
-/* ---- recovery ---- */
-
-struct found {
-    struct map ids;
-    int64_t now;
-};
-
-static void found_add(struct found *f, struct str id) {
-    if (map_get(&f->ids, id)) return;
-    char *copy = str_dup(id);
-    map_put(&f->ids, (struct str){copy, id.n}, copy);
-}
-
-static bool found_outbox(void *ctx, struct str key, struct str value) {
-    (void)value;
-    found_add(ctx, key);
-    return true;
-}
-
-static bool found_mail(void *ctx, struct str key, struct str value) {
-    struct found *f = ctx;
-    struct arena mem = {0};
-    if (json_int(json_in(&mem, value), "due", 0) <= f->now)
-        found_add(f, (struct str){key.p + 1, (size_t)((const char *)memchr(key.p, '\0', key.n) - key.p) - 1});
-    arena_free(&mem);
-    return true;
-}
-
-/* After an unclean start, what was running counts the attempt before it runs; the third time without a new entry it is
- * given up: it may be what takes the worker down. */
-static void count_start(struct loom *l, struct resident *r) {
-    struct str text = rows_get(l, ROW_OUTBOX, r->a->full);
-    yyjson_val *row = look(l, text.p ? text : STR("{}"));
-    bool still = (uint64_t)json_int(row, "cursor", 0) == r->a->cursor;
-    r->starts = still ? (int32_t)json_int(row, "starts", 0) : 0;
-    if (r->starts++ < 3) return;
-    struct str poison = STR("{\"code\":\"poison\",\"message\":\"the worker died 3 times while this message ran; it was "
-                            "given up\",\"retryable\":false}");
-    log_event(LOG_ERROR, "poison message given up", "\"actor\":%q", r->a->full);
-    metric_add(METRIC_DEAD_LETTERS, 1);
-    r->starts = 0;
-    if (r->a->turn) {
-        r->a->turn->op_count = r->a->turn->op_next = 0;
-        turn_end(l, r, END_FAIL, poison);
-    } else if (r->mail_count > 0) {
-        mail_dead_letter(l, r, &r->mail[0], "poison",
-                         "the worker died 3 times while this message ran; it was given up");
-    }
-}
-
-/* One that was running at two deaths in a row runs by itself until it waits, so that the count of the one that takes the
- * worker down rises and that of no other. */
-static void run_alone(struct loom *l, struct resident *r) {
-    batch_close(l, true);
-    for (int i = 0; i < 1000 && !l->failed; i++) {
-        turn_step(l, r);
-        if (!r->a->turn || r->a->status >= ACTOR_PAUSED || !turn_resumable(r)) break;
-    }
-    if (l->failed) return;
-    r->starts = 0;
-    resident_put_outbox(l, r);
-}
-
-void recover_actor(struct loom *l, struct str id, bool unclean) {
-    struct resident *r = resident_by_id(l, id);
-    if (!r || l->failed) return;
-    if (unclean) count_start(l, r);
-    attempt_recover(l, r);
-    r->starts_cursor = r->a->cursor;
-    r->in_outbox = true; /* also when it was found by its mail: a row that is not there may be deleted */
-    resident_put_outbox(l, r);
-    resident_touch(l, r, false);
-    resident_queue(l, r);
-    if (r->starts > 1) run_alone(l, r);
-}
-
-/* A damaged row stops its actor, not the shard. */
-static int passed(int rc, const struct error *err) {
-    if (rc != LOOM_E_DAMAGED) return rc;
-    log_event(LOG_ERROR, "a damaged row was passed over", "\"detail\":%z", err->message);
-    return 0;
-}
-
-static int recover_all(struct loom *l, bool unclean, struct error *err) {
-    struct found f = {.now = loom_now(l)};
-    int rc = passed(alarms_recover(l, err), err);
-    if (rc >= 0) rc = passed(rows_scan(l, ROW_OUTBOX, STR(""), STR_NONE, found_outbox, &f, err), err);
-    if (rc >= 0) rc = passed(rows_prefix(l, ROW_MAILBOX, STR("m"), found_mail, &f, err), err);
-    char *id;
-    for (size_t i = 0; (id = map_next(&f.ids, &i)) != NULL; free(id))
-        if (rc >= 0) recover_actor(l, str_of(id), unclean);
-    if (f.ids.count > 0)
-        log_event(LOG_INFO, "recovered", "\"actors\":%u,\"unclean\":%b", (uint64_t)f.ids.count, unclean);
-    map_free(&f.ids);
-    return rc;
-}
-
-int recover(struct loom *l, struct error *err) {
-    return recover_all(l, false, err);
-}
-
-static void write_lease(struct loom *l, bool clean) {
-    rows_put(l, ROW_LEASE, STR("worker"),
-             say(l, "{\"pid\":%d,\"clean\":%b,\"at\":%d}", (int64_t)getpid(), clean, loom_now(l)), false);
-}
-
-static int start(struct loom *l, struct error *err) {
-    struct str lease = rows_get(l, ROW_LEASE, STR("worker"));
-    bool unclean = lease.p && !json_bool(look(l, lease), "clean", false);
-    write_lease(l, false);
-    int rc = recover_all(l, unclean, err);
-    if (rc < 0) return rc;
-    if (unclean) alarms_fire(l); /* durable before what they wake runs: that may be what takes the worker down */
-    batch_close(l, true);        /* counted attempts are durable before anything runs */
-    return l->failed ? error_set(err, l->failed_code,
-                                 "the store cannot be written; free space or repair it, then start again")
-                     : 0;
-}
-
 /* ---- the loop's thread ---- */
 
 static void *loop_main(void *arg) {
@@ -389,7 +270,7 @@ static struct loom *engine_new(const struct loom_config *config) {
 struct loom *loom_open(const struct loom_config *config, char *message, size_t message_cap) {
     struct loom *l = engine_new(config);
     struct error err = {0};
-    if (open_store(l, &err) < 0 || open_parts(l, &err) < 0 || start(l, &err) < 0) {
+    if (open_store(l, &err) < 0 || open_parts(l, &err) < 0 || recover_start(l, &err) < 0) {
         snprintf(message, message_cap, "%s", err.message);
         release(l);
         return NULL;
@@ -420,7 +301,7 @@ void loom_close(struct loom *l) {
         items->fn(l, items);
     }
     if (!l->failed) {
-        write_lease(l, true);
+        recover_lease(l, true);
         batch_close(l, true);
     }
     waiters_fail(l, true);

@@ -185,6 +185,10 @@ void resident_put_outbox(struct loom *l, struct resident *r); /* counts its star
 int resident_state(struct loom *l, struct actor *a, struct error *err); /* a large state, from its own row */
 int journal_rows(struct loom *l, const struct actor *a, uint64_t from, row_fn fn, void *ctx, struct error *err);
 void resident_drop_all(struct loom *l); /* after a failed commit: memory is ahead of the truth */
+
+/* ---- recover.c ---- */
+int recover_start(struct loom *l, struct error *err); /* at opening; what was counted is durable when it returns */
+void recover_lease(struct loom *l, bool clean);       /* says in the store whether this worker stopped cleanly */
 int recover(struct loom *l, struct error *err);
 void recover_actor(struct loom *l, struct str full, bool unclean); /* loads it and lets it go on */
 
