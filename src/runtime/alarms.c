@@ -1,9 +1,9 @@
 /* alarms.c: everything that happens later, one heap by wall-clock time.
  *
- * A durable alarm also has a row: due time in 16 hex digits, NUL, the actor's id, NUL, kind, turn and promise; its value
- * is empty JSON. Rows due beyond the horizon are not in memory; the heap is filled from them as time goes on, so a million
- * waiting actors cost nothing. Alarms are not removed when what they guard has ended: firing then finds nothing to do.
- * Those that a load can derive again (retries, time limits of activities and calls) have no row.
+ * An alarm is its key: due time in 16 hex digits, NUL, the actor's id, NUL, kind, turn and promise. A durable alarm is also
+ * a row with that key. Rows due beyond the horizon are not in memory; the heap is filled from them as time goes on, so a
+ * million waiting actors cost nothing. Alarms are not removed when what they guard has ended: firing then finds nothing to
+ * do. Those that a load can derive again (retries, time limits of activities and calls) have no row.
  */
 #include "runtime/runtime.h"
 
@@ -14,14 +14,15 @@
 
 enum { HORIZON_MS = 60000 };
 
-static void alarm_key(int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise,
-                      struct buf *key) {
-    char text[64];
-    snprintf(text, sizeof text, "%016" PRIx64, (uint64_t)due);
-    buf_add(key, text, 17);
-    buf_str(key, actor);
-    int n = snprintf(text, sizeof text, "%c%d/%" PRIu64 "/%" PRIu64, '\0', (int)kind, turn, promise);
-    buf_add(key, text, (size_t)n);
+static struct str alarm_key(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn,
+                            uint64_t promise) {
+    char time[17];
+    snprintf(time, sizeof time, "%016" PRIx64, (uint64_t)due);
+    return say(l, "%s%j%j%j%d/%u/%u", time, STR("\0"), actor, STR("\0"), (int64_t)kind, turn, promise);
+}
+
+static int64_t due_of(const struct alarm *a) {
+    return (int64_t)strtoull(a->key.p, NULL, 16);
 }
 
 static void heap_swap(struct loom *l, size_t a, size_t b) {
@@ -30,14 +31,18 @@ static void heap_swap(struct loom *l, size_t a, size_t b) {
     l->alarms[b] = t;
 }
 
-static void heap_push(struct loom *l, struct alarm alarm) {
+static bool earlier(struct loom *l, size_t a, size_t b) {
+    return str_cmp(l->alarms[a].key, l->alarms[b].key) < 0;
+}
+
+static void heap_push(struct loom *l, struct str key, bool durable) {
     if (l->alarm_count == l->alarm_cap) {
         l->alarm_cap = l->alarm_cap ? l->alarm_cap * 2 : 64;
         l->alarms = mem_grow(l->alarms, l->alarm_cap * sizeof *l->alarms);
     }
     size_t i = l->alarm_count++;
-    l->alarms[i] = alarm;
-    for (; i > 0 && l->alarms[(i - 1) / 2].due > l->alarms[i].due; i = (i - 1) / 2) heap_swap(l, i, (i - 1) / 2);
+    l->alarms[i] = (struct alarm){{str_dup(key), key.n}, durable};
+    for (; i > 0 && earlier(l, i, (i - 1) / 2); i = (i - 1) / 2) heap_swap(l, i, (i - 1) / 2);
 }
 
 static struct alarm heap_pop(struct loom *l) {
@@ -45,8 +50,8 @@ static struct alarm heap_pop(struct loom *l) {
     l->alarms[0] = l->alarms[--l->alarm_count];
     for (size_t i = 0;;) {
         size_t least = i, left = 2 * i + 1, right = left + 1;
-        if (left < l->alarm_count && l->alarms[left].due < l->alarms[least].due) least = left;
-        if (right < l->alarm_count && l->alarms[right].due < l->alarms[least].due) least = right;
+        if (left < l->alarm_count && earlier(l, left, least)) least = left;
+        if (right < l->alarm_count && earlier(l, right, least)) least = right;
         if (least == i) return top;
         heap_swap(l, i, least);
         i = least;
@@ -55,38 +60,23 @@ static struct alarm heap_pop(struct loom *l) {
 
 void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise,
                bool durable) {
-    if (durable) {
-        struct buf key = {0};
-        alarm_key(due, kind, actor, turn, promise, &key);
-        rows_put(l, ROW_TIMER, buf_view(&key), STR("{}"), true);
-        buf_free(&key);
-    }
+    struct str key = alarm_key(l, due, kind, actor, turn, promise);
+    if (durable) rows_put(l, ROW_TIMER, key, STR("{}"), true);
     if (!durable || due < l->horizon + HORIZON_MS) /* the next extension may come before the row commits */
-        heap_push(l, (struct alarm){due, kind, str_dup(actor), turn, promise, durable});
+        heap_push(l, key, durable);
 }
 
 void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise) {
-    struct buf key = {0};
-    alarm_key(due, kind, actor, turn, promise, &key);
-    rows_delete(l, ROW_TIMER, buf_view(&key));
-    buf_free(&key);
+    rows_delete(l, ROW_TIMER, alarm_key(l, due, kind, actor, turn, promise));
 }
 
 int64_t alarms_next(struct loom *l) {
-    return l->alarm_count > 0 && l->alarms[0].due < l->horizon ? l->alarms[0].due : l->horizon;
+    return l->alarm_count > 0 && due_of(&l->alarms[0]) < l->horizon ? due_of(&l->alarms[0]) : l->horizon;
 }
 
 static bool load_row(void *ctx, struct str key, struct str value) {
-    struct loom *l = ctx;
     (void)value;
-    struct alarm a = {.durable = true};
-    a.due = (int64_t)strtoull(key.p, NULL, 16);
-    const char *id = key.p + 17, *end = memchr(id, '\0', key.n - 17);
-    int kind = 0;
-    if (!end || sscanf(end + 1, "%d/%" SCNu64 "/%" SCNu64, &kind, &a.turn, &a.promise) != 3) return true;
-    a.kind = (enum alarm_kind)kind;
-    a.actor = str_dup((struct str){id, (size_t)(end - id)});
-    heap_push(l, a);
+    heap_push(ctx, key, true);
     return true;
 }
 
@@ -108,7 +98,7 @@ int alarms_recover(struct loom *l, struct error *err) {
 }
 
 void alarms_free(struct loom *l) {
-    for (size_t i = 0; i < l->alarm_count; i++) free(l->alarms[i].actor);
+    for (size_t i = 0; i < l->alarm_count; i++) free((char *)l->alarms[i].key.p);
     free(l->alarms);
     l->alarms = NULL;
     l->alarm_count = l->alarm_cap = 0;
@@ -128,32 +118,33 @@ static void deadline_passed(struct loom *l, struct resident *r, uint64_t id) {
 }
 
 static void fire(struct loom *l, const struct alarm *alarm) {
-    struct str id = str_of(alarm->actor);
-    if (alarm->durable) alarm_clear(l, alarm->due, alarm->kind, id, alarm->turn, alarm->promise);
-    struct resident *r = resident_by_id(l, id);
+    const char *id = alarm->key.p + 17, *rest = id + strlen(id) + 1;
+    int kind = 0;
+    uint64_t turn = 0, promise = 0;
+    bool whole = sscanf(rest, "%d/%" SCNu64 "/%" SCNu64, &kind, &turn, &promise) == 3;
+    if (alarm->durable) rows_delete(l, ROW_TIMER, alarm->key);
+    struct resident *r = whole ? resident_by_id(l, str_of(id)) : NULL;
     if (!r) return;
-    if (alarm->kind == ALARM_MAIL) {
+    if (kind == ALARM_MAIL) {
         mail_expire(l, r);
         resident_queue(l, r);
-    } else if (!r->a->turn || r->a->turn->number != alarm->turn || r->a->status == ACTOR_PAUSED) {
-        return;
-    } else if (alarm->kind == ALARM_RETRY) {
-        attempt_schedule(l, r, alarm->promise);
-    } else {
-        deadline_passed(l, r, alarm->promise);
+    } else if (r->a->turn && r->a->turn->number == turn && r->a->status != ACTOR_PAUSED) {
+        if (kind == ALARM_RETRY)
+            attempt_schedule(l, r, promise);
+        else
+            deadline_passed(l, r, promise);
     }
 }
 
 void alarms_fire(struct loom *l) {
     int64_t now = loom_now(l);
-    if (now >= l->horizon - HORIZON_MS / 2) {
-        struct error err;
-        if (extend(l, now, &err) < 0) log_event(LOG_ERROR, "timers cannot be read", "\"detail\":%z", err.message);
-    }
-    while (l->alarm_count > 0 && l->alarms[0].due <= now && !batch_full(l)) {
+    struct error err;
+    if (now >= l->horizon - HORIZON_MS / 2 && extend(l, now, &err) < 0)
+        log_event(LOG_ERROR, "timers cannot be read", "\"detail\":%z", err.message);
+    while (l->alarm_count > 0 && due_of(&l->alarms[0]) <= now && !batch_full(l)) {
         struct alarm alarm = heap_pop(l);
         fire(l, &alarm);
-        free(alarm.actor);
+        free((char *)alarm.key.p);
     }
     metric_set(METRIC_TIMERS, (int64_t)l->alarm_count);
 }

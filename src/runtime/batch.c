@@ -2,9 +2,10 @@
  *
  * Rows collect in the open batch by key, so that a later write supersedes an earlier one and a row that comes and goes
  * within one batch is never written. One batch is on its way to the disk (flight) while one fills. A load sees open, then
- * flight, then the store; a scan sees what has committed. Batches commit in order; an effect carries the number of the batch that was open when it was
- * made and is released when that one has committed. An open batch without rows counts as committed when all before it
- * have. Values of 256 KiB and more become blobs; the writer syncs a blob before the row that names it commits.
+ * flight, then the store; a scan sees what has committed. Batches commit in order; an effect carries the number of the
+ * batch that was open when it was made and is released when that one has committed. An open batch without rows counts as
+ * committed when all before it have. Values of 256 KiB and more become blobs; the writer syncs a blob before the row that
+ * names it commits.
  * A failed commit drops all that was ahead of the disk (resident_drop_all); nothing runs until a probe commits again.
  */
 #include "runtime/runtime.h"

@@ -90,12 +90,11 @@ struct effect {
     void *ctx;
 };
 
+enum alarm_kind { ALARM_PROMISE, ALARM_RETRY, ALARM_MAIL };
+
 struct alarm {
-    int64_t due; /* wall clock, ms */
-    enum alarm_kind { ALARM_PROMISE, ALARM_RETRY, ALARM_MAIL } kind;
-    char *actor; /* full id */
-    uint64_t turn, promise;
-    bool durable; /* it has a row */
+    struct str key; /* due time, actor, kind, turn, promise (alarms.c); malloc'd */
+    bool durable;   /* it has a row */
 };
 
 struct pending; /* uncommitted rows of one batch (batch.c) */
@@ -145,12 +144,13 @@ struct loom {
     struct map attempts;             /* idempotency key → struct attempt (attempt.c) */
     int64_t sweep_at; /* mailbox.c: when the next slice of dedup rows is looked at, and where it begins */
     char *sweep_from;
-    struct map waiters;              /* callers that wait for a reply (mailbox.c) */
-    int64_t waiters_due;             /* no waiter times out before it (monotonic) */
-    struct subscriber *subscribers;  /* stream.c; guarded by stream_lock, as the ring is */
+    struct map waiters;             /* callers that wait for a reply (mailbox.c) */
+    int64_t waiters_due;            /* no waiter times out before it (monotonic) */
+    struct subscriber *subscribers; /* stream.c; guarded by stream_lock, as the ring is */
     struct stream_event *ring;
-    void (*publish)(struct loom *l, struct resident *r); /* set once someone has subscribed: the tail of the open batch */
-    uint64_t ring_next; /* id of the next event */
+    void (*publish)(struct loom *l,
+                    struct resident *r); /* set once someone has subscribed: the tail of the open batch */
+    uint64_t ring_next;                  /* id of the next event */
     pthread_mutex_t stream_lock;
     uint64_t subscriber_ids;
 };
@@ -158,9 +158,9 @@ struct loom {
 /* ---- runtime.c: loop, activation, residency ---- */
 int64_t loom_now(struct loom *l);
 const char *loom_message_id(struct loom *l, char out[33]); /* as the next, but rising with time */
-const char *loom_random_id(struct loom *l, char out[33]); /* 128 random bits in hex */
-uint64_t loom_order(struct loom *l);                      /* rises with every call and over restarts */
-struct str say(struct loom *l, const char *fmt, ...);     /* buf_json's template into the scratch */
+const char *loom_random_id(struct loom *l, char out[33]);  /* 128 random bits in hex */
+uint64_t loom_order(struct loom *l);                       /* rises with every call and over restarts */
+struct str say(struct loom *l, const char *fmt, ...);      /* buf_json's template into the scratch */
 static inline yyjson_val *look(struct loom *l, struct str text) {
     return json_in(&l->scratch, text);
 }
@@ -181,7 +181,7 @@ void residents_evict(struct loom *l, size_t at_least); /* guests least recently 
 void resident_drop_guest(struct loom *l, struct resident *r);
 /* The actor loaded anew, or NULL: not yet, it is queued. */
 struct resident *resident_again(struct loom *l, struct resident *r);
-void resident_put_outbox(struct loom *l, struct resident *r); /* counts its starts */
+void resident_put_outbox(struct loom *l, struct resident *r);           /* counts its starts */
 int resident_state(struct loom *l, struct actor *a, struct error *err); /* a large state, from its own row */
 int journal_rows(struct loom *l, const struct actor *a, uint64_t from, row_fn fn, void *ctx, struct error *err);
 void resident_drop_all(struct loom *l); /* after a failed commit: memory is ahead of the truth */
@@ -305,7 +305,7 @@ void attempt_schedule(struct loom *l, struct resident *r,
 void attempt_recover(struct loom *l,
                      struct resident *r); /* after load: link running attempts, the others were interrupted */
 void attempt_cancel(struct loom *l, const struct resident *r, uint64_t promise);
-void attempts_fail(struct loom *l); /* a commit failed: drop those that are not durable */
+void attempts_fail(struct loom *l);   /* a commit failed: drop those that are not durable */
 void attempts_resume(struct loom *l); /* the store takes batches again: apply what has ended meanwhile */
 struct str activity_key(struct loom *l, const struct actor *a, uint64_t promise);
 
