@@ -366,15 +366,14 @@ static void rules(void **state) {
         char json[100];
         snprintf(json, sizeof json, "{\"network\":[\"%s\"]}", cases[i].rule);
         struct net_policy *p = policy(json);
-        if (net_host_allowed(p, str_of(cases[i].host), cases[i].port) != cases[i].allowed)
+        if (host_listed(p->network, str_of(cases[i].host), cases[i].port) != cases[i].allowed)
             fail_msg("%s for %s:%d", cases[i].rule, cases[i].host, cases[i].port);
         free(p);
     }
     struct net_policy *any = policy("{\"network\":true}"),
                       *none = policy("{\"network\":false,\"mail\":false,\"secrets\":[]}");
-    assert_true(net_host_allowed(any, STR("whatever"), 1));
+    assert_true(host_listed(any->network, STR("whatever"), 1));
     assert_null(none);
-    assert_false(net_host_allowed(none, STR("whatever"), 1));
     free(any);
 }
 
@@ -950,14 +949,14 @@ static void mails(void **state) {
                                         " +0000\r\n",
                                         "@loom.example>\r\n",
                                         "X-Idempotency-Key: key-7\r\n",
-                                        "Content-Transfer-Encoding: 7bit\r\n\r\none\r\n..two\r\n"};
+                                        "Content-Transfer-Encoding: quoted-printable\r\n\r\none\r\n..two\r\n"};
     for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) holds(s.seen.p, plain[i]);
     holds(s.seen.p, "Message-ID: <");
     holds(mail(c, p,
                "{\"from\":\"\xc3\x84 <x@y.example>\",\"to\":[\"a@b.example\",\"Doe, J "
                "<c@d.example>\"],\"subject\":\"Gr\xc3\xbc\xc3\x9f"
                "e an alle, die diese lange Zeile in ihrem Postfach "
-               "lesen\",\"text\":\"\xc3\xa4\",\"html\":\"<b>a</b>\",\"headers\":{\"Reply-To\":\"r@b.example\"}}"),
+               "lesen\",\"text\":\"\xc3\xa4\",\"html\":\"<b>a</b>\"}"),
           "250");
     static const char *const rich[] = {
         "MAIL FROM:<x@y.example>",
@@ -968,10 +967,9 @@ static void mails(void **state) {
         "Subject: =?UTF-8?B?R3LDvMOfZSBhbiBhbGxlLCBkaWUgZGllc2UgbGFuZ2UgWmVpbGUgaW4g?=\r\n =?UTF-8?B?",
         "multipart/alternative",
         "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n=C3=A4\r\n",
-        "Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: 7bit\r\n\r\n<b>a</b>\r\n",
-        "Reply-To: r@b.example\r\n"};
+        "Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n<b>a</b>\r\n"};
     for (size_t i = 0; i < sizeof rich / sizeof *rich; i++) holds(s.seen.p, rich[i]);
-    struct net_request r = {.url = STR("smtp://mail/"),
+    struct net_request r = {.url = STR("smtp://"),
                             .body = STR("{\"to\":\"a@b.example\",\"subject\":\"\",\"text\":\"\"}")};
     r.idempotency_key = STR("theirs");
     ask_with(c, p, r, "{\"idempotency-key\":\"m\\r\\nBcc: x\"}");
@@ -990,9 +988,7 @@ static void mails(void **state) {
         {"{\"subject\":\"\",\"text\":\"\"}", "invalid_argument"},
         {"{\"to\":\"a@b.example\",\"subject\":\"x\\nBcc: y@z.example\",\"text\":\"\"}", "mail/subject"},
         {"{\"to\":\"a@b.example\",\"subject\":\"\"}", "mail"},
-        {"{\"to\":\"a@b.example\",\"subject\":\"\",\"text\":\"\",\"headers\":{\"Bcc\":\"y@z.example\"}}", "Bcc"},
-        {"{\"to\":\"a@b.example\",\"subject\":\"\",\"text\":\"\",\"headers\":{\"X\":\"a\\r\\nBcc: y@z.example\"}}",
-         "headers"},
+        {"{\"to\":\"a@b.example\",\"subject\":\"\",\"text\":\"\",\"bcc\":\"y@z.example\"}", "bcc"},
         {"{\"to\":\"a@b.example\",\"subject\":\"{{secret:X}}\",\"text\":\"\"}", "denied"},
         {"no json", "invalid_json"},
         {"[]", "invalid_argument"},

@@ -1,4 +1,4 @@
-/* email-sender.c: hands {to, subject, text, html?, from?, headers?} to the project's mail server; `to` is an address or a list.
+/* email-sender.c: hands {to, subject, text, html?, from?} to the project's mail server; `to` is an address or a list.
  * Returns {"status": 250}, the server's answer. A mail that had to be sent twice carries the same Message-ID both times.
  */
 #include <loom/guest.h>

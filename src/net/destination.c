@@ -17,18 +17,38 @@
 
 #include "net/parts.h"
 
-/* ---- rules: HOST (any port), HOST:PORT, *.DOMAIN ---- */
+/* ---- words and rules: HOST (any port), HOST:PORT, *.DOMAIN ---- */
 
-static bool rule_matches(struct str rule, struct str text) {
-    bool wild = str_starts(rule, STR("*."));
-    struct str end = {rule.p + wild, rule.n - wild};
-    return (wild ? text.n > end.n : text.n == end.n) && !strncasecmp(text.p + text.n - end.n, end.p, end.n);
+bool same_word(struct str a, struct str b) {
+    return a.n == b.n && !strncasecmp(a.p, b.p, a.n);
+}
+
+const char *word_in(const char *const *words, struct str s) {
+    while (*words && !same_word(str_of(*words), s)) words++;
+    return *words;
+}
+
+bool word_listed(yyjson_val *words, struct str s) {
+    size_t i, n;
+    yyjson_val *word;
+    yyjson_arr_foreach(words, i, n, word) {
+        if (same_word(str_in(word), s)) return true;
+    }
+    return false;
+}
+
+static bool rule_fits(struct str rule, struct str place) {
+    if (str_starts(rule, STR("*.")) && place.n >= rule.n) {
+        rule = (struct str){rule.p + 1, rule.n - 1};
+        place = (struct str){place.p + place.n - rule.n, rule.n};
+    }
+    return same_word(rule, place);
 }
 
 static bool matches(struct str rule, struct str host, int port) {
     char text[300];
     size_t n = (size_t)snprintf(text, sizeof text, "%.*s:%d", (int)host.n, host.p, port);
-    return n < sizeof text && (rule_matches(rule, host) || rule_matches(rule, (struct str){text, n}));
+    return n < sizeof text && (rule_fits(rule, host) || rule_fits(rule, (struct str){text, n}));
 }
 
 bool host_listed(yyjson_val *rules, struct str host, int port) {
@@ -37,19 +57,7 @@ bool host_listed(yyjson_val *rules, struct str host, int port) {
     yyjson_arr_foreach(rules, i, n, rule) {
         if (matches(str_in(rule), host, port)) return true;
     }
-    return false;
-}
-
-bool net_host_allowed(const struct net_policy *p, struct str host, int port) {
-    for (size_t i = 0; p && i < p->host_count; i++) {
-        if (matches(p->hosts[i], host, port)) return true;
-    }
-    return p && p->network_any;
-}
-
-const char *word_in(const char *const *words, struct str s) {
-    while (*words && (strlen(*words) != s.n || strncasecmp(*words, s.p, s.n) != 0)) words++;
-    return *words;
+    return yyjson_is_true(rules);
 }
 
 /* ---- addresses ---- */
@@ -86,55 +94,53 @@ unsigned address_reach(const struct sockaddr *address) {
 
 /* ---- URLs ---- */
 
-static int url_parse(struct str url, struct arena *a, struct destination *out, struct error *err) {
-    static const char *const schemes[] = {"http", "https", "smtp", "smtps", NULL};
-    struct str port = STR_NONE, *to[] = {&out->scheme, &out->url, &out->host, &port};
-    const CURLUPart parts[] = {CURLUPART_SCHEME, CURLUPART_URL, CURLUPART_HOST, CURLUPART_PORT};
-    const unsigned flags[] = {0, CURLU_PUNYCODE, CURLU_PUNYCODE, CURLU_DEFAULT_PORT};
+static int url_parse(struct str url, const char *scheme, struct arena *a, struct destination *out, struct error *err) {
+    static const CURLUPart parts[] = {CURLUPART_URL, CURLUPART_HOST, CURLUPART_PORT};
+    static const unsigned flags[] = {CURLU_PUNYCODE, CURLU_PUNYCODE, CURLU_DEFAULT_PORT};
+    struct str text = arena_dup(a, url.p && !memchr(url.p, 0, url.n) ? url : STR("")), got[3] = {STR_NONE};
     CURLU *u = curl_url();
-    struct str text = arena_dup(a, url.p && !memchr(url.p, 0, url.n) ? url : STR(""));
     CURLUcode rc = curl_url_set(u, CURLUPART_URL, text.p, CURLU_DISALLOW_USER);
-    for (size_t i = 0; rc == CURLUE_OK && i < 4; i++) {
-        char *got = NULL;
-        rc = curl_url_get(u, parts[i], &got, flags[i]);
-        if (rc == CURLUE_OK) *to[i] = arena_dup(a, str_of(got));
-        curl_free(got);
+    for (size_t i = 0; rc == CURLUE_OK && i < 3; i++) {
+        char *part = NULL;
+        rc = curl_url_get(u, parts[i], &part, flags[i]);
+        got[i] = arena_dup(a, str_of(part));
+        curl_free(part);
     }
     curl_url_cleanup(u);
-    if (rc == CURLUE_USER_NOT_ALLOWED)
-        return error_set(err, LOOM_E_DENIED, "the url holds credentials; send them as a secret in a header");
-    if (rc == CURLUE_UNSUPPORTED_SCHEME || (out->scheme.p && !word_in(schemes, out->scheme)))
-        return error_set(err, LOOM_E_DENIED, "the url's scheme must be http, https or smtp");
+    bool other = rc == CURLUE_UNSUPPORTED_SCHEME || (got[0].p && !str_starts(got[0], str_of(scheme)));
+    if (other || rc == CURLUE_USER_NOT_ALLOWED)
+        return error_set(err, LOOM_E_DENIED,
+                         "a url is http:// or https:// without credentials (those are for headers),"
+                         " or \"smtp://\", the project's own mail server");
     if (rc != CURLUE_OK)
         return error_set(err, LOOM_E_INVALID_ARGUMENT, "url \"%.200s\": %s", text.p, curl_url_strerror(rc));
-    if (out->host.n > 1 && out->host.p[out->host.n - 1] == '.')
-        out->host = arena_dup(a, (struct str){out->host.p, out->host.n - 1});
-    out->port = atoi(port.p);
+    bool dot = got[1].n > 1 && got[1].p[got[1].n - 1] == '.';
+    *out = (struct destination){.url = got[0].p, .host = arena_dup(a, (struct str){got[1].p, got[1].n - dot})};
+    out->port = atoi(got[2].p);
+    out->tls = got[0].p[strlen(scheme)] == 's';
     return 0;
 }
 
-int destination_find(yyjson_val *network, struct str url, struct arena *a, struct destination *out, struct error *err) {
-    yyjson_val *private = yyjson_obj_get(network, "allowPrivate"), *rule, *to;
+int destination_find(yyjson_val *network, const char *scheme, struct str url, struct arena *a, struct destination *out,
+                     struct error *err) {
     size_t i, n;
-    *out = (struct destination){.reach = REACH_PUBLIC};
-    int rc = url_parse(url, a, out, err);
+    yyjson_val *rule, *target;
+    int rc = url_parse(url, scheme, a, out, err);
     if (rc) return rc;
-    yyjson_obj_foreach(yyjson_obj_get(network, "connectTo"), i, n, rule, to) {
-        const char *target = yyjson_get_str(to), *last = strrchr(target, ':');
-        if (out->connect_to || !matches(str_in(rule), out->host, out->port)) continue;
-        out->connect_to = arena_json(a, "::%s%s", target, last && !strchr(last, ']') ? "" : ":").p;
+    yyjson_obj_foreach(yyjson_obj_get(network, "connectTo"), i, n, rule, target) {
+        if (!out->connect_to && matches(str_in(rule), out->host, out->port))
+            out->connect_to = arena_json(a, "::%j", str_in(target)).p;
     }
-    if (out->connect_to || yyjson_is_true(private) || host_listed(private, out->host, out->port))
-        out->reach |= REACH_PRIVATE;
+    bool private = out->connect_to || host_listed(yyjson_obj_get(network, "allowPrivate"), out->host, out->port);
+    out->reach = REACH_PUBLIC | (private ? REACH_PRIVATE : 0);
     return 0;
 }
 
 /* ---- documents ---- */
 
 int schema_check(const char *schema, yyjson_val *v, int code, const char *what, struct error *err) {
-    char why[600];
+    char why[600], *text = str_dup(str_of(schema));
     struct buf json = {0};
-    char *text = str_dup(str_of(schema));
     for (char *p = text; (p = strchr(p, '\'')) != NULL;) *p = '"';
     struct loom_schema *s = loom_schema_new(text, strlen(text), why, sizeof why);
     if (!s) abort(); /* the schema is ours */
@@ -154,37 +160,28 @@ const char *path_in(const char *dir, struct str path, struct arena *a) {
     return (dir && path.p[0] != '/' ? arena_json(a, "%s/%j", dir, path) : arena_dup(a, path)).p;
 }
 
-/* Moves a list's strings to the end of a policy's block. */
-static size_t pack(yyjson_val *list, struct str *items, char **end) {
-    size_t i, n;
-    yyjson_val *v;
-    yyjson_arr_foreach(list, i, n, v) {
-        struct str s = str_in(v);
-        items[i] = (struct str){memcpy(*end, s.p, s.n), s.n};
-        *end += items[i].n;
-    }
-    return yyjson_arr_size(list);
-}
-
+/* The policy and its own copy of the capabilities are one block. */
 int net_policy_new(yyjson_val *capabilities, struct net_policy **out, struct error *err) {
     static const char schema[] = "{'type':'object','properties':{'mail':{'type':'boolean'},"
                                  "'network':{'type':['boolean','array'],'items':" SCHEMA_HOST "},"
                                  "'secrets':{'type':'array','items':{'type':'string','minLength':1}}}}";
-    yyjson_val *hosts = yyjson_obj_get(capabilities, "network"), *secrets = yyjson_obj_get(capabilities, "secrets");
-    bool any = yyjson_is_true(hosts), mail = json_bool(capabilities, "mail", false);
     struct buf text = {0};
+    yyjson_alc pool;
     *out = NULL;
-    if (!capabilities) return 0;
-    int rc = schema_check(schema, capabilities, LOOM_E_INVALID_DOCUMENT, "capabilities", err);
-    size_t items = yyjson_arr_size(hosts) + yyjson_arr_size(secrets);
-    if (rc || !(any || mail || items)) return rc;
-    json_write(capabilities, &text); /* no shorter than all of its strings */
-    struct net_policy *p = *out = mem_alloc(sizeof *p + items * sizeof(struct str) + text.n);
-    *p = (struct net_policy){.network_any = any, .mail = mail, .hosts = (struct str *)(p + 1)};
-    char *end = (char *)(p->hosts + items);
-    p->host_count = pack(hosts, p->hosts, &end);
-    p->secrets = p->hosts + p->host_count;
-    p->secret_count = pack(secrets, p->secrets, &end);
+    int rc = capabilities ? schema_check(schema, capabilities, LOOM_E_INVALID_DOCUMENT, "capabilities", err) : 0;
+    if (rc) return rc;
+    json_write(capabilities, &text);
+    size_t room = yyjson_read_max_memory_usage(text.n, 0);
+    struct net_policy *p = mem_alloc(sizeof *p + room);
+    yyjson_alc_pool_init(&pool, p + 1, room);
+    yyjson_doc *doc = yyjson_read_opts(text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW, &pool, NULL);
+    yyjson_val *can = yyjson_doc_get_root(doc);
+    *p = (struct net_policy){yyjson_obj_get(can, "network"), yyjson_obj_get(can, "secrets"),
+                             json_bool(can, "mail", false)};
+    if (p->mail || yyjson_is_true(p->network) || yyjson_arr_size(p->network) || yyjson_arr_size(p->secrets))
+        *out = p;
+    else
+        free(p);
     buf_free(&text);
     return 0;
 }

@@ -10,6 +10,7 @@
 #include "net/parts.h"
 #include <ctype.h>
 #include <errno.h>
+#include <fnmatch.h>
 #include <netdb.h>
 #include <openssl/evp.h>
 #include <pthread.h>
@@ -36,27 +37,21 @@ static const char schema[] =
     "'hosts':{'type':'array','minItems':1,'items':" SCHEMA_HOST "},"
     "'headers':{'type':'array','minItems':1,'items':{'type':'string'}}}}}}}";
 
-struct header {
-    struct str name, value; /* with handles */
-};
-
 struct transfer {
     uint64_t id;
     struct net_client *client;
-    struct transfer *next; /* in the inbox */
     struct arena arena;
     const struct net_policy *policy;
     struct destination to;
-    const char *method;
-    struct str body; /* .p NULL: none */
-    struct header *headers;
-    size_t header_count;
-    bool is_mail, foreign; /* foreign: redirected to another origin */
+    const char *method; /* NULL: a mail */
+    struct str body;    /* .p NULL: none */
+    bool foreign;       /* redirected to another origin */
     int redirects;
     int64_t deadline;
     CURL *easy;
-    struct curl_slist *lines, *connect_to;
-    struct mail mail;
+    struct curl_slist *headers; /* with handles; `out` has the lines of this hop */
+    struct curl_slist *connect_to;
+    struct outgoing out;
     struct buf answer;  /* HTTP: the body; SMTP: the server's last line */
     struct error error; /* .code set: refused before the start, or by a callback */
     char detail[CURL_ERROR_SIZE];
@@ -64,10 +59,14 @@ struct transfer {
     void (*done)(void *ctx, bool ok, struct str json);
 };
 
+struct order { /* from other threads to the net thread */
+    struct transfer *start;
+    uint64_t id; /* without start: cancel this one; 0: stop */
+};
+
 struct net_client {
     struct env *env;
-    struct arena arena;
-    yyjson_doc *config; /* loom.json; immutable, as all that is made from it */
+    struct arena arena; /* of what loom.json says; immutable */
     yyjson_val *network, *mail;
     const char *ca_file;
     struct secrets secrets;
@@ -76,123 +75,110 @@ struct net_client {
     pthread_t thread;
     struct map open;      /* the net thread's transfers by id */
     pthread_mutex_t lock; /* guards what follows */
-    struct transfer *inbox, **inbox_end;
-    struct buf cancels; /* of uint64_t */
+    struct buf orders;
     uint64_t last_id;
-    bool stopping;
 };
 
 #define REFUSE(t, code, ...) error_set(&(t)->error, LOOM_E_##code, __VA_ARGS__)
 
 /* ---- preparing: on the caller's thread; for a redirect on the net thread ---- */
 
-/* Adds a header; a default only if there is a value and the guest gave none of its own. */
-static void header_add(struct transfer *t, struct str name, struct str value, bool as_default) {
-    for (size_t i = 0; as_default && i < t->header_count; i++) {
-        if (word_in((const char *[]){name.p, NULL}, t->headers[i].name)) return;
+static yyjson_val *header_given(yyjson_val *headers, const char *name) {
+    size_t i, n;
+    yyjson_val *key, *v;
+    yyjson_obj_foreach(headers, i, n, key, v) {
+        if (same_word(str_in(key), str_of(name))) return v;
     }
-    if (value.p)
-        t->headers[t->header_count++] = (struct header){arena_dup(&t->arena, name), arena_dup(&t->arena, value)};
+    return NULL;
 }
 
-static bool header_ok(const struct header *h) {
-    bool ok = h->name.n > 0;
-    for (size_t i = 0; i < h->name.n; i++)
-        ok = ok && h->name.p[i] > 0x20 && h->name.p[i] < 0x7f && !strchr("\"(),/:;<=>?@[\\]{}", h->name.p[i]);
-    for (size_t i = 0; i < h->value.n; i++)
-        ok = ok && ((unsigned char)h->value.p[i] >= 0x20 || h->value.p[i] == '\t') && h->value.p[i] != 0x7f;
-    return ok;
-}
-
-/* The line of a header as curl takes it; what may not go to another origin is left out there. */
-static int header_line(struct transfer *t, const struct header *h) {
+static int header_add(struct transfer *t, struct str name, struct str value) {
+    static const char token[] = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
     static const char *const ours[] = {
         "host",    "content-length", "transfer-encoding", "connection",          "expect", "upgrade", "te",
         "trailer", "keep-alive",     "proxy-connection",  "proxy-authorization", NULL};
-    static const char *const cookie[] = {"cookie", NULL};
-    bool secret = secret_mentioned(h->value);
-    if (!header_ok(h))
-        return REFUSE(t, INVALID_ARGUMENT, "headers: \"%.100s\" is not a name, or its value is not one line",
-                      h->name.p);
-    if (word_in(ours, h->name)) return REFUSE(t, DENIED, "headers: Loom itself sets %s", h->name.p);
-    if (t->foreign && (secret || secret_header(h->name) || word_in(cookie, h->name))) return 0;
-    if (t->redirects && !t->body.p && h->name.n > 8 && !strncasecmp(h->name.p, "content-", 8)) return 0;
+    if (!name.n || strspn(name.p, token) != name.n || !value.p || strcspn(value.p, CONTROLS) != value.n)
+        return REFUSE(t, INVALID_ARGUMENT, "headers: \"%.100s\" is not a name, or its value is not text in one line",
+                      name.p);
+    if (word_in(ours, name)) return REFUSE(t, DENIED, "headers: Loom itself sets %s", name.p);
+    const char *format = value.n ? "%j: %j" : "%j;"; /* ';' is curl's way to say "empty" */
+    t->headers = curl_slist_append(t->headers, arena_json(&t->arena, format, name, value).p);
+    return 0;
+}
+
+/* Makes the lines of a hop: values take the places of their handles; what may not go to another origin stays here. */
+static int lines_make(struct transfer *t) {
+    static const char *const credentials[] = {"authorization", "x-api-key", "api-key", "cookie", NULL};
     struct buf line = {0};
-    buf_json(&line, h->value.n ? "%j: " : "%j;", h->name); /* ';' is curl's way to say "empty" */
-    int rc = secrets_expand(&t->client->secrets, t->policy, &t->to, h->name, h->value, &line, &t->error);
-    buf_char(&line, 0);
-    if (!rc) t->lines = curl_slist_append(t->lines, line.p);
+    int rc = 0;
+    curl_slist_free_all(t->out.lines);
+    t->out.lines = NULL;
+    for (struct curl_slist *h = t->headers; h && !rc; h = h->next) {
+        struct str text = str_of(h->data), name = {text.p, strcspn(text.p, ":;")};
+        if (t->foreign && (secret_mentioned(text) || word_in(credentials, name))) continue;
+        if (t->redirects && !t->body.p && !strncasecmp(name.p, "content-", 8)) continue;
+        buf_clear(&line);
+        rc = secrets_expand(&t->client->secrets, t->policy, &t->to, text, &line, &t->error);
+        buf_char(&line, 0);
+        t->out.lines = curl_slist_append(t->out.lines, line.p);
+    }
     buf_free(&line);
-    /* Over http a secret may go only because the place may be private: then it must be. */
-    if (secret && !t->to.connect_to && str_eq(t->to.scheme, STR("http"))) t->to.reach = REACH_PRIVATE;
     return rc;
 }
 
-/* Finds the way to a URL, asks the policy, and makes the header lines for it. */
+/* Finds the way to a URL and asks the policy. */
 static int http_aim(struct transfer *t, struct str url) {
     struct destination from = t->to;
-    int rc = destination_find(t->client->network, url, &t->arena, &t->to, &t->error);
+    int rc = destination_find(t->client->network, "http", url, &t->arena, &t->to, &t->error);
     if (rc) return rc;
-    if (from.host.p &&
-        (!str_eq(from.scheme, t->to.scheme) || from.port != t->to.port || strcasecmp(from.host.p, t->to.host.p)))
-        t->foreign = true;
-    if (t->to.scheme.p[0] != 'h') return REFUSE(t, DENIED, "mail goes to \"smtp://\", the project's own server");
-    if (!net_host_allowed(t->policy, t->to.host, t->to.port))
+    bool same = from.tls == t->to.tls && from.port == t->to.port && same_word(from.host, t->to.host);
+    t->foreign = t->foreign || (from.url && !same);
+    if (!t->policy || !host_listed(t->policy->network, t->to.host, t->to.port))
         return REFUSE(t, DENIED, "%.200s:%d is not in the activity's capabilities.network", t->to.host.p, t->to.port);
-    curl_slist_free_all(t->lines);
-    t->lines = curl_slist_append(NULL, "Expect:");
-    if (t->body.p)
-        t->lines = curl_slist_append(t->lines, "Content-Type:"); /* none but the guest's, which comes later */
-    for (size_t i = 0; !rc && i < t->header_count; i++) rc = header_line(t, &t->headers[i]);
-    return rc;
+    return lines_make(t);
 }
 
 static int http_prepare(struct transfer *t, const struct net_request *r) {
     static const char *const methods[] = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", NULL};
+    const struct {
+        const char *name;
+        struct str value;
+    } defaults[] = {{"Content-Type", r->body_json ? STR("application/json") : STR_NONE},
+                    {"Idempotency-Key", r->idempotency_key},
+                    {"traceparent", r->traceparent}};
     size_t i, n;
-    yyjson_val *key, *v;
+    yyjson_val *name, *v;
+    int rc = 0;
     t->method = r->method.p ? word_in(methods, r->method) : "GET";
     if (!t->method) return REFUSE(t, INVALID_ARGUMENT, "method \"%.20s\" is not one of HTTP's", r->method.p);
     if (r->headers && !yyjson_is_obj(r->headers))
         return REFUSE(t, INVALID_ARGUMENT, "headers: expected an object of strings");
-    t->headers = arena_alloc(&t->arena, (yyjson_obj_size(r->headers) + 3) * sizeof *t->headers);
-    yyjson_obj_foreach(r->headers, i, n, key, v) {
-        if (!yyjson_is_str(v))
-            return REFUSE(t, INVALID_ARGUMENT, "headers: \"%.100s\" must be a string", yyjson_get_str(key));
-        header_add(t, str_in(key), str_in(v), false);
+    t->headers = curl_slist_append(curl_slist_append(NULL, "Expect:"), "Content-Type:"); /* curl's own: none */
+    for (i = 0; i < sizeof defaults / sizeof *defaults && !rc; i++) {
+        if (defaults[i].value.p && !header_given(r->headers, defaults[i].name))
+            rc = header_add(t, str_of(defaults[i].name), defaults[i].value);
     }
-    header_add(t, STR("Content-Type"), r->body_json && r->body.p ? STR("application/json") : STR_NONE, true);
-    header_add(t, STR("Idempotency-Key"), r->idempotency_key, true);
-    header_add(t, STR("traceparent"), r->traceparent, true);
+    yyjson_obj_foreach(r->headers, i, n, name, v) {
+        if (!rc) rc = header_add(t, str_in(name), str_in(v));
+    }
     if (r->body.p || t->method[0] == 'P') t->body = arena_dup(&t->arena, r->body.p ? r->body : STR(""));
-    return http_aim(t, r->url);
+    return rc ? rc : http_aim(t, r->url);
 }
 
 static int mail_prepare(struct transfer *t, const struct net_request *r) {
     struct net_client *c = t->client;
-    char hash[65];
-    struct str key = r->idempotency_key;
-    size_t i, n;
-    yyjson_val *name, *v;
+    yyjson_val *key = header_given(r->headers, "Idempotency-Key");
     if (!t->policy || !t->policy->mail) return REFUSE(t, DENIED, "the activity's capabilities do not include mail");
     if (!c->mail) return REFUSE(t, DENIED, "loom.json names no mail.server (\"smtp://HOST:PORT\")");
-    yyjson_obj_foreach(r->headers, i, n, name, v) {
-        if (word_in((const char *[]){"idempotency-key", NULL}, str_in(name))) key = str_in(v);
-    }
-    sha256_hex(r->body, hash);
-    if (!key.n) key = str_of(hash); /* the mail itself */
     t->to = c->mail_server;
-    return mail_compose(t->easy, r->body, json_str(c->mail, "from"), key, c->env->now_ms(c->env), &t->arena, &t->mail,
-                        &t->error);
+    return mail_compose(t->easy, r->body, json_str(c->mail, "from"), key ? str_in(key) : r->idempotency_key,
+                        c->env->now_ms(c->env), &t->out, &t->error);
 }
 
 static int prepare(struct transfer *t, const struct net_request *r) {
-    struct str url = r->url;
     if (secret_mentioned(r->url) || secret_mentioned(r->body))
         return REFUSE(t, DENIED, "a secret's handle stands in the url or the body; it may stand only in a header");
-    while (url.n > 7 && url.p[url.n - 1] == '/') url.n--;
-    t->is_mail = str_eq(url, STR("smtp://")) || str_eq(url, STR("smtp://mail"));
-    return t->is_mail ? mail_prepare(t, r) : http_prepare(t, r);
+    return str_eq(r->url, STR("smtp://")) ? mail_prepare(t, r) : http_prepare(t, r);
 }
 
 /* ---- curl's callbacks ---- */
@@ -211,8 +197,10 @@ static curl_socket_t open_socket(void *ctx, curlsocktype purpose, struct curl_so
     return CURL_SOCKET_BAD;
 }
 
-static size_t take_body(char *p, size_t size, size_t n, void *ctx) {
+/* Takes a piece of an HTTP body, or a line of the mail server: only its last one counts. */
+static size_t take(char *p, size_t size, size_t n, void *ctx) {
     struct transfer *t = ctx;
+    if (!t->method) buf_clear(&t->answer);
     if (t->answer.n + size * n > ANSWER_MAX) {
         REFUSE(t, TOO_LARGE, "the answer of %.200s has more than 2 MB", t->to.host.p);
         return 0;
@@ -221,36 +209,23 @@ static size_t take_body(char *p, size_t size, size_t n, void *ctx) {
     return size * n;
 }
 
-static size_t take_reply(char *p, size_t size, size_t n, void *ctx) {
-    struct transfer *t = ctx;
-    buf_clear(&t->answer);
-    buf_add(&t->answer, p, size * n);
-    return size * n;
-}
-
 /* ---- starting ---- */
 
 static void mail_options(struct transfer *t) {
-    CURL *e = t->easy;
-    curl_easy_setopt(e, CURLOPT_MAIL_FROM, t->mail.from.p);
-    curl_easy_setopt(e, CURLOPT_MAIL_RCPT, t->mail.to);
-    curl_easy_setopt(e, CURLOPT_HTTPHEADER, t->mail.headers);
-    curl_easy_setopt(e, CURLOPT_MIMEPOST, t->mail.mime);
-    curl_easy_setopt(e, CURLOPT_FORBID_REUSE, 1L); /* a mail cannot be begun again on a connection that went stale */
-    curl_easy_setopt(e, CURLOPT_USE_SSL, (long)CURLUSESSL_TRY);
-    curl_easy_setopt(e, CURLOPT_HEADERFUNCTION, take_reply);
-    curl_easy_setopt(e, CURLOPT_HEADERDATA, t);
+    curl_easy_setopt(t->easy, CURLOPT_MAIL_RCPT, t->out.recipients);
+    curl_easy_setopt(t->easy, CURLOPT_MIMEPOST, t->out.mime);
+    curl_easy_setopt(t->easy, CURLOPT_FORBID_REUSE, 1L); /* what went stale cannot be begun again */
+    curl_easy_setopt(t->easy, CURLOPT_USE_SSL, (long)CURLUSESSL_TRY);
+    curl_easy_setopt(t->easy, CURLOPT_HEADERDATA, t); /* the server's lines go to take() */
 }
 
 static void http_options(struct transfer *t) {
-    CURL *e = t->easy;
-    curl_easy_setopt(e, CURLOPT_HTTPHEADER, t->lines);
-    curl_easy_setopt(e, CURLOPT_HTTPGET, 1L);
-    curl_easy_setopt(e, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)t->body.n);
-    if (t->body.p) curl_easy_setopt(e, CURLOPT_POSTFIELDS, t->body.p);
-    curl_easy_setopt(e, CURLOPT_NOBODY, (long)!strcmp(t->method, "HEAD"));
-    curl_easy_setopt(e, CURLOPT_CUSTOMREQUEST, t->method);
-    curl_easy_setopt(e, CURLOPT_FRESH_CONNECT, (long)(t->to.reach == REACH_PRIVATE));
+    curl_easy_setopt(t->easy, CURLOPT_HTTPGET, 1L);
+    curl_easy_setopt(t->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)t->body.n);
+    if (t->body.p) curl_easy_setopt(t->easy, CURLOPT_POSTFIELDS, t->body.p);
+    curl_easy_setopt(t->easy, CURLOPT_NOBODY, (long)!strcmp(t->method, "HEAD"));
+    curl_easy_setopt(t->easy, CURLOPT_CUSTOMREQUEST, t->method);
+    curl_easy_setopt(t->easy, CURLOPT_FRESH_CONNECT, (long)(t->to.reach == REACH_PRIVATE));
 }
 
 static void hop_start(struct transfer *t) {
@@ -260,37 +235,32 @@ static void hop_start(struct transfer *t) {
     t->connect_to = t->to.connect_to ? curl_slist_append(NULL, t->to.connect_to) : NULL;
     t->error.code[0] = 0;
     curl_easy_setopt(e, CURLOPT_PRIVATE, t);
-    curl_easy_setopt(e, CURLOPT_URL, t->to.url.p);
+    curl_easy_setopt(e, CURLOPT_URL, t->to.url);
     curl_easy_setopt(e, CURLOPT_CONNECT_TO, t->connect_to);
+    curl_easy_setopt(e, CURLOPT_HTTPHEADER, t->out.lines);
     curl_easy_setopt(e, CURLOPT_TIMEOUT_MS, (long)(rest > 0 ? rest : 1));
     curl_easy_setopt(e, CURLOPT_ERRORBUFFER, t->detail);
     curl_easy_setopt(e, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(e, CURLOPT_QUICK_EXIT, 1L); /* do not wait for the resolver's thread when a transfer ends early */
-    curl_easy_setopt(e, CURLOPT_PROTOCOLS_STR, t->is_mail ? "smtp,smtps" : "http,https");
+    curl_easy_setopt(e, CURLOPT_PROTOCOLS_STR, t->method ? "http,https" : "smtp,smtps");
     curl_easy_setopt(e, CURLOPT_PROXY, "");
     curl_easy_setopt(e, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
     curl_easy_setopt(e, CURLOPT_USERAGENT, "loom");
     curl_easy_setopt(e, CURLOPT_OPENSOCKETFUNCTION, open_socket);
     curl_easy_setopt(e, CURLOPT_OPENSOCKETDATA, t);
-    curl_easy_setopt(e, CURLOPT_WRITEFUNCTION, take_body);
+    curl_easy_setopt(e, CURLOPT_WRITEFUNCTION, take);
     curl_easy_setopt(e, CURLOPT_WRITEDATA, t);
     if (t->client->ca_file) curl_easy_setopt(e, CURLOPT_CAINFO, t->client->ca_file);
     if (t->client->ca_file) curl_easy_setopt(e, CURLOPT_CAPATH, NULL);
-    if (t->is_mail)
-        mail_options(t);
-    else
-        http_options(t);
+    (t->method ? http_options : mail_options)(t);
     curl_multi_add_handle(t->client->multi, e);
 }
 
 /* ---- ending ---- */
 
 void base64(struct str s, struct buf *out) {
-    for (size_t i = 0, n; i < s.n; i += n) {
-        unsigned char text[80];
-        n = s.n - i < 57 ? s.n - i : 57;
-        buf_add(out, text, (size_t)EVP_EncodeBlock(text, (const unsigned char *)s.p + i, (int)n));
-    }
+    unsigned char *room = (unsigned char *)buf_reserve(out, s.n / 3 * 4 + 5);
+    out->n += (size_t)EVP_EncodeBlock(room, (const unsigned char *)s.p, (int)s.n);
 }
 
 static void headers_write(CURL *easy, struct buf *out) {
@@ -309,67 +279,60 @@ static void headers_write(CURL *easy, struct buf *out) {
     buf_free(&value);
 }
 
-/* An answer that is JSON; not if a secret stands outside of its strings, where a handle cannot stand. */
-static bool json_body(struct transfer *t, struct buf *out) {
-    char *type = NULL;
-    curl_easy_getinfo(t->easy, CURLINFO_CONTENT_TYPE, &type);
-    size_t n = type ? strcspn(type, "; \t") : 0;
-    if (!(n == 16 && !strncasecmp(type, "application/json", n)) && !(n > 5 && !strncasecmp(type + n - 5, "+json", 5)))
-        return false;
-    yyjson_doc *doc = json_parse(buf_view(&t->answer), NULL);
-    if (doc) json_write(yyjson_doc_get_root(doc), out);
-    if (doc && secrets_redact(&t->client->secrets, t->policy, true, out)) {
-        yyjson_doc_free(doc);
-        doc = json_parse(buf_view(out), NULL);
-    }
-    yyjson_doc_free(doc);
-    return doc != NULL;
+/* The text is replaced by its normal form; false, and it stays, when it is not JSON. */
+static bool normalize(struct buf *text) {
+    struct buf json = {0};
+    if (json_normalize(buf_view(text), &json, NULL)) return false;
+    buf_free(text);
+    *text = json;
+    return true;
 }
 
 static void answer_write(struct transfer *t, struct buf *out) {
-    struct buf headers = {0}, body = {0};
-    yyjson_mut_val text = {0};
     const struct secrets *secrets = &t->client->secrets;
+    struct buf headers = {0}, *body = &t->answer;
+    yyjson_mut_val text = {0};
+    char *type = NULL;
     long status = 0;
-    const char *end = "";
     curl_easy_getinfo(t->easy, CURLINFO_RESPONSE_CODE, &status);
+    curl_easy_getinfo(t->easy, CURLINFO_CONTENT_TYPE, &type);
     headers_write(t->easy, &headers);
-    secrets_redact(secrets, t->policy, true, &headers);
-    if (!json_body(t, &body)) {
-        buf_clear(&body);
-        secrets_redact(secrets, t->policy, false, &t->answer);
-        yyjson_mut_set_strn(&text, t->answer.n ? t->answer.p : "", t->answer.n);
-        if (!json_write_mut(&text, &body)) { /* not UTF-8 */
-            buf_char(&body, '"');
-            base64(buf_view(&t->answer), &body);
-            end = "\",\"bodyEncoding\":\"base64\"";
-        }
+    secrets_redact(secrets, t->policy, &headers);
+    bool json = type && !fnmatch("*[/+]json*", type, FNM_CASEFOLD) && normalize(body);
+    /* a secret may have stood outside of strings, where a handle cannot stand */
+    if (secrets_redact(secrets, t->policy, body)) json = json && normalize(body);
+    yyjson_mut_set_strn(&text, body->n ? body->p : "", body->n);
+    buf_json(out, "{\"status\":%d,\"headers\":{%j},\"body\":", (int64_t)status, buf_view(&headers));
+    if (json) {
+        buf_str(out, buf_view(body));
+    } else if (!json_write_mut(&text, out)) { /* not UTF-8 */
+        buf_char(out, '"');
+        base64(buf_view(body), out);
+        buf_str(out, STR("\",\"bodyEncoding\":\"base64\""));
     }
-    buf_json(out, "{\"status\":%d,\"headers\":{%j},\"body\":%j%s}", (int64_t)status, buf_view(&headers),
-             buf_view(&body), end);
+    buf_char(out, '}');
     buf_free(&headers);
-    buf_free(&body);
 }
 
 /* The only end of a transfer: with its answer, or with t->error. */
 static void transfer_end(struct transfer *t, bool ok) {
     struct buf json = {0};
-    if (ok && t->is_mail)
-        buf_str(&json, STR("{\"status\":250,\"headers\":{},\"body\":null}"));
-    else if (ok)
+    if (!ok) {
+        error_json(&t->error, &json);
+        secrets_redact(&t->client->secrets, t->policy, &json);
+    } else if (t->method)
         answer_write(t, &json);
     else
-        error_json(&t->error, &json);
-    if (!ok) secrets_redact(&t->client->secrets, t->policy, true, &json);
+        buf_str(&json, STR("{\"status\":250,\"headers\":{},\"body\":null}"));
     map_remove(&t->client->open, (struct str){(char *)&t->id, sizeof t->id});
     curl_multi_remove_handle(t->client->multi, t->easy);
     t->done(t->ctx, ok, buf_view(&json));
     curl_easy_cleanup(t->easy);
-    curl_slist_free_all(t->lines);
+    curl_slist_free_all(t->headers);
     curl_slist_free_all(t->connect_to);
-    curl_slist_free_all(t->mail.to);
-    curl_slist_free_all(t->mail.headers);
-    curl_mime_free(t->mail.mime);
+    curl_slist_free_all(t->out.lines);
+    curl_slist_free_all(t->out.recipients);
+    curl_mime_free(t->out.mime);
     buf_free(&t->answer);
     buf_free(&json);
     arena_free(&t->arena);
@@ -382,15 +345,16 @@ static void failed(struct transfer *t, CURLcode rc, long status) {
     bool untrusted = rc == CURLE_PEER_FAILED_VERIFICATION || rc == CURLE_SSL_CACERT_BADFILE,
          late = rc == CURLE_OPERATION_TIMEDOUT;
     if (t->error.code[0] && (rc == CURLE_COULDNT_CONNECT || rc == CURLE_WRITE_ERROR)) return; /* a callback said why */
+    if (!t->method && status >= 400 && !late) {
+        REFUSE(t, NETWORK, "the mail server %.200s says: %.*s", t->to.host.p, (int)t->answer.n, t->answer.p);
+        snprintf(t->error.code, sizeof t->error.code, "smtp_%ld", status);
+        t->error.retryable = status < 500;
+        return;
+    }
     error_set(&t->error, late ? LOOM_E_TIMEOUT : LOOM_E_NETWORK, "%.200s:%d: %.300s%s%.300s", t->to.host.p, t->to.port,
               t->detail[0] ? t->detail : curl_easy_strerror(rc), untrusted ? "; trusted is only " : "",
               untrusted ? ca : "");
     if (untrusted || rc == CURLE_USE_SSL_FAILED) t->error.retryable = false;
-    if (!t->is_mail || status < 400 || late) return;
-    snprintf(t->error.code, sizeof t->error.code, "smtp_%ld", status);
-    snprintf(t->error.message, sizeof t->error.message, "the mail server %.200s says: %.*s", t->to.host.p,
-             (int)(t->answer.n < 500 ? t->answer.n : 500), t->answer.p);
-    t->error.retryable = status < 500;
 }
 
 /* Goes on to the next hop (RFC 9110, 15.4), or t->error says why there is none. */
@@ -414,7 +378,7 @@ static void transfer_ended(struct transfer *t, CURLcode rc) {
     char *url = NULL;
     curl_easy_getinfo(t->easy, CURLINFO_RESPONSE_CODE, &status);
     curl_easy_getinfo(t->easy, CURLINFO_REDIRECT_URL, &url);
-    bool moved = rc == CURLE_OK && url && (status == 307 || status == 308 || (status >= 301 && status <= 303));
+    bool moved = rc == CURLE_OK && url;
     if (rc != CURLE_OK) failed(t, rc, status);
     if (!moved || redirect(t, url, status) != 0) transfer_end(t, rc == CURLE_OK && !moved);
 }
@@ -422,40 +386,39 @@ static void transfer_ended(struct transfer *t, CURLcode rc) {
 /* ---- the net thread ---- */
 
 static void transfer_cancel(struct transfer *t, const char *why) {
-    error_set(&t->error, LOOM_E_CANCELLED, "the request was cancelled: %s", why);
+    REFUSE(t, CANCELLED, "the request was cancelled: %s", why);
     transfer_end(t, false);
 }
 
-/* Takes what others left since the last pass; false: the client stops. */
-static bool inbox_take(struct net_client *c) {
+static void transfer_start(struct transfer *t) {
+    map_put(&t->client->open, (struct str){(char *)&t->id, sizeof t->id}, t);
+    if (t->error.code[0])
+        transfer_end(t, false);
+    else
+        hop_start(t);
+}
+
+/* Does what others ordered since the last pass; false: the client stops. */
+static bool orders_take(struct net_client *c) {
+    bool go = true;
     pthread_mutex_lock(&c->lock);
-    struct transfer *t = c->inbox;
-    struct buf cancels = c->cancels;
-    bool stopping = c->stopping;
-    c->inbox = NULL;
-    c->inbox_end = &c->inbox;
-    c->cancels = (struct buf){0};
+    struct buf orders = c->orders;
+    c->orders = (struct buf){0};
     pthread_mutex_unlock(&c->lock);
-    for (struct transfer *next; t; t = next) {
-        next = t->next;
-        map_put(&c->open, (struct str){(char *)&t->id, sizeof t->id}, t);
-        if (t->error.code[0])
-            transfer_end(t, false);
-        else
-            hop_start(t);
-    }
-    for (size_t i = 0; i < cancels.n; i += sizeof(uint64_t)) {
-        t = map_get(&c->open, (struct str){cancels.p + i, sizeof(uint64_t)});
+    for (struct order *o = (void *)orders.p; (char *)o < orders.p + orders.n; o++) {
+        struct transfer *t = o->start ? NULL : map_get(&c->open, (struct str){(char *)&o->id, sizeof o->id});
+        if (o->start) transfer_start(o->start);
         if (t) transfer_cancel(t, "its activity ended");
+        go = go && o->id;
     }
-    buf_free(&cancels);
-    return !stopping;
+    buf_free(&orders);
+    return go;
 }
 
 static void *net_thread(void *ctx) {
     struct net_client *c = ctx;
     struct transfer *t;
-    while (inbox_take(c)) {
+    while (orders_take(c)) {
         int running, left;
         CURLMsg *m;
         curl_multi_perform(c->multi, &running);
@@ -471,27 +434,28 @@ static void *net_thread(void *ctx) {
 
 /* ---- the door ---- */
 
+/* The id of what it starts, or the one given. */
+static uint64_t order(struct net_client *c, struct transfer *start, uint64_t id) {
+    pthread_mutex_lock(&c->lock);
+    bool first = !c->orders.n;
+    if (start) id = start->id = ++c->last_id;
+    buf_add(&c->orders, &(struct order){start, id}, sizeof(struct order));
+    pthread_mutex_unlock(&c->lock);
+    if (first) curl_multi_wakeup(c->multi);
+    return id;
+}
+
 uint64_t net_send(struct net_client *c, const struct net_request *r) {
     struct transfer *t = mem_alloc(sizeof *t);
     *t = (struct transfer){.client = c, .policy = r->policy, .ctx = r->ctx, .done = r->done, .easy = curl_easy_init()};
     t->deadline = c->env->mono_ms(c->env) + (r->timeout_ms > 0 ? r->timeout_ms : TIMEOUT_MS);
     if (!t->easy) abort(); /* out of memory */
     prepare(t, r);
-    pthread_mutex_lock(&c->lock);
-    uint64_t id = t->id = ++c->last_id;
-    bool first = !c->inbox;
-    *c->inbox_end = t;
-    c->inbox_end = &t->next;
-    pthread_mutex_unlock(&c->lock);
-    if (first) curl_multi_wakeup(c->multi);
-    return id;
+    return order(c, t, 0);
 }
 
 void net_cancel(struct net_client *c, uint64_t id) {
-    pthread_mutex_lock(&c->lock);
-    buf_add(&c->cancels, &id, sizeof id);
-    pthread_mutex_unlock(&c->lock);
-    curl_multi_wakeup(c->multi);
+    if (id) order(c, NULL, id);
 }
 
 int net_secret_handle(struct net_client *c, const struct net_policy *policy, struct str name, struct buf *out,
@@ -503,27 +467,24 @@ int net_secret_handle(struct net_client *c, const struct net_policy *policy, str
 }
 
 static int config_read(struct net_client *c, yyjson_val *config, const char *dir, struct error *err) {
-    struct buf text = {0};
     int rc = config ? schema_check(schema, config, LOOM_E_INVALID_DOCUMENT, "loom.json", err) : 0;
     if (rc) return rc;
-    json_write(config, &text);
-    c->config = json_parse(config ? buf_view(&text) : STR("{}"), NULL);
-    buf_free(&text);
-    yyjson_val *root = yyjson_doc_get_root(c->config);
+    yyjson_val *root = json_in(&c->arena, json_text_of(config, &c->arena));
     c->network = yyjson_obj_get(root, "network");
     c->mail = yyjson_obj_get(root, "mail");
-    if (json_str(c->network, "caFile").p) c->ca_file = path_in(dir, json_str(c->network, "caFile"), &c->arena);
+    struct str ca = json_str(c->network, "caFile");
+    if (ca.p) c->ca_file = path_in(dir, ca, &c->arena);
     if (c->ca_file && access(c->ca_file, R_OK))
         return error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json/network/caFile: cannot read %s: %s", c->ca_file,
                          strerror(errno));
     rc = secrets_read(yyjson_obj_get(root, "secrets"), dir, &c->arena, &c->secrets, err);
-    if (!rc && c->mail) rc = destination_find(c->network, json_str(c->mail, "server"), &c->arena, &c->mail_server, err);
+    if (!rc && c->mail)
+        rc = destination_find(c->network, "smtp", json_str(c->mail, "server"), &c->arena, &c->mail_server, err);
     c->mail_server.reach |= REACH_PRIVATE;
     return rc;
 }
 
 static void config_free(struct net_client *c) {
-    yyjson_doc_free(c->config);
     arena_free(&c->arena);
     free(c);
 }
@@ -531,7 +492,7 @@ static void config_free(struct net_client *c) {
 struct net_client *net_client_new(struct env *env, yyjson_val *config, const char *dir, struct error *err) {
     struct net_client *c = mem_alloc(sizeof *c);
     sigset_t all, before;
-    *c = (struct net_client){.env = env, .inbox_end = &c->inbox};
+    c->env = env;
     if (config_read(c, config, dir, err)) {
         config_free(c);
         return NULL;
@@ -549,10 +510,7 @@ struct net_client *net_client_new(struct env *env, yyjson_val *config, const cha
 
 void net_client_free(struct net_client *c) {
     if (!c) return;
-    pthread_mutex_lock(&c->lock);
-    c->stopping = true;
-    pthread_mutex_unlock(&c->lock);
-    curl_multi_wakeup(c->multi);
+    order(c, NULL, 0);
     pthread_join(c->thread, NULL);
     curl_multi_cleanup(c->multi);
     curl_global_cleanup();

@@ -1,6 +1,6 @@
 /* mail.c: from JSON to a mail: envelope, headers (RFC 5322) and parts, which curl writes (MIME).
  *
- * {"from", "to": string or list, "subject", "text" and/or "html", "headers"}. Addresses are "local@domain" or "Name <local@domain>",
+ * {"from", "to": string or list, "subject", "text" and/or "html"}. Addresses are "local@domain" or "Name <local@domain>",
  * in ASCII. Control characters anywhere but in text and html are refused, so that nothing can add a header or a recipient.
  * Words beyond ASCII become encoded words. Message-ID comes from the idempotency key, so that a mail sent twice can be told
  * to be one. No attachments, no cc, no bcc.
@@ -12,14 +12,11 @@
 enum { LINE_BYTES = 900, WORD_BYTES = 42 };
 
 static const char schema[] =
-    "{'type':'object','required':['to','subject'],'anyOf':[{'required':['text']},{'required':['html']}],'properties':{"
-    "'from':{'type':'string'," SCHEMA_MAILBOX "},'subject':" SCHEMA_LINE ","
+    "{'type':'object','required':['to','subject'],'anyOf':[{'required':['text']},{'required':['html']}],"
+    "'additionalProperties':false,'properties':{'from':{'type':'string'," SCHEMA_MAILBOX "},"
     "'to':{'type':['string','array'],'minItems':1," SCHEMA_MAILBOX ",'items':{'type':'string'," SCHEMA_MAILBOX "}},"
-    "'text':{'type':'string'},'html':{'type':'string'},'headers':{'type':'object','additionalProperties':" SCHEMA_LINE
-    ","
-    "'propertyNames':{'pattern':'^(?!(?i:from|sender|to|cc|bcc|subject|date|message-id|received|return-path|mime-"
-    "version|"
-    "content-.*|x-idempotency-key)$)[A-Za-z0-9-]{1,64}$'}}}}";
+    "'subject':{'type':'string','pattern':'^[^\\\\u0000-\\\\u001f\\\\u007f]*$'},"
+    "'text':{'type':'string'},'html':{'type':'string'}}}";
 
 /* One line of printable ASCII without any of the specials, and nothing that reads as an encoded word. */
 static bool plain(struct str s, const char *specials) {
@@ -43,80 +40,72 @@ static void words(struct str s, const char *specials, struct buf *out) {
     }
 }
 
-/* Adds a mailbox to a header; answers the bare address. */
-static struct str mailbox(struct str s, struct arena *a, struct buf *out) {
-    const char *open = s.p[s.n - 1] == '>' ? memrchr(s.p, '<', s.n) : NULL;
-    struct str name = {s.p, open ? (size_t)(open - s.p) : 0}, bare = s;
-    if (open) bare = (struct str){open + 1, s.n - name.n - 2};
+/* Adds a mailbox to a header; answers the bare address, perhaps in <>, as curl takes it too. */
+static const char *mailbox(struct str s, struct buf *out) {
+    const char *open = strchr(s.p, '<'), *bare = open ? open : s.p;
+    struct str name = {s.p, (size_t)(bare - s.p)};
     while (name.n && strchr(" \"", name.p[name.n - 1])) name.n--;
     while (name.n && strchr(" \"", name.p[0])) name.p++, name.n--;
     words(name, "\"(),.:;<>@[\\]", out);
-    buf_json(out, name.n ? " <%j>" : "%j", bare);
-    return arena_dup(a, bare);
+    buf_json(out, name.n ? " %s" : "%s", bare);
+    return bare;
 }
 
-static void header(struct mail *m, const char *name, struct str value, bool as_is) {
-    struct buf line = {0};
-    buf_json(&line, "%s: ", name);
-    if (as_is)
-        buf_str(&line, value);
-    else
-        words(value, "", &line);
-    buf_char(&line, 0);
-    m->headers = curl_slist_append(m->headers, line.p);
-    buf_free(&line);
-}
-
-/* Lines end in CR LF, as mail has it; what is not short plain lines goes as quoted-printable. */
+/* Lines end in CR LF, as mail has it. */
 static void part(curl_mime *mime, const char *type, struct str text) {
     if (!text.p) return;
     struct buf lines = {0};
-    bool ascii = true;
-    size_t start = 0;
     for (size_t i = 0; i < text.n; i++) {
-        ascii = ascii && text.p[i] > 0 && lines.n - start < LINE_BYTES;
-        if (text.p[i] == '\r' && i + 1 < text.n && text.p[i + 1] == '\n') continue;
-        if (text.p[i] != '\n' && text.p[i] != '\r')
-            buf_char(&lines, text.p[i]);
-        else
-            buf_str(&lines, STR("\r\n")), start = lines.n;
+        if (text.p[i] == '\n' && (!i || text.p[i - 1] != '\r')) buf_char(&lines, '\r');
+        buf_char(&lines, text.p[i]);
     }
     curl_mimepart *p = curl_mime_addpart(mime);
     curl_mime_data(p, lines.n ? lines.p : "", lines.n);
     curl_mime_type(p, type);
-    curl_mime_encoder(p, ascii ? "7bit" : "quoted-printable");
+    curl_mime_encoder(p, "quoted-printable");
     buf_free(&lines);
 }
 
-static void headers_add(yyjson_val *json, struct str from, struct str key, int64_t now_ms, struct arena *a,
-                        struct mail *m) {
-    yyjson_val *to = yyjson_obj_get(json, "to"), *name, *v;
-    struct buf mailboxes = {0};
-    size_t i, n, many = yyjson_is_arr(to) ? yyjson_arr_size(to) : 1;
+/* All lines of the header are one to curl, which writes it as it is. */
+static void head(CURL *easy, yyjson_val *json, struct str from, struct str key, int64_t now_ms, struct outgoing *out) {
+    yyjson_val *to = yyjson_obj_get(json, "to"), *v;
+    struct buf lines = {0};
+    size_t i, n;
     char date[64], id[65];
     time_t seconds = (time_t)(now_ms / 1000);
     strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S +0000", gmtime_r(&seconds, &(struct tm){0}));
-    header(m, "Date", str_of(date), true);
-    m->from = mailbox(from, a, &mailboxes);
-    header(m, "From", buf_view(&mailboxes), true);
-    buf_clear(&mailboxes);
-    for (i = 0; i < many; i++) {
-        v = yyjson_is_arr(to) ? yyjson_arr_get(to, i) : to;
-        if (i) buf_str(&mailboxes, STR(",\r\n "));
-        m->to = curl_slist_append(m->to, mailbox(str_in(v), a, &mailboxes).p);
+    buf_json(&lines, "Date: %s\r\nFrom: ", date);
+    const char *sender = mailbox(from, &lines), *domain = strchr(sender, '@') + 1;
+    curl_easy_setopt(easy, CURLOPT_MAIL_FROM, sender);
+    buf_str(&lines, STR("\r\nTo: "));
+    if (yyjson_is_str(to)) out->recipients = curl_slist_append(NULL, mailbox(str_in(to), &lines));
+    yyjson_arr_foreach(to, i, n, v) {
+        if (i) buf_str(&lines, STR(",\r\n "));
+        out->recipients = curl_slist_append(out->recipients, mailbox(str_in(v), &lines));
     }
-    header(m, "To", buf_view(&mailboxes), true);
-    buf_free(&mailboxes);
-    header(m, "Subject", json_str(json, "subject"), false);
+    buf_str(&lines, STR("\r\nSubject: "));
+    words(json_str(json, "subject"), "", &lines);
     sha256_hex(key, id);
-    header(m, "Message-ID", arena_json(a, "<%j@%s>", (struct str){id, 32}, strrchr(m->from.p, '@') + 1), true);
-    header(m, "X-Idempotency-Key", key, false);
-    yyjson_obj_foreach(yyjson_obj_get(json, "headers"), i, n, name, v)
-        header(m, yyjson_get_str(name), str_in(v), false);
+    buf_json(&lines, "\r\nMessage-ID: <%j@%j>\r\nX-Idempotency-Key: ", (struct str){id, 32},
+             (struct str){domain, strcspn(domain, ">")});
+    words(key, "", &lines);
+    buf_char(&lines, 0);
+    out->lines = curl_slist_append(NULL, lines.p);
+    buf_free(&lines);
 }
 
-int mail_compose(CURL *easy, struct str text, struct str from, struct str key, int64_t now_ms, struct arena *a,
-                 struct mail *m, struct error *err) {
+static void parts(CURL *easy, yyjson_val *json, struct outgoing *out) {
+    curl_mime *both = curl_mime_init(easy);
+    part(both, "text/plain; charset=utf-8", json_str(json, "text"));
+    part(both, "text/html; charset=utf-8", json_str(json, "html"));
+    out->mime = curl_mime_init(easy);
+    curl_mimepart *all = curl_mime_addpart(out->mime);
+    curl_mime_subparts(all, both);
+    curl_mime_type(all, "multipart/alternative");
+}
+
+int mail_compose(CURL *easy, struct str text, struct str from, struct str key, int64_t now_ms, struct outgoing *out,
+                 struct error *err) {
     yyjson_doc *doc = json_parse(text, err);
     yyjson_val *json = yyjson_doc_get_root(doc);
     if (!doc) return LOOM_E_INVALID_JSON;
@@ -124,16 +113,8 @@ int mail_compose(CURL *easy, struct str text, struct str from, struct str key, i
     if (json_str(json, "from").p) from = json_str(json, "from");
     if (!rc && !from.p)
         rc = error_set(err, LOOM_E_INVALID_ARGUMENT, "mail/from is missing, and loom.json has no mail.from");
-    if (!rc) {
-        headers_add(json, from, key, now_ms, a, m);
-        curl_mime *parts = curl_mime_init(easy);
-        part(parts, "text/plain; charset=utf-8", json_str(json, "text"));
-        part(parts, "text/html; charset=utf-8", json_str(json, "html"));
-        m->mime = curl_mime_init(easy);
-        curl_mimepart *all = curl_mime_addpart(m->mime);
-        curl_mime_subparts(all, parts);
-        curl_mime_type(all, "multipart/alternative");
-    }
+    if (!rc) head(easy, json, from, key, now_ms, out);
+    if (!rc) parts(easy, json, out);
     yyjson_doc_free(doc);
     return rc;
 }

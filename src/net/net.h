@@ -9,19 +9,10 @@
 #include "base/base.h"
 
 /* Where an activity may go. Immutable once made; shared by its attempts. */
-struct net_policy {
-    bool network_any;  /* any public host */
-    struct str *hosts; /* HOST (any port), HOST:PORT, *.DOMAIN */
-    size_t host_count;
-    bool mail;           /* smtp:// to the project's mail server */
-    struct str *secrets; /* names it may use */
-    size_t secret_count;
-};
+struct net_policy;
 /* From a definition's "capabilities" {network: true | [hosts], mail: bool, secrets: [names]}; *out NULL when it grants nothing.
  * INVALID_DOCUMENT names the field. One malloc'd block: free(). */
 int net_policy_new(yyjson_val *capabilities, struct net_policy **out, struct error *err);
-/* Does the policy name the host (as curl prints it)? The address behind it is checked when the connection is made. */
-bool net_host_allowed(const struct net_policy *p, struct str host, int port);
 
 /* The project's side (loom.json): {network: {allowPrivate: true | [hosts], connectTo: {"HOST:PORT": "HOST:PORT"}, caFile},
  * mail: {server: "smtp://HOST:PORT" or smtps, from}, secrets: {NAME: {env | file, hosts: […], headers: […]}}}.
@@ -37,7 +28,7 @@ struct net_request {
     const struct net_policy *policy; /* must live until done(); NULL: nothing is allowed */
     struct str method,
         url; /* http, https (method absent: GET); "smtp://": the project's mail server gets the mail that the body
-                             * describes: {"from", "to": string or list, "subject", "text", "html", "headers"} */
+                             * describes: {"from", "to": string or list, "subject", "text", "html"} */
     yyjson_val *headers;                     /* object of strings, may be NULL; values may hold handles of secrets */
     struct str body;                         /* bytes as they go out; .p NULL: none */
     bool body_json;                          /* sets Content-Type: application/json unless given */

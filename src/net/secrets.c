@@ -13,11 +13,6 @@
 
 enum { SECRET_BYTES_MIN = 6, SECRET_BYTES_MAX = 65536 }; /* shorter ones would be found everywhere in answers */
 
-bool secret_header(struct str name) {
-    static const char *const headers[] = {"authorization", "x-api-key", "api-key", NULL};
-    return word_in(headers, name);
-}
-
 bool secret_mentioned(struct str text) {
     return text.n && memmem(text.p, text.n, SECRET_HANDLE, sizeof SECRET_HANDLE - 1);
 }
@@ -25,9 +20,7 @@ bool secret_mentioned(struct str text) {
 int secret_find(const struct secrets *all, const struct net_policy *p, struct str name, const struct secret **out,
                 struct error *err) {
     int n = (int)(name.n > 64 ? 64 : name.n);
-    bool listed = false;
-    for (size_t i = 0; p && i < p->secret_count; i++) listed = listed || str_eq(p->secrets[i], name);
-    if (!listed)
+    if (!p || !word_listed(p->secrets, name))
         return error_set(err, LOOM_E_DENIED, "secret %.*s is not in the activity's capabilities.secrets", n, name.p);
     for (size_t i = 0; i < all->count; i++) {
         *out = &all->items[i];
@@ -38,30 +31,26 @@ int secret_find(const struct secrets *all, const struct net_policy *p, struct st
 
 /* ---- out: handles become values ---- */
 
-static int permit(const struct secret *s, const struct destination *to, struct str header, struct error *err) {
-    size_t i, n;
-    yyjson_val *v;
-    const char *name = s->name.p, *host = to->host.p;
-    bool fits = !s->headers && secret_header(header);
-    yyjson_arr_foreach(s->headers, i, n, v) fits = fits || word_in((const char *[]){yyjson_get_str(v), NULL}, header);
+static int permit(const struct secret *s, struct destination *to, struct str header, struct error *err) {
+    const char *why = NULL;
     if (!host_listed(s->hosts, to->host, to->port))
-        return error_set(err, LOOM_E_DENIED, "secret %s may not go to %.200s:%d: not in its hosts in loom.json", name,
-                         host, to->port);
-    if (!fits)
-        return error_set(err, LOOM_E_DENIED,
-                         "secret %s may not go to %.200s in this header: not in its headers in loom.json", name, host);
-    if (!str_eq(to->scheme, STR("https")) && !(to->reach & REACH_PRIVATE))
-        return error_set(err, LOOM_E_DENIED, "secret %s may go to %.200s only over https", name, host);
+        why = ": not in its hosts in loom.json";
+    else if (!word_listed(s->headers, header))
+        why = " in this header: not in its headers in loom.json";
+    else if (!to->tls && !(to->reach & REACH_PRIVATE))
+        why = " only over https";
+    if (why) return error_set(err, LOOM_E_DENIED, "secret %s may not go to %.200s%s", s->name.p, to->host.p, why);
+    if (!to->tls && !to->connect_to) to->reach = REACH_PRIVATE; /* it may go only because the place may be private */
     return 0;
 }
 
-int secrets_expand(const struct secrets *all, const struct net_policy *p, const struct destination *to,
-                   struct str header, struct str value, struct buf *out, struct error *err) {
-    const char *at = value.p, *end = value.p + value.n, *open, *close;
-    while ((open = memmem(at, (size_t)(end - at), SECRET_HANDLE, sizeof SECRET_HANDLE - 1)) != NULL) {
+int secrets_expand(const struct secrets *all, const struct net_policy *p, struct destination *to, struct str line,
+                   struct buf *out, struct error *err) {
+    struct str header = {line.p, strcspn(line.p, ":;")};
+    const char *at = line.p, *end = line.p + line.n, *open, *close;
+    while ((open = strstr(at, SECRET_HANDLE)) != NULL && (close = strstr(open, "}}")) != NULL) {
         const char *name = open + sizeof SECRET_HANDLE - 1;
         const struct secret *s;
-        if ((close = memmem(name, (size_t)(end - name), "}}", 2)) == NULL) break;
         int rc = secret_find(all, p, (struct str){name, (size_t)(close - name)}, &s, err);
         if (!rc) rc = permit(s, to, header, err);
         if (rc) return rc;
@@ -90,14 +79,15 @@ static bool replace(struct buf *text, struct str value, struct str name) {
     return true;
 }
 
-bool secrets_redact(const struct secrets *all, const struct net_policy *p, bool json, struct buf *text) {
+bool secrets_redact(const struct secrets *all, const struct net_policy *p, struct buf *text) {
     bool found = false;
     for (size_t i = 0; i < all->count; i++) {
-        const struct secret *s = &all->items[i], *same;
+        const struct secret *s;
         struct buf quoted = {0};
-        if (secret_find(all, p, s->name, &same, NULL)) continue;
+        if (secret_find(all, p, all->items[i].name, &s, NULL)) continue;
         buf_json(&quoted, "%q", s->value);
-        found = replace(text, json ? (struct str){quoted.p + 1, quoted.n - 2} : s->value, s->name) || found;
+        found = replace(text, (struct str){quoted.p + 1, quoted.n - 2}, s->name) || found;
+        found = replace(text, s->value, s->name) || found;
         buf_free(&quoted);
     }
     return found;
@@ -115,11 +105,8 @@ static int value_read(yyjson_val *doc, const char *dir, struct arena *a, struct 
         bytes[fread(bytes, 1, SECRET_BYTES_MAX, f)] = 0;
         fclose(f);
     }
-    s->value = (struct str){bytes, strcspn(bytes, "\r\n")};
-    for (size_t i = 0; i < s->value.n; i++) {
-        if ((unsigned char)bytes[i] < 0x20 || bytes[i] == 0x7f) s->value.n = 0;
-    }
-    if (s->value.n >= SECRET_BYTES_MIN) return 0;
+    s->value = (struct str){bytes, strcspn(bytes, CONTROLS)};
+    if (s->value.n >= SECRET_BYTES_MIN && strchr("\r\n", bytes[s->value.n])) return 0; /* or the end */
     return error_set(err, LOOM_E_INVALID_DOCUMENT,
                      "secret %s: the %s %s must hold a line of 6 bytes or more; set it and start again", s->name.p,
                      env.p ? "environment variable" : "file", source);
@@ -132,13 +119,13 @@ static int longer_first(const void *a, const void *b) {
 
 int secrets_read(yyjson_val *doc, const char *dir, struct arena *a, struct secrets *out, struct error *err) {
     size_t i, n;
-    yyjson_val *key, *value;
+    yyjson_val *key, *value, *usual = json_in(a, STR("[\"authorization\",\"x-api-key\",\"api-key\"]"));
     out->items = arena_alloc(a, (yyjson_obj_size(doc) + 1) * sizeof *out->items);
     yyjson_obj_foreach(doc, i, n, key, value) {
         struct secret *s = &out->items[out->count++];
-        *s = (struct secret){.name = str_in(key)};
-        s->hosts = yyjson_obj_get(value, "hosts");
-        s->headers = yyjson_obj_get(value, "headers");
+        yyjson_val *headers = yyjson_obj_get(value, "headers");
+        *s = (struct secret){.name = str_in(key), .hosts = yyjson_obj_get(value, "hosts")};
+        s->headers = headers ? headers : usual;
         int rc = value_read(value, dir, a, s, err);
         if (rc) return rc;
     }
