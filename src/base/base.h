@@ -42,7 +42,7 @@ void buf_free(struct buf *b);
 struct str buf_view(const struct buf *b);
 /* JSON text by template; everything but these is copied as it stands:
  * %q struct str, quoted and escaped · %Q the same, or null when .p is NULL · %j struct str as it is (JSON text)
- * %z const char *, quoted and escaped · %s const char * as it is · %d int64_t · %u uint64_t · %f double · %b int as true/false · %%
+ * %v yyjson_val *, minified, nothing for NULL · %z const char *, quoted and escaped · %s const char * as it is · %d int64_t · %u uint64_t · %f double · %b int as true/false · %%
  * The result is valid JSON whatever the bytes: text that is not UTF-8 loses what is beyond ASCII, NaN becomes null. */
 void buf_json(struct buf *b, const char *fmt, ...);
 void buf_json_v(struct buf *b, const char *fmt, va_list ap);
@@ -68,11 +68,11 @@ struct map_slot {
 struct map {
     struct map_slot *slots;
     size_t count, cap; /* cap is a power of two or 0 */
-    uint64_t seed;     /* what map_seed gave when the map got its first slots */
+    uint64_t seed;     /* what map_seed was when the map got its first slots */
 };
-/* From a secure source, once at start: nobody outside can compute keys that collide. Without it (0) the order of
- * iteration repeats from run to run, which the simulator wants. */
-void map_seed(uint64_t seed);
+/* env_system sets it from a secure source, once: nobody outside can compute keys that collide. Without it (0) the order
+ * of iteration repeats from run to run, which the simulator wants. */
+extern uint64_t map_seed;
 void *map_get(const struct map *m, struct str key);
 void map_put(struct map *m, struct str key, void *value); /* replaces key pointer and value */
 void *map_remove(struct map *m, struct str key);          /* the removed value or NULL */

@@ -92,8 +92,8 @@ struct str buf_view(const struct buf *b) {
 
 /* ---- JSON by template: yyjson writes the values ---- */
 
-static void scalar(struct buf *b, uint64_t tag, yyjson_val_uni uni) {
-    if (!json_write(&(yyjson_val){tag, uni}, b)) buf_str(b, STR("null"));
+static void number(struct buf *b, uint64_t subtype, yyjson_val_uni uni) {
+    if (!json_write(&(yyjson_val){YYJSON_TYPE_NUM | subtype, uni}, b)) buf_str(b, STR("null"));
 }
 
 /* yyjson refuses text that is not UTF-8; then every byte beyond ASCII becomes '?'. */
@@ -115,19 +115,15 @@ void buf_json_v(struct buf *b, const char *fmt, va_list ap) {
         case 'q': quote(b, va_arg(ap, struct str)); break;
         case 'Q':
             s = va_arg(ap, struct str);
-            if (s.p)
-                quote(b, s);
-            else
-                buf_str(b, STR("null"));
+            s.p ? quote(b, s) : buf_str(b, STR("null"));
             break;
         case 'j': buf_str(b, va_arg(ap, struct str)); break;
+        case 'v': json_write(va_arg(ap, yyjson_val *), b); break;
         case 'z': quote(b, str_of(va_arg(ap, const char *))); break;
         case 's': buf_str(b, str_of(va_arg(ap, const char *))); break;
-        case 'd': scalar(b, YYJSON_TYPE_NUM | YYJSON_SUBTYPE_SINT, (yyjson_val_uni){.i64 = va_arg(ap, int64_t)}); break;
-        case 'u':
-            scalar(b, YYJSON_TYPE_NUM | YYJSON_SUBTYPE_UINT, (yyjson_val_uni){.u64 = va_arg(ap, uint64_t)});
-            break;
-        case 'f': scalar(b, YYJSON_TYPE_NUM | YYJSON_SUBTYPE_REAL, (yyjson_val_uni){.f64 = va_arg(ap, double)}); break;
+        case 'd': number(b, YYJSON_SUBTYPE_SINT, (yyjson_val_uni){.i64 = va_arg(ap, int64_t)}); break;
+        case 'u': number(b, YYJSON_SUBTYPE_UINT, (yyjson_val_uni){.u64 = va_arg(ap, uint64_t)}); break;
+        case 'f': number(b, YYJSON_SUBTYPE_REAL, (yyjson_val_uni){.f64 = va_arg(ap, double)}); break;
         case 'b': buf_str(b, va_arg(ap, int) ? STR("true") : STR("false")); break;
         case '%': buf_char(b, '%'); break;
         default: abort(); /* a template of ours is wrong */

@@ -39,9 +39,7 @@ static void secure_random(struct env *env, void *out, size_t n) {
 static struct env machine = {now_ms, mono_ms, mono_us, secure_random};
 
 static void seed_maps(void) {
-    uint64_t seed;
-    secure_random(&machine, &seed, sizeof seed);
-    map_seed(seed);
+    secure_random(&machine, &map_seed, sizeof map_seed);
 }
 
 struct env *env_system(void) {

@@ -18,32 +18,22 @@ static struct str text_of(yyjson_val *v) {
 
 /* Raw text is what yyjson could not hold: an integer beyond 64 bits, or a number beyond double. */
 static bool fits_double(struct str digits) {
-    char z[320];
-    if (digits.n >= sizeof z || memchr(digits.p, '.', digits.n) || memchr(digits.p, 'e', digits.n) ||
-        memchr(digits.p, 'E', digits.n))
-        return false;
+    char z[320] = "";
+    if (digits.n >= sizeof z) return false;
     memcpy(z, digits.p, digits.n);
-    z[digits.n] = 0;
-    return isfinite(strtod(z, NULL));
+    return !strpbrk(z, ".eE") && isfinite(strtod(z, NULL));
 }
 
-/* The second of two equal names, or NULL. Comparing all pairs is fastest for the usual small object. */
+/* A name that stands a second time, or NULL. Looking through all names is fastest for the usual small object. */
 static yyjson_val *duplicate_name(yyjson_val *obj) {
-    enum { PAIRWISE_MAX = 16 };
-    size_t count = unsafe_yyjson_get_len(obj), seen_n = 0;
-    yyjson_val *name = unsafe_yyjson_get_first(obj), *found = NULL, *seen[PAIRWISE_MAX];
+    yyjson_val *name, *value, *found = NULL;
     struct map names = {0};
-    for (size_t i = 0; i < count && !found; i++, name = unsafe_yyjson_get_next(name + 1)) {
+    size_t i, n;
+    yyjson_obj_foreach(obj, i, n, name, value) {
         struct str text = text_of(name);
-        if (count > PAIRWISE_MAX) {
-            found = map_get(&names, text) ? name : NULL;
-            map_put(&names, text, name);
-            continue;
-        }
-        for (size_t k = 0; k < seen_n; k++)
-            if (unsafe_yyjson_get_len(seen[k]) == text.n && memcmp(text_of(seen[k]).p, text.p, text.n) == 0)
-                found = name;
-        seen[seen_n++] = name;
+        bool large = n > 16;
+        if (large ? map_get(&names, text) != NULL : yyjson_obj_getn(obj, text.p, text.n) != value) found = name;
+        if (large) map_put(&names, text, name);
     }
     map_free(&names);
     return found;
@@ -96,12 +86,12 @@ static void *arena_take_more(void *a, void *p, size_t old_size, size_t size) {
     return memcpy(arena_alloc(a, size), p, old_size);
 }
 
-static void arena_keep(void *a, void *p) {
-    (void)a, (void)p;
+static void keep(void *ctx, void *p) {
+    (void)ctx, (void)p;
 }
 
 yyjson_val *json_in(struct arena *a, struct str text) {
-    yyjson_alc alc = {arena_take, arena_take_more, arena_keep, a};
+    yyjson_alc alc = {arena_take, arena_take_more, keep, a};
     return yyjson_doc_get_root(
         yyjson_read_opts((char *)(uintptr_t)text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW, &alc, NULL));
 }
@@ -117,22 +107,18 @@ static void *more_room(void *ctx, void *p, size_t old_size, size_t size) {
     return buf_reserve(ctx, size);
 }
 
-static void keep_room(void *ctx, void *p) {
-    (void)ctx, (void)p;
-}
-
 bool json_write(const yyjson_val *v, struct buf *out) {
-    size_t n;
-    bool ok = yyjson_val_write_opts(v, 0, &(yyjson_alc){room, more_room, keep_room, out}, &n, NULL);
-    out->n += ok ? n : 0;
-    return ok;
+    size_t n; /* 0 when it failed */
+    yyjson_val_write_opts(v, 0, &(yyjson_alc){room, more_room, keep, out}, &n, NULL);
+    out->n += n;
+    return n > 0;
 }
 
 bool json_write_mut(const yyjson_mut_val *v, struct buf *out) {
     size_t n;
-    bool ok = yyjson_mut_val_write_opts(v, 0, &(yyjson_alc){room, more_room, keep_room, out}, &n, NULL);
-    out->n += ok ? n : 0;
-    return ok;
+    yyjson_mut_val_write_opts(v, 0, &(yyjson_alc){room, more_room, keep, out}, &n, NULL);
+    out->n += n;
+    return n > 0;
 }
 
 int json_normalize(struct str text, struct buf *out, struct error *err) {
@@ -144,12 +130,7 @@ int json_normalize(struct str text, struct buf *out, struct error *err) {
 }
 
 struct str json_text_of(yyjson_val *v, struct arena *a) {
-    struct buf b = {0};
-    if (!v) return STR_NONE;
-    json_write(v, &b);
-    struct str text = arena_dup(a, buf_view(&b));
-    buf_free(&b);
-    return text;
+    return v ? arena_json(a, "%v", v) : STR_NONE;
 }
 
 /* ---- fields ---- */

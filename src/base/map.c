@@ -8,11 +8,7 @@
 #include <assert.h>
 #include <stdlib.h>
 
-static uint64_t seed_now;
-
-void map_seed(uint64_t seed) {
-    seed_now = seed;
-}
+uint64_t map_seed;
 
 /* The slot that holds key, or the empty one where it belongs. */
 static struct map_slot *slot_of(const struct map *m, struct str key, uint64_t hash) {
@@ -27,7 +23,7 @@ void *map_get(const struct map *m, struct str key) {
 
 static void grow(struct map *m) {
     struct map old = *m;
-    m->seed = old.cap ? old.seed : seed_now;
+    m->seed = old.cap ? old.seed : map_seed;
     m->cap = old.cap ? old.cap * 2 : 8;
     m->slots = mem_alloc(m->cap * sizeof *m->slots);
     for (size_t i = 0; i < old.cap; i++)

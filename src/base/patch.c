@@ -282,9 +282,8 @@ static void diff_values(struct diff *d, yyjson_val *from, yyjson_val *to) {
         diff_arrays(d, from, to);
     } else if (!yyjson_equals(from, to)) {
         const char *op = !from ? "add" : !to ? "remove" : "replace";
-        buf_json(d->out, "%s{\"op\":%z,\"path\":%q%s", d->comma, op, buf_view(&d->path), to ? ",\"value\":" : "");
-        json_write(to, d->out);
-        buf_char(d->out, '}');
+        buf_json(d->out, "%s{\"op\":%z,\"path\":%q%s%v}", d->comma, op, buf_view(&d->path), to ? ",\"value\":" : "",
+                 to);
         d->comma = ",";
     }
 }
