@@ -133,6 +133,11 @@ enum {
 #undef X
 };
 
+struct error_kind {
+    const char *name, *title;
+    int status;
+    bool retryable;
+};
 /* An error with its details. `code` is a table name or a guest's own word. */
 struct error {
     char code[64];
@@ -141,9 +146,7 @@ struct error {
 };
 /* Fills e (may be NULL) from the table; returns code. */
 int error_set(struct error *e, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-const char *error_name(int code);
-int error_status(struct str name); /* HTTP status of a code's name; 422 for a guest's own word */
-const char *error_title(struct str name);
+const struct error_kind *error_kind(struct str name);    /* of a guest's own word: 422, "The guest failed" */
 void error_json(const struct error *e, struct buf *out); /* {"code","message","retryable"} */
 
 /* ---- JSON: strict I-JSON reading, one way of writing ---- */

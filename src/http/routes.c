@@ -351,7 +351,7 @@ void http_fail(struct http_conn *c, int status, const struct error *e) {
     struct buf body = {0};
     struct loom_str trace = c->request.traceparent, correlation = c->request.correlation;
     buf_json(&body, "{\"type\":\"about:blank\",\"title\":%z,\"status\":%d,\"detail\":%z,\"code\":%z,\"retryable\":%b",
-             error_title(str_of(e->code)), (int64_t)status, e->message, e->code, e->retryable);
+             error_kind(str_of(e->code))->title, (int64_t)status, e->message, e->code, e->retryable);
     if (correlation.p) buf_json(&body, ",\"correlationId\":%q", (struct str){correlation.p, correlation.n});
     if (trace.p) buf_json(&body, ",\"traceId\":%q", (struct str){trace.p + 3, 32});
     buf_char(&body, '}');
@@ -368,7 +368,7 @@ void http_problem(struct http_conn *c, int status, int code, const char *fmt, ..
     vsnprintf(detail, sizeof detail, fmt, ap);
     va_end(ap);
     error_set(&e, code, "%s", detail);
-    http_fail(c, status ? status : error_status(str_of(e.code)), &e);
+    http_fail(c, status ? status : error_kind(str_of(e.code))->status, &e);
 }
 
 /* ---- answers of this folder ---- */

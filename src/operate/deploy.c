@@ -161,6 +161,7 @@ static void upload_done(struct loom *l, struct item *item) {
         struct str row = say(l, "{\"name\":%q,\"version\":%q,\"sha256\":%z,\"size\":%u}", u->name, u->version, u->hash,
                              (uint64_t)u->bytes.n);
         rows_put(l, ROW_MODULE, u->key, row, false);
+        l->modules_put++;
         reply_send(l, &u->req, same ? 200 : 201, row, STR_NONE);
     }
     arena_free(&u->mem);

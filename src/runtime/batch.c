@@ -254,6 +254,7 @@ static void commit_failed(struct loom *l, struct commit_job *job) {
         _exit(70);
     }
     l->failed = true;
+    l->modules_put++; /* what was resolved may rest on what did not commit */
     l->failed_code = job->outcome == COMMIT_FULL ? LOOM_E_DISK_FULL : LOOM_E_NOT_COMMITTED;
     l->probe_at = l->env->mono_ms(l->env) + 200;
     while (l->effect_count > 0) {

@@ -148,7 +148,7 @@ static struct str builtin_bytes(const struct builtin_module *b) {
 }
 
 /* The hash that wasmBlobUrl names now. */
-static int module_resolve(struct loom *l, const struct definition *d, char hash[65], struct error *err) {
+static int module_look_up(struct loom *l, const struct definition *d, char hash[65], struct error *err) {
     struct str url = json_str(d->doc, "wasmBlobUrl");
     if (!url.p) url = STR("");
     const char *at = memchr(url.p, '@', url.n);
@@ -174,6 +174,17 @@ static int module_resolve(struct loom *l, const struct definition *d, char hash[
         }
     return error_set(err, LOOM_E_NOT_FOUND, "%s needs %.*s, which was not uploaded; PUT /v1/modules/NAME/VERSION first",
                      d->name.p, (int)url.n, url.p);
+}
+
+/* The same, remembered until a module is put. */
+static int module_resolve(struct loom *l, struct definition *d, char hash[65], struct error *err) {
+    if (d->resolved_at != l->modules_put) {
+        int rc = module_look_up(l, d, d->resolved, err);
+        if (rc < 0) return rc;
+        d->resolved_at = l->modules_put;
+    }
+    memcpy(hash, d->resolved, sizeof d->resolved);
+    return 0;
 }
 
 static bool read_file(const char *path, struct buf *out) {
@@ -269,7 +280,7 @@ static struct exec_module *module_get(struct loom *l, const char *hash, struct e
     return m ? exec_module_ref(module) : NULL;
 }
 
-struct exec_module *definition_module(struct loom *l, const struct definition *d, struct str pinned, char hash_out[65],
+struct exec_module *definition_module(struct loom *l, struct definition *d, struct str pinned, char hash_out[65],
                                       struct error *err) {
     char hash[65] = "native";
     if (!d->native && pinned.n == 64)

@@ -24,7 +24,7 @@ static void reply_release(struct loom *l, void *ctx, bool committed) {
     if (!committed) {
         int code = l->failed_code ? l->failed_code : LOOM_E_NOT_COMMITTED;
         error_set(&err, code, "%s", safe_to_repeat);
-        r->status = error_status(str_of(err.code));
+        r->status = error_kind(str_of(err.code))->status;
         r->body = error_text(l, &err);
     }
     struct loom_reply out = {r->status, {r->body.p, r->body.n}, {r->message_id.p, r->message_id.n}};
@@ -54,12 +54,12 @@ struct str error_text(struct loom *l, const struct error *err) {
 }
 
 void reply_error(struct loom *l, const struct loom_request *req, const struct error *err) {
-    reply_send(l, req, error_status(str_of(err->code)), error_text(l, err), STR_NONE);
+    reply_send(l, req, error_kind(str_of(err->code))->status, error_text(l, err), STR_NONE);
 }
 
 /* The HTTP status of a message's end: 5xx are only Loom's own. */
 int reply_status(bool ok, yyjson_val *error) {
-    int status = ok ? 200 : error_status(json_str(error, "code"));
+    int status = ok ? 200 : error_kind(json_str(error, "code"))->status;
     return status >= 500 ? 422 : status;
 }
 
@@ -144,5 +144,5 @@ void waiters_fail(struct loom *l, bool all) {
     struct error err;
     error_set(&err, all ? LOOM_E_STOPPING : l->failed_code, "%s",
               all ? "Loom stops; the message is safe, ask for its reply after the restart" : safe_to_repeat);
-    waiters_sift(l, all ? WAITERS_ALL : WAITERS_UNCOMMITTED, error_status(str_of(err.code)), error_text(l, &err));
+    waiters_sift(l, all ? WAITERS_ALL : WAITERS_UNCOMMITTED, error_kind(str_of(err.code))->status, error_text(l, &err));
 }

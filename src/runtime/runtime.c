@@ -26,13 +26,12 @@ uint64_t loom_order(struct loom *l) {
 }
 
 struct str say(struct loom *l, const char *fmt, ...) {
-    struct buf b = {0};
     va_list ap;
     va_start(ap, fmt);
-    buf_json_v(&b, fmt, ap);
+    buf_clear(&l->saying);
+    buf_json_v(&l->saying, fmt, ap);
     va_end(ap);
-    struct str s = arena_dup(&l->scratch, buf_view(&b));
-    buf_free(&b);
+    struct str s = arena_dup(&l->scratch, buf_view(&l->saying));
     return s.p ? s : STR("");
 }
 
@@ -229,6 +228,7 @@ static void release(struct loom *l) {
     map_free(&l->waiters);
     free(l->sweep_from);
     arena_free(&l->scratch);
+    buf_free(&l->saying);
     free(l->effects);
     free(l->cache_dir);
     free((char *)l->config.store);
@@ -259,6 +259,7 @@ static struct loom *engine_new(const struct loom_config *config) {
     pthread_cond_init(&l->wake, &monotonic);
     pthread_cond_init(&l->writer_wake, NULL);
     pthread_condattr_destroy(&monotonic);
+    l->modules_put = 1;
     l->inbox_tail = &l->inbox;
     l->run_tail = &l->run_head;
     l->dirty_tail = &l->dirty_head;

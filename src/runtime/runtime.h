@@ -37,6 +37,8 @@ struct definition {
     struct retry_policy retry; /* actor types: max_attempts 1 unless given */
     struct net_policy *policy; /* activity: NULL when it is pure */
     struct loom_schema *input, *output;
+    char resolved[65]; /* hash that wasmBlobUrl named when l->modules_put was resolved_at */
+    uint64_t resolved_at;
     struct exec_module *native; /* registered in process; otherwise the module comes from wasmBlobUrl */
     bool reuse;
     struct definition *older; /* deployed before it under the same name */
@@ -139,7 +141,9 @@ struct loom {
     size_t alarm_count, alarm_cap;
     int64_t horizon; /* durable alarms due before it are in the heap */
 
+    uint64_t modules_put;            /* counts uploads, from 1 */
     struct map definitions, modules; /* registry.c: kind/ns/name → newest definition; hash → loaded module */
+    struct buf saying;               /* say()'s room */
     struct arena scratch;            /* texts and documents that live until the current item or slice is done */
     struct map attempts;             /* idempotency key → struct attempt (attempt.c) */
     int64_t sweep_at; /* mailbox.c: when the next slice of dedup rows is looked at, and where it begins */
@@ -318,7 +322,7 @@ struct definition *registry_pinned(struct loom *l, struct str ns, struct str typ
                                    struct str hash); /* of an open turn */
 int definition_check(const struct definition *d, bool input, struct str json, struct error *err);
 /* A reference to its code; pinned: a module's hash, absent: what wasmBlobUrl says now. */
-struct exec_module *definition_module(struct loom *l, const struct definition *d, struct str pinned, char hash_out[65],
+struct exec_module *definition_module(struct loom *l, struct definition *d, struct str pinned, char hash_out[65],
                                       struct error *err);
 /* Checks and deploys a definition; refused: the error. created: nothing of this content was there. */
 struct definition *registry_put(struct loom *l, const char *kind, struct str ns, struct str name, struct str version,

@@ -141,9 +141,6 @@ static void suspend(struct loom *l, struct resident *r) {
     struct turn *t = r->a->turn;
     exec_suspended(r->exec);
     r->cpu_us = 0;
-    l->guest_bytes -= r->bytes;
-    r->bytes = exec_bytes(r->exec);
-    l->guest_bytes += r->bytes;
     for (size_t i = 0; i < t->await_count && !t->suspend_written; i++) {
         struct promise *p = turn_promise(t, t->await[i]);
         if (p->done_at != ENTRY_NEVER || p->kind < PROMISE_CHILD) continue;
@@ -152,6 +149,10 @@ static void suspend(struct loom *l, struct resident *r) {
         journal_append(r->a, loom_now(l), say(l, "{\"type\":\"suspended\",\"reason\":%q", reason));
         resident_status(l, r, ACTOR_SUSPENDED, reason);
     }
+    if (r->bytes > 0 && r->a->status != ACTOR_SUSPENDED) return; /* asking the kernel costs more than a short wait */
+    l->guest_bytes -= r->bytes;
+    r->bytes = exec_bytes(r->exec);
+    l->guest_bytes += r->bytes;
 }
 
 /* One op; true: the slice goes on. */

@@ -321,7 +321,7 @@ static bool is_over(struct activity *a) {
 static enum verdict get_instance(struct activity *a) {
     if (a->spec.reuse) a->exec = idle_take(a->pool, &a->spec);
     if (!a->exec) a->exec = exec_new(a->spec.module, a->spec.limits, &a->error);
-    if (a->exec || strcmp(a->error.code, error_name(LOOM_E_BUSY)) != 0) return a->exec ? ANSWER : ENDED;
+    if (a->exec || strcmp(a->error.code, "busy") != 0) return a->exec ? ANSWER : ENDED;
     a->error.code[0] = '\0';
     return NO_ROOM;
 }
