@@ -264,7 +264,8 @@ static void endings(void **state) {
     expect_error(p, "[[\"fail\",{\"code\":\"no_money\",\"message\":\"none left\",\"retryable\":true}]]", "no_money",
                  true, "none left");
     expect_error(p, "[[\"fail\",7]]", "failed", false, "");
-    expect_error(p, "[[\"trap\",null]]", "trap", false, "wasm `unreachable` instruction executed in loom_run_script");
+    expect_error(p, "[[\"trap\",null]]", "trap", false,
+                 "wasm `unreachable` instruction executed in loom_activity_script");
     expect_error(p, "[[\"state.get\",\"\"]]", "unknown_op", false, "activities have no op \"state.get\"");
     expect_error(p, "[[\"return\",[1,2,,3]]]", "invalid_output", false, ": [1,2,,3]");
     expect_result(p, NULL, "[[\"return\", {\"a\" : 1.0} ]]", "{\"a\":1.0}");
@@ -445,51 +446,101 @@ static void more_attempts_than_slots(void **state) {
     buf_free(&artefact);
 }
 
+/* Counts its attempts in a static variable; takes much heap, and stack in a call that does not come back. */
+static const char counter_source[] =
+    "#include <loom/guest.h>\n"
+    "static int attempts;\n"
+    "__attribute__((noinline)) static void deeper(volatile char *above, loom_json input) {\n"
+    "    volatile char room[2000] = {above ? *above : 1};\n"
+    "    if (!above) deeper(room, input);\n"
+    "    if (loom_is(input, \"trap\")) __builtin_trap();\n"
+    "    if (loom_is(input, \"fail\")) loom_fail(\"no\", false, \"'%d'\", attempts);\n"
+    "    loom_return(\"%d\", room[0] * attempts);\n"
+    "}\n"
+    "LOOM_ACTIVITY(counter) {\n"
+    "    char *heap = loom_alloc(100000);\n"
+    "    for (int i = 0; i < 100000; i++) heap[i] = 1;\n"
+    "    attempts++;\n"
+    "    if (loom_is(loom_input(), \"come out\")) return;\n"
+    "    deeper(NULL, loom_input());\n"
+    "}\n";
+
+static struct exec_module *module_of(struct buf wasm) {
+    struct buf artefact = {0};
+    struct exec_module *m = NULL;
+    struct error err;
+    exec_compile(engine, buf_view(&wasm), &artefact, &err);
+    if (exec_module_load(engine, buf_view(&artefact), &m, &err)) fail_msg("%s", err.message);
+    buf_free(&wasm);
+    buf_free(&artefact);
+    return m;
+}
+
+/* One attempt with reuse, on this thread as far as it goes. */
+static void attempt(struct activity_pool *p, struct exec_module *m, const char *ns, const char *input,
+                    struct outcome *o) {
+    struct activity_spec spec = spec_of(o, input);
+    spec.module = m;
+    spec.reuse = true;
+    spec.ns = str_of(ns);
+    spec.limits.memory_mb = 1; /* what an attempt leaves would not fit ten times */
+    activity_start(p, &spec, true);
+    wait_for(o);
+}
+
 static void reuse(void **state) {
     (void)
-        state; /* With reuse an instance serves the namespace's next attempt; not another namespace's, not after a trap. */
-    const char *counter =
-        "(module (import \"loom\" \"op\" (func $op (param i32 i32 i32 i32) (result i32))) (memory (export \"memory\") "
-        "1)"
-        "(data (i32.const 0) \"return0trap\") (global $n (mut i32) (i32.const 0)) (func (export \"run\")"
-        "(global.set $n (i32.add (global.get $n) (i32.const 1)))"
-        "(i32.store8 (i32.const 6) (i32.add (i32.const 48) (global.get $n)))"
-        "(drop (call $op (i32.const 0) (i32.const 6) (i32.const 6) (i32.const 1)))"
-        "(if (i32.eq (global.get $n) (i32.const 3)) (then unreachable))))";
-    struct buf wasm = guest_wat(counter), artefact = {0};
-    struct activity_pool *p = activity_pool_new(env_system(), net, 1);
-    struct outcome o;
+        state; /* With reuse an instance serves the namespace's next attempt, whatever the last one left of its stack and
+                  * heap; not another namespace's, not after a trap. */
     static const struct {
-        const char *ns, *result;
-    } cases[] = {{"a", "1"}, {"a", "2"}, {"b", "1"}, {"a", "3"}, {"a", "1"}, {"b", "2"}};
-    struct exec_module *m;
-    exec_compile(engine, buf_view(&wasm), &artefact, NULL);
-    assert_int_equal(exec_module_load(engine, buf_view(&artefact), &m, NULL), 0);
+        const char *ns, *input, *result, *code;
+    } cases[] = {
+        {"a", "null", "1", ""}, {"a", "null", "2", ""},      {"b", "null", "1", ""}, {"a", "\"come out\"", "null", ""},
+        {"a", "null", "4", ""}, {"a", "\"fail\"", "", "no"}, {"a", "null", "6", ""}, {"a", "\"trap\"", "", "trap"},
+        {"a", "null", "1", ""}, {"b", "null", "2", ""},
+    };
+    struct activity_pool *p = activity_pool_new(env_system(), net, 1);
+    struct exec_module *m = module_of(guest_c(counter_source));
+    struct outcome o;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct activity_spec spec = spec_of(&o, "null");
-        spec.module = m;
-        spec.reuse = true;
-        spec.ns = str_of(cases[i].ns);
-        activity_start(p, &spec, true);
-        wait_for(&o);
-        assert_string_equal(o.error.code, "");
+        attempt(p, m, cases[i].ns, cases[i].input, &o);
+        assert_string_equal(o.error.code, cases[i].code);
         assert_string_equal(o.result, cases[i].result);
     }
+    for (int i = 0; i < 200; i++) attempt(p, m, "b", "null", &o);
+    assert_string_equal(o.result, "202");
     for (int i = 0; i < 40; i++) { /* more namespaces than are kept */
         char ns[20];
         snprintf(ns, sizeof ns, "ns%d", i);
-        struct activity_spec spec = spec_of(&o, "null");
-        spec.module = m;
-        spec.reuse = true;
-        spec.ns = str_of(ns);
-        activity_start(p, &spec, true);
-        wait_for(&o);
+        attempt(p, m, ns, "null", &o);
         assert_string_equal(o.result, "1");
+    }
+    attempt(p, m, "ns39", "null", &o);
+    assert_string_equal(o.result, "2");
+    attempt(p, m, "ns0", "null", &o);
+    assert_string_equal(o.result, "1");
+    activity_pool_free(p);
+    exec_module_unref(m);
+}
+
+static void reuse_without_sdk(void **state) {
+    (void)state; /* A module that does not export `again` serves again only when it comes out of run(). */
+    struct activity_pool *p = activity_pool_new(env_system(), net, 1);
+    struct exec_module *m = module_of(guest_wat(
+        "(module (import \"loom\" \"op\" (func $op (param i32 i32 i32 i32) (result i32))) (memory (export \"memory\") "
+        "1)"
+        "(data (i32.const 0) \"return0\") (global $n (mut i32) (i32.const 0)) (func (export \"run\")"
+        "(global.set $n (i32.add (global.get $n) (i32.const 1))) (if (i32.eq (global.get $n) (i32.const 2)) (then"
+        "(i32.store8 (i32.const 6) (i32.add (i32.const 48) (global.get $n)))"
+        "(drop (call $op (i32.const 0) (i32.const 6) (i32.const 6) (i32.const 1))) unreachable))))"));
+    static const char *const results[] = {"null", "2", "null", "2"};
+    struct outcome o;
+    for (int i = 0; i < 4; i++) {
+        attempt(p, m, "a", "null", &o);
+        assert_string_equal(o.result, results[i]);
     }
     activity_pool_free(p);
     exec_module_unref(m);
-    buf_free(&wasm);
-    buf_free(&artefact);
 }
 
 static void op_table(void **state) {
@@ -513,6 +564,7 @@ int main(void) {
         cmocka_unit_test(shutdown_ends_all),
         cmocka_unit_test(more_attempts_than_slots),
         cmocka_unit_test(reuse),
+        cmocka_unit_test(reuse_without_sdk),
         cmocka_unit_test(op_table),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);

@@ -100,7 +100,7 @@ static void op_and_take(void **state) {
     expect_op(x, "one", "{\"code\":\"no\"}");
     exec_answer(x, true, STR(""));
     assert_int_equal(run_on(x), EXEC_END);
-    assert_true(exec_reusable(x));
+    assert_true(exec_again(x));
     expect_op(x, "one", "{}"); /* and again from the start */
     exec_free(x);
 }
@@ -603,7 +603,7 @@ static void wasi_exit(void **state) {
                            "(func (export \"_start\") (call $proc_exit (i32.const 0)) unreachable))",
                            limits);
     assert_int_equal(run_on(x), EXEC_END);
-    assert_false(exec_reusable(x));
+    assert_false(exec_again(x));
     exec_free(x);
     trap_of("(module " WASI("proc_exit", "(param i32)") MEMORY
             "(func $f (export \"run\") (call $proc_exit (i32.const 3))))",
@@ -676,7 +676,7 @@ static void native(void **state) {
         }
         if (stop > 2) assert_int_equal(run_on(x), EXEC_END);
         if (stop > 2) assert_int_equal(run_on(x), EXEC_END);
-        assert_false(exec_reusable(x));
+        assert_false(exec_again(x));
         assert_true(exec_bytes(x) > 0);
         exec_free(x);
     }

@@ -64,10 +64,10 @@ typedef struct loom_result {
 
 #ifdef __wasm__
 #define LOOM_IMPORT(name) __attribute__((import_module("loom"), import_name(name)))
-#define LOOM_EXPORT       __attribute__((export_name("run")))
+#define LOOM_EXPORT(name) __attribute__((export_name(name)))
 #else
 #define LOOM_IMPORT(name)
-#define LOOM_EXPORT
+#define LOOM_EXPORT(name)
 #endif
 
 /* Runs an op. The length n of its result; −1 − n: it failed, and the result is the error. */
@@ -75,11 +75,27 @@ LOOM_IMPORT("op") extern int32_t loom_native_op(const char *name, size_t name_le
 /* Copies the result of the last op. */
 LOOM_IMPORT("take") extern void loom_native_take(char *dst);
 
-/* LOOM_ACTOR(name) { … } and LOOM_ACTIVITY(name) { … } define the guest's entry; its native name is loom_run_NAME. */
-#define LOOM_ACTOR(name)                    \
-    LOOM_EXPORT void loom_run_##name(void); \
+/* LOOM_ACTOR(name) { … } and LOOM_ACTIVITY(name) { … } define the guest's entry; its native name is loom_run_NAME.
+ *
+ * When an activity's definition says `reuse`, its instance serves one attempt after the other. loom_return() and
+ * loom_fail() do not come back then either: the next attempt begins by dropping what the last one left of its stack and
+ * heap. Only static variables keep their values: a cache, but nothing that an attempt may rely on. After a trap, a
+ * timeout or a cancellation the instance is gone. */
+#define LOOM_ACTOR(name)                           \
+    LOOM_EXPORT("run") void loom_run_##name(void); \
     void loom_run_##name(void)
-#define LOOM_ACTIVITY(name) LOOM_ACTOR(name)
+#define LOOM_ACTIVITY(name)                                           \
+    __attribute__((noinline)) static void loom_activity_##name(void); \
+    LOOM_EXPORT("again") void loom_again_##name(void);                \
+    void loom_again_##name(void) {                                    \
+        loom_rewind();                                                \
+        loom_activity_##name();                                       \
+    }                                                                 \
+    LOOM_ACTOR(name) {                                                \
+        loom_remember_stack();                                        \
+        loom_activity_##name();                                       \
+    }                                                                 \
+    static void loom_activity_##name(void)
 
 /* ---- memory ---- */
 
@@ -108,6 +124,19 @@ static inline void loom_release(void *mark) {
     loom_memory_top = mark;
 }
 
+__attribute__((weak)) void *loom_stack_start; /* where the stack stood when the first run began */
+
+static inline void loom_remember_stack(void) {
+    __asm__ volatile(".globaltype __stack_pointer, i32\n global.get __stack_pointer\n local.set %0"
+                     : "=r"(loom_stack_start));
+}
+static inline void loom_rewind(void) {
+    loom_memory_top = NULL;
+    __asm__ volatile(".globaltype __stack_pointer, i32\n local.get %0\n global.set __stack_pointer"
+                     :
+                     : "r"(loom_stack_start));
+}
+
 /* What clang may call though there is no libc; with -mbulk-memory it hardly ever does. */
 void *memcpy(void *restrict dst, const void *restrict src, size_t n);
 void *memset(void *dst, int byte, size_t n);
@@ -130,6 +159,10 @@ static inline void *loom_mark(void) {
 }
 static inline void loom_release(void *mark) {
     (void)mark;
+}
+static inline void loom_remember_stack(void) {
+}
+static inline void loom_rewind(void) {
 }
 #endif
 

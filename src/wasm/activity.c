@@ -1,10 +1,12 @@
-/* activity.c: attempts of activities: a pool of threads with one run queue. An attempt is a guest and where it stands:
+/* activity.c: attempts of activities: a pool of threads with one run queue. Where an attempt stands is its phase:
  *
- *     queued ─► running ─► ended: done()          running ─► queued: its slice is over
- *                  └─► parked: waits for the network and needs no thread ─► queued
+ *     QUEUED ─► RUNNING ─► ENDED: done()          RUNNING ─► QUEUED: its slice is over
+ *                  └─► PARKED: waits for the network and needs no thread ─► QUEUED
  *
- * Invariants: an attempt is run by one thread at a time and moves between threads only through the pool's mutex; done()
- * is called once, without a lock held. Deadlines need no timer: a guest that runs meets its own at the end of a slice, one
+ * With `reuse` one that has ended lies IDLE instead, until its instance serves the next attempt of its kind.
+ *
+ * Invariants: phases change in move() only, under the pool's mutex; an attempt is run by one thread at a time; done() is
+ * called once, without a lock held. Deadlines need no timer: a guest that runs meets its own at the end of a slice, one
  * that is parked gets the network's `timeout`. A guest's ops are the rows of ACTIVITY_OPS; all else is a trap.
  *
  * Deliberately not here: retries, schemas, journaling (the runtime's), what may be reached (net's).
@@ -17,9 +19,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/queue.h>
 #include <unistd.h>
 
 enum { FAIR_MS = 2, IDLE_MAX = 32, FIRST_BYTES = 80, RANDOM_MAX_BYTES = 256 };
+
+enum phase { RUNNING /* in no list */, QUEUED, PARKED, IDLE, ENDED };
 
 struct activity {
     struct activity_pool *pool;
@@ -27,25 +32,16 @@ struct activity {
     struct exec *exec; /* NULL until an instance was free */
     uint64_t random;   /* state of its generator */
     uint32_t https;    /* http ops so far */
-    bool returned;     /* by op `return`, in an instance that may serve again: it is to come out of run() */
-    bool ended;        /* it came out of run() */
     bool told;         /* it has had a go since it was cancelled */
+    bool starved;      /* it found no free instance */
     atomic_bool cancelled;
     struct buf result, text; /* of the attempt; of the op */
     struct error error;      /* of the op, or why the attempt failed; code "": none */
 
     /* Under the pool's mutex: */
-    struct activity *queued_next, *live_prev, *live_next;
-    bool answered, parked; /* its http op: the answer came; no thread has it */
-    uint64_t net_id;
-};
-
-/* An instance whose run() has ended, for the next attempt of the same kind. */
-struct idle {
-    struct exec *exec;
-    struct exec_module *module;
-    struct exec_limits limits;
-    char *ns;
+    enum phase phase;
+    TAILQ_ENTRY(activity) link;
+    uint64_t net_id; /* of its last http op */
 };
 
 struct activity_pool {
@@ -56,96 +52,72 @@ struct activity_pool {
     atomic_bool stopping;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
-    struct activity *first, *last; /* the run queue */
-    struct activity *live;         /* all attempts */
-    struct idle idle[IDLE_MAX];    /* the oldest first */
-    unsigned idle_count;
+    TAILQ_HEAD(list, activity) in[ENDED]; /* one per phase */
+    unsigned live, idle;                  /* begun, and done() has not yet returned; lying idle */
 };
 
-/* What an op comes to (the first two answer it), or a go on a thread (the others). */
-enum verdict { ANSWER, REFUSE, PARKED, AGAIN, NO_ROOM, ENDED };
+static void move(struct activity *a, enum phase to) {
+    struct activity_pool *p = a->pool;
+    if (a->phase != RUNNING) TAILQ_REMOVE(&p->in[a->phase], a, link);
+    if (to != RUNNING) TAILQ_INSERT_TAIL(&p->in[to], a, link);
+    if (a->phase == IDLE) p->idle--;
+    if (to == IDLE) p->idle++;
+    a->phase = to;
+    if (to == QUEUED) pthread_cond_signal(&p->wake);
+}
 
-static enum verdict fail(struct activity *a, enum verdict verdict, int code, const char *message) {
+static void enqueue(struct activity *a) {
+    struct activity_pool *p = a->pool;
+    pthread_mutex_lock(&p->mutex);
+    move(a, QUEUED);
+    pthread_mutex_unlock(&p->mutex);
+}
+
+static enum phase fail(struct activity *a, enum phase next, int code, const char *message) {
     error_set(&a->error, code, "%.*s: %s", (int)a->spec.name.n, a->spec.name.p, message);
-    return verdict;
+    return next;
 }
 
 static int64_t mono_ms(const struct activity *a) {
     return a->pool->env->mono_ms(a->pool->env);
 }
 
-/* ---- instances that serve again ---- */
+/* ---- ops: each gets its argument, fills a->text with the result or a->error, and tells the next phase ---- */
 
-static struct exec *idle_remove(struct activity_pool *p, unsigned i) {
-    struct exec *x = p->idle[i].exec;
-    free(p->idle[i].ns);
-    memmove(&p->idle[i], &p->idle[i + 1], (--p->idle_count - i) * sizeof p->idle[i]);
-    return x;
-}
+#define ANSWER(...) (buf_json(&a->text, __VA_ARGS__), RUNNING)
 
-static struct exec *idle_take(struct activity_pool *p, const struct activity_spec *spec) {
-    struct exec *x = NULL;
-    pthread_mutex_lock(&p->mutex);
-    for (unsigned i = p->idle_count; i-- > 0 && !x;) {
-        const struct idle *slot = &p->idle[i];
-        bool fits = slot->module == spec->module && !memcmp(&slot->limits, &spec->limits, sizeof slot->limits);
-        if (fits && str_eq(str_of(slot->ns), spec->ns)) x = idle_remove(p, i);
-    }
-    pthread_mutex_unlock(&p->mutex);
-    if (x) exec_suspended(x);
-    return x;
-}
-
-static void idle_put(struct activity_pool *p, const struct activity_spec *spec, struct exec *x) {
-    pthread_mutex_lock(&p->mutex);
-    struct exec *oldest = p->idle_count == IDLE_MAX ? idle_remove(p, 0) : NULL;
-    p->idle[p->idle_count++] = (struct idle){x, spec->module, spec->limits, str_dup(spec->ns)};
-    pthread_mutex_unlock(&p->mutex);
-    exec_free(oldest);
-}
-
-/* ---- ops: each gets its argument, fills a->text with the result, or refuses with an error ---- */
-
-static enum verdict answer(struct activity *a, const char *fmt, ...) {
-    va_list ap;
-    va_start(ap, fmt);
-    buf_json_v(&a->text, fmt, ap);
-    va_end(ap);
-    return ANSWER;
-}
-
-static enum verdict op_input(struct activity *a, yyjson_val *v) {
+static enum phase op_input(struct activity *a, yyjson_val *v) {
     (void)v;
-    return answer(a, "%j", a->spec.input.n ? a->spec.input : STR("null"));
+    return ANSWER("%j", a->spec.input.n ? a->spec.input : STR("null"));
 }
 
-static enum verdict note(struct activity *a, int level, yyjson_val *v) {
+static enum phase note(struct activity *a, int level, yyjson_val *v) {
     json_write(v, &a->text);
     if (a->spec.note) a->spec.note(a->spec.ctx, level, buf_view(&a->text));
     buf_clear(&a->text);
-    return answer(a, "null");
+    return ANSWER("null");
 }
 
 /* Levels are told apart by their first letter: trace, debug, info, warn, error, fatal. */
-static enum verdict op_log(struct activity *a, yyjson_val *v) {
+static enum phase op_log(struct activity *a, yyjson_val *v) {
     static const char letters[] = "tdiwef";
     struct str level = json_str(v, "level");
     const char *at = level.n ? memchr(letters, level.p[0], 6) : NULL;
     return note(a, at ? LOG_TRACE + 10 * (int)(at - letters) : LOG_INFO, v);
 }
 
-static enum verdict op_progress(struct activity *a, yyjson_val *v) {
+static enum phase op_progress(struct activity *a, yyjson_val *v) {
     return note(a, 0, v);
 }
 
-static enum verdict op_heartbeat(struct activity *a, yyjson_val *v) {
+static enum phase op_heartbeat(struct activity *a, yyjson_val *v) {
     (void)v;
-    return answer(a, "{\"cancelled\":%b}", atomic_load(&a->cancelled));
+    return ANSWER("{\"cancelled\":%b}", atomic_load(&a->cancelled));
 }
 
-static enum verdict op_now(struct activity *a, yyjson_val *v) {
+static enum phase op_now(struct activity *a, yyjson_val *v) {
     (void)v;
-    return answer(a, "%d", a->pool->env->now_ms(a->pool->env));
+    return ANSWER("%d", a->pool->env->now_ms(a->pool->env));
 }
 
 static uint64_t next_random(struct activity *a) { /* splitmix64 */
@@ -155,25 +127,24 @@ static uint64_t next_random(struct activity *a) { /* splitmix64 */
     return z ^ z >> 31;
 }
 
-static enum verdict op_random(struct activity *a, yyjson_val *v) {
-    uint64_t bytes[RANDOM_MAX_BYTES / 8], n = yyjson_is_uint(v) ? yyjson_get_uint(v) : 0;
+static enum phase op_random(struct activity *a, yyjson_val *v) {
+    uint64_t bytes[RANDOM_MAX_BYTES / 8], n = yyjson_get_uint(v);
     char hex[2 * RANDOM_MAX_BYTES + 1];
-    if (yyjson_is_null(v)) return answer(a, "%f", (double)(next_random(a) >> 11) * 0x1p-53);
+    if (yyjson_is_null(v)) return ANSWER("%f", (double)(next_random(a) >> 11) * 0x1p-53);
     if (n < 1 || n > RANDOM_MAX_BYTES) {
-        return fail(a, REFUSE, LOOM_E_INVALID_ARGUMENT, "random takes null or how many bytes, 1 to 256");
+        return fail(a, RUNNING, LOOM_E_INVALID_ARGUMENT, "random takes null or how many bytes, 1 to 256");
     }
     for (size_t i = 0; i * 8 < n; i++) bytes[i] = next_random(a);
     hex_encode((const uint8_t *)bytes, n, hex);
-    return answer(a, "%z", hex);
+    return ANSWER("%z", hex);
 }
 
-static enum verdict op_return(struct activity *a, yyjson_val *v) {
+static enum phase op_return(struct activity *a, yyjson_val *v) {
     json_write(v, &a->result);
-    a->returned = a->spec.reuse && exec_reusable(a->exec);
-    return a->returned ? answer(a, "null") : ENDED;
+    return ENDED;
 }
 
-static enum verdict op_fail(struct activity *a, yyjson_val *v) {
+static enum phase op_fail(struct activity *a, yyjson_val *v) {
     struct str code = json_str(v, "code"), message = json_str(v, "message");
     error_set(&a->error, LOOM_E_FAILED, "%.*s", (int)message.n, message.n ? message.p : "");
     if (code.n) snprintf(a->error.code, sizeof a->error.code, "%.*s", (int)code.n, code.p);
@@ -181,51 +152,35 @@ static enum verdict op_fail(struct activity *a, yyjson_val *v) {
     return ENDED;
 }
 
-static enum verdict op_secret(struct activity *a, yyjson_val *v) {
+static enum phase op_secret(struct activity *a, yyjson_val *v) {
     struct buf handle = {0};
     struct str name = {yyjson_get_str(v), yyjson_get_len(v)};
-    int rc = net_secret_handle(a->pool->net, a->spec.policy, name, &handle, &a->error);
-    if (!rc) answer(a, "%q", buf_view(&handle));
+    if (!net_secret_handle(a->pool->net, a->spec.policy, name, &handle, &a->error))
+        buf_json(&a->text, "%q", buf_view(&handle));
     buf_free(&handle);
-    return rc ? REFUSE : ANSWER;
+    return RUNNING;
 }
 
-static void enqueue(struct activity_pool *p, struct activity *a) {
-    a->queued_next = NULL;
-    *(p->first ? &p->last->queued_next : &p->first) = a;
-    p->last = a;
-    pthread_cond_signal(&p->wake);
-}
-
-/* On the net thread, perhaps before net_send() has returned: then the sender queues the attempt. */
+/* On the net thread. */
 static void http_done(void *ctx, bool ok, struct str json) {
     struct activity *a = ctx;
-    struct activity_pool *p = a->pool;
     exec_answer(a->exec, ok, json);
-    pthread_mutex_lock(&p->mutex);
-    a->answered = true;
-    if (a->parked) enqueue(p, a);
-    a->parked = false;
-    pthread_mutex_unlock(&p->mutex);
+    enqueue(a);
 }
 
-/* Once the attempt is parked another thread may have it at any time: it is not touched again. */
-static enum verdict http_send(struct activity *a, const struct net_request *r) {
+/* Once parked another thread may have the attempt at any time: it is not touched again. */
+static enum phase park(struct activity *a, const struct net_request *r) {
     struct activity_pool *p = a->pool;
-    a->answered = false;
-    uint64_t id = net_send(p->net, r);
     pthread_mutex_lock(&p->mutex);
-    bool stop = atomic_load(&a->cancelled) || atomic_load(&p->stopping);
-    if (a->answered) enqueue(p, a);
-    a->parked = !a->answered;
-    a->net_id = id;
+    move(a, PARKED);
+    a->net_id = net_send(p->net, r);
+    if (atomic_load(&a->cancelled) || atomic_load(&p->stopping)) net_cancel(p->net, a->net_id);
     pthread_mutex_unlock(&p->mutex);
-    if (stop) net_cancel(p->net, id);
     return PARKED;
 }
 
 /* What is wrong with the request or not granted is net's to say. */
-static enum verdict op_http(struct activity *a, yyjson_val *v) {
+static enum phase op_http(struct activity *a, yyjson_val *v) {
     struct buf key = {0};
     yyjson_val *body = yyjson_obj_get(v, "body");
     bool json = body && !yyjson_is_null(body) && !yyjson_is_str(body);
@@ -246,9 +201,9 @@ static enum verdict op_http(struct activity *a, yyjson_val *v) {
         .ctx = a,
         .done = http_done,
     };
-    enum verdict verdict = http_send(a, &request);
+    enum phase phase = park(a, &request);
     buf_free(&key);
-    return verdict;
+    return phase;
 }
 
 #define ACTIVITY_OPS(X)                                                          \
@@ -271,24 +226,23 @@ const struct op_doc activity_ops[] = {
         {NULL, NULL, NULL},
 };
 
-static enum verdict (*const op_functions[])(struct activity *a, yyjson_val *v) = {
+static enum phase (*const op_functions[])(struct activity *a, yyjson_val *v) = {
 #define X(name, argument, doc) op_##name,
     ACTIVITY_OPS(X)
 #undef X
 };
 
 /* The argument is not JSON: an ending fails the attempt, any other op is refused. */
-static enum verdict bad_argument(struct activity *a, struct str name, struct str arg, const struct error *why) {
-    bool ending = str_eq(name, STR("return")) || str_eq(name, STR("fail"));
+static enum phase bad_argument(struct activity *a, bool ending, struct str arg, const struct error *why) {
     int n = (int)(arg.n < FIRST_BYTES ? arg.n : FIRST_BYTES);
     error_set(&a->error, ending ? LOOM_E_INVALID_OUTPUT : LOOM_E_INVALID_ARGUMENT, "%.*s: %s: %.*s",
               (int)a->spec.name.n, a->spec.name.p, why->message, n, arg.p);
-    return ending ? ENDED : REFUSE;
+    return ending ? ENDED : RUNNING;
 }
 
-static enum verdict run_op(struct activity *a) {
+static enum phase run_op(struct activity *a) {
     struct str name, arg;
-    struct error err;
+    struct error why;
     size_t i = 0;
     exec_op(a->exec, &name, &arg);
     while (activity_ops[i].name && !str_eq(name, str_of(activity_ops[i].name))) i++;
@@ -297,14 +251,59 @@ static enum verdict run_op(struct activity *a) {
         return ENDED;
     }
     buf_clear(&a->text);
-    yyjson_doc *doc = json_parse(arg, &err);
-    enum verdict verdict = doc ? op_functions[i](a, yyjson_doc_get_root(doc)) : bad_argument(a, name, arg, &err);
+    bool ending = op_functions[i] == op_return || op_functions[i] == op_fail;
+    yyjson_doc *doc = json_parse(arg, &why);
+    enum phase next = doc ? op_functions[i](a, yyjson_doc_get_root(doc)) : bad_argument(a, ending, arg, &why);
     yyjson_doc_free(doc);
-    if (verdict > REFUSE) return verdict;
-    if (verdict == REFUSE) error_json(&a->error, &a->text);
-    exec_answer(a->exec, verdict == ANSWER, buf_view(&a->text));
+    if (next != RUNNING) return next;
+    bool ok = !a->error.code[0];
+    if (!ok) error_json(&a->error, &a->text);
+    exec_answer(a->exec, ok, buf_view(&a->text));
     a->error.code[0] = '\0';
-    return verdict;
+    return RUNNING;
+}
+
+/* ---- instances that serve again ---- */
+
+static void discard(struct activity *a) {
+    if (!a) return;
+    exec_free(a->exec);
+    exec_module_unref(a->spec.module);
+    buf_free(&a->result);
+    buf_free(&a->text);
+    free(a);
+}
+
+/* Takes the instance of one that lies idle: same module, limits and namespace, which a->text holds there. */
+static void take_idle(struct activity *a) {
+    struct activity_pool *p = a->pool;
+    const struct activity_spec *mine = &a->spec;
+    pthread_mutex_lock(&p->mutex);
+    struct activity *i = TAILQ_LAST(&p->in[IDLE], list);
+    while (i && (i->spec.module != mine->module || !str_eq(buf_view(&i->text), mine->ns) ||
+                 memcmp(&i->spec.limits, &mine->limits, sizeof mine->limits) != 0)) {
+        i = TAILQ_PREV(i, list, link);
+    }
+    if (i) {
+        move(i, RUNNING);
+        a->exec = i->exec;
+        i->exec = NULL;
+    }
+    pthread_mutex_unlock(&p->mutex);
+    discard(i);
+}
+
+/* The oldest makes room. */
+static void lie_idle(struct activity *a) {
+    struct activity_pool *p = a->pool;
+    buf_clear(&a->text);
+    buf_str(&a->text, a->spec.ns);
+    pthread_mutex_lock(&p->mutex);
+    move(a, IDLE);
+    struct activity *oldest = p->idle > IDLE_MAX ? TAILQ_FIRST(&p->in[IDLE]) : NULL;
+    if (oldest) move(oldest, RUNNING);
+    pthread_mutex_unlock(&p->mutex);
+    discard(oldest);
 }
 
 /* ---- running ---- */
@@ -318,76 +317,78 @@ static bool is_over(struct activity *a) {
     return a->error.code[0];
 }
 
-static enum verdict get_instance(struct activity *a) {
-    if (a->spec.reuse) a->exec = idle_take(a->pool, &a->spec);
+/* An instance for the attempt; while all are in use it stays queued. */
+static enum phase get_instance(struct activity *a) {
+    if (a->starved) usleep(1000);
+    if (a->spec.reuse) take_idle(a);
     if (!a->exec) a->exec = exec_new(a->spec.module, a->spec.limits, &a->error);
-    if (a->exec || strcmp(a->error.code, "busy") != 0) return a->exec ? ANSWER : ENDED;
-    a->error.code[0] = '\0';
-    return NO_ROOM;
+    a->starved = !a->exec && !strcmp(a->error.code, "busy");
+    if (a->starved) a->error.code[0] = '\0';
+    return a->exec ? RUNNING : a->starved ? QUEUED : ENDED;
+}
+
+static enum phase step(struct activity *a) {
+    switch (exec_run(a->exec)) {
+    case EXEC_OP: return run_op(a);
+    case EXEC_SLICE: return QUEUED;
+    case EXEC_END: return ENDED;
+    case EXEC_TRAP: break;
+    }
+    exec_trap(a->exec, &a->error);
+    return ENDED;
 }
 
 /* Until the attempt ends, is parked, or has had its share of the thread. */
-static enum verdict go(struct activity *a) {
+static enum phase go(struct activity *a) {
     int64_t start = mono_ms(a);
-    enum verdict verdict = a->told ? ENDED : ANSWER;
+    enum phase next = a->told ? ENDED : RUNNING;
     a->told = atomic_load(&a->cancelled);
-    if (!a->exec && verdict == ANSWER) verdict = get_instance(a);
-    while (verdict <= REFUSE) {
+    while (next == RUNNING) {
         if (is_over(a)) return ENDED;
-        if (mono_ms(a) - start >= FAIR_MS) return AGAIN;
-        enum exec_state state = exec_run(a->exec);
-        a->ended = state == EXEC_END;
-        if (a->ended || a->returned) return ENDED;
-        if (state == EXEC_TRAP) exec_trap(a->exec, &a->error);
-        if (state != EXEC_OP) return state == EXEC_TRAP ? ENDED : AGAIN;
-        verdict = run_op(a);
+        if (mono_ms(a) - start >= FAIR_MS) return QUEUED;
+        next = a->exec ? step(a) : get_instance(a);
     }
-    return verdict;
+    return next;
 }
 
 static void finish(struct activity *a) {
     struct activity_pool *p = a->pool;
-    bool again = a->ended && a->spec.reuse && exec_reusable(a->exec);
-    if (again)
-        idle_put(p, &a->spec, a->exec);
-    else
-        exec_free(a->exec);
+    struct activity_spec spec = a->spec;
     if (atomic_load(&a->cancelled)) fail(a, ENDED, LOOM_E_CANCELLED, "it was cancelled");
-    struct str result = a->result.n ? buf_view(&a->result) : STR("null");
-    a->spec.done(a->spec.ctx, a->error.code[0] ? STR_NONE : result, a->error.code[0] ? &a->error : NULL);
+    struct buf result = a->result;
+    struct error error = a->error;
+    a->result = (struct buf){0};
+    if (spec.reuse && a->exec && exec_again(a->exec))
+        lie_idle(a);
+    else
+        discard(a);
+    struct str json = result.n ? buf_view(&result) : STR("null");
+    spec.done(spec.ctx, error.code[0] ? STR_NONE : json, error.code[0] ? &error : NULL);
+    buf_free(&result);
     pthread_mutex_lock(&p->mutex);
-    *(a->live_prev ? &a->live_prev->live_next : &p->live) = a->live_next;
-    if (a->live_next) a->live_next->live_prev = a->live_prev;
-    if (!p->live && atomic_load(&p->stopping)) pthread_cond_broadcast(&p->wake);
+    if (!--p->live && atomic_load(&p->stopping)) pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->mutex);
-    exec_module_unref(a->spec.module);
-    buf_free(&a->result);
-    buf_free(&a->text);
-    free(a);
 }
 
-/* One go, and what follows from it. */
-static enum verdict run(struct activity_pool *p, struct activity *a) {
-    enum verdict verdict = go(a);
-    if (verdict == ENDED) finish(a);
-    if (verdict == AGAIN || verdict == NO_ROOM) {
-        pthread_mutex_lock(&p->mutex);
-        enqueue(p, a);
-        pthread_mutex_unlock(&p->mutex);
-    }
-    return verdict;
+/* One go, and what follows from it; one that is parked may be another thread's by now. */
+static enum phase run(struct activity *a) {
+    enum phase next = go(a);
+    if (next == ENDED) finish(a);
+    if (next == QUEUED) enqueue(a);
+    return next;
 }
 
 static void *thread_main(void *arg) {
     struct activity_pool *p = arg;
     for (;;) {
         pthread_mutex_lock(&p->mutex);
-        while (!p->first && !(atomic_load(&p->stopping) && !p->live)) pthread_cond_wait(&p->wake, &p->mutex);
-        struct activity *a = p->first;
-        if (a) p->first = a->queued_next;
+        struct activity *a;
+        while (!(a = TAILQ_FIRST(&p->in[QUEUED])) && !(atomic_load(&p->stopping) && !p->live))
+            pthread_cond_wait(&p->wake, &p->mutex);
+        if (a) move(a, RUNNING);
         pthread_mutex_unlock(&p->mutex);
         if (!a) return NULL;
-        if (run(p, a) == NO_ROOM) usleep(1000);
+        run(a);
     }
 }
 
@@ -397,6 +398,7 @@ struct activity_pool *activity_pool_new(struct env *env, struct net_client *net,
     p->net = net;
     p->thread_count = threads ? threads : (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
     p->threads = mem_alloc(p->thread_count * sizeof *p->threads);
+    for (int i = 0; i < ENDED; i++) TAILQ_INIT(&p->in[i]);
     pthread_mutex_init(&p->mutex, NULL);
     pthread_cond_init(&p->wake, NULL);
     for (unsigned i = 0; i < p->thread_count; i++) pthread_create(&p->threads[i], NULL, thread_main, p);
@@ -405,16 +407,18 @@ struct activity_pool *activity_pool_new(struct env *env, struct net_client *net,
 
 /* The threads go on until every attempt has ended; those that are parked are cut off from the network first. */
 void activity_pool_free(struct activity_pool *p) {
+    struct activity *a;
     if (!p) return;
-    atomic_store(&p->stopping, true);
     pthread_mutex_lock(&p->mutex);
-    for (struct activity *a = p->live; a; a = a->live_next) {
-        if (a->parked) net_cancel(p->net, a->net_id);
-    }
+    atomic_store(&p->stopping, true);
+    for (a = TAILQ_FIRST(&p->in[PARKED]); a; a = TAILQ_NEXT(a, link)) net_cancel(p->net, a->net_id);
     pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->mutex);
     for (unsigned i = 0; i < p->thread_count; i++) pthread_join(p->threads[i], NULL);
-    while (p->idle_count) exec_free(idle_remove(p, 0));
+    while ((a = TAILQ_FIRST(&p->in[IDLE]))) {
+        move(a, RUNNING);
+        discard(a);
+    }
     pthread_mutex_destroy(&p->mutex);
     pthread_cond_destroy(&p->wake);
     free(p->threads);
@@ -428,18 +432,16 @@ struct activity *activity_start(struct activity_pool *p, const struct activity_s
     a->random = spec->seed;
     exec_module_ref(spec->module);
     pthread_mutex_lock(&p->mutex);
-    a->live_next = p->live;
-    if (p->live) p->live->live_prev = a;
-    p->live = a;
-    if (!inline_slice) enqueue(p, a);
+    p->live++;
+    if (!inline_slice) move(a, QUEUED);
     pthread_mutex_unlock(&p->mutex);
-    return inline_slice && run(p, a) == ENDED ? NULL : a;
+    return inline_slice && run(a) == ENDED ? NULL : a;
 }
 
 void activity_cancel(struct activity *a) {
     struct activity_pool *p = a->pool;
     pthread_mutex_lock(&p->mutex);
     atomic_store(&a->cancelled, true);
-    if (a->parked) net_cancel(p->net, a->net_id);
+    if (a->phase == PARKED) net_cancel(p->net, a->net_id);
     pthread_mutex_unlock(&p->mutex);
 }

@@ -50,7 +50,7 @@ void exec_free(struct exec *x); /* at any time it does not run; unwinds a suspen
 enum exec_state {
     EXEC_OP,    /* the guest asked for an op: exec_op(), then exec_answer() or exec_free() */
     EXEC_SLICE, /* it used its slice: run it again later */
-    EXEC_END,   /* run() returned (or the guest exited); run again, a reusable one begins run() anew */
+    EXEC_END,   /* run() returned, or the guest exited: see exec_again() */
     EXEC_TRAP,  /* exec_trap() says why: trap, bad_pointer, limit_time */
 };
 enum exec_state exec_run(struct exec *x);
@@ -58,8 +58,9 @@ enum exec_state exec_run(struct exec *x);
 void exec_op(const struct exec *x, struct str *name, struct str *arg);
 /* Result (ok) or error JSON of the op; copied. exec_run() goes on with it. */
 void exec_answer(struct exec *x, bool ok, struct str json);
-bool exec_reusable(
-    const struct exec *x); /* whether exec_run() may go on after EXEC_END: not for native guests and programs */
+/* The run is over, after EXEC_END or at an op of a module that exports `again`: the next exec_run() begins it anew, with
+ * the memory as it is. False: it cannot (native guests, programs, one that exited). */
+bool exec_again(struct exec *x);
 void exec_suspended(struct exec *x); /* a suspension: the CPU time of the stretch begins anew */
 void exec_trap(const struct exec *x, struct error *err);
 size_t exec_bytes(const struct exec *x); /* resident memory, estimated: stack and linear memory in use */

@@ -53,10 +53,9 @@ int exec_op_result(struct exec *x) {
 
 /* ---- calls into the guest ---- */
 
-/* Starts the call that is the phase's. */
-static void enter(struct exec *x, enum exec_phase phase) {
+/* Starts the call that is the phase's: of the export `name`. */
+static void enter(struct exec *x, enum exec_phase phase, const char *name) {
     wasmtime_extern_t export;
-    const char *name = phase == PHASE_INITIALIZE ? "_initialize" : x->module->entry;
     x->phase = phase;
     if (phase == PHASE_START) {
         x->future = wasmtime_instance_pre_instantiate_async(x->module->pre, x->context, &x->instance, &x->trap_ret,
@@ -120,7 +119,10 @@ static void next_phase(struct exec *x) {
     }
     leave(x, PHASE_FLUSH);
     if (from == PHASE_RUN || x->exited) return;
-    enter(x, from == PHASE_START && x->module->initialize ? PHASE_INITIALIZE : PHASE_RUN);
+    if (from == PHASE_START && x->module->initialize)
+        enter(x, PHASE_INITIALIZE, "_initialize");
+    else
+        enter(x, PHASE_RUN, x->module->entry);
 }
 
 static int64_t clock_us(void) {
@@ -150,7 +152,7 @@ static bool poll_call(struct exec *x) {
 
 enum exec_state exec_run(struct exec *x) {
     if (x->native) return native_run(x);
-    if (x->phase == PHASE_END) enter(x, PHASE_RUN);
+    if (x->phase == PHASE_END) enter(x, PHASE_RUN, x->module->again ? "again" : x->module->entry);
     while (x->phase <= PHASE_RUN) {
         if (x->asked && !x->answered) return EXEC_OP;
         if (poll_call(x)) {
@@ -188,7 +190,7 @@ static void store_new(struct exec *x, uint64_t memory_max) {
 /* The instance exists, or the reason why it does not; false when the machine has no room for it now. */
 static bool instantiate(struct exec *x) {
     char why[256] = "";
-    enter(x, PHASE_START);
+    enter(x, PHASE_START, NULL);
     if (!poll_call(x)) return true; /* the module's start function wants more */
     if (x->error_ret) exec_wasm_error(x->error_ret, NULL, why, sizeof why);
     if (strstr(why, "os error 12")) return false;
@@ -241,8 +243,13 @@ void exec_free(struct exec *x) {
     free(x);
 }
 
-bool exec_reusable(const struct exec *x) {
-    return x->store && x->phase != PHASE_TRAP && !x->exited && !strcmp(x->module->entry, "run");
+bool exec_again(struct exec *x) {
+    bool in_op = x->phase == PHASE_RUN && x->asked && !x->answered && x->module->again;
+    bool ended = x->phase == PHASE_END && !x->exited && strcmp(x->module->entry, "_start") != 0;
+    if (!in_op && !ended) return false;
+    leave(x, PHASE_END);
+    x->used_us = 0;
+    return true;
 }
 
 void exec_suspended(struct exec *x) {

@@ -37,6 +37,7 @@ struct exec_module {
     uint64_t memory_min; /* bytes of linear memory at the start */
     const char *entry;   /* "run" or "_start" */
     bool initialize;     /* exports _initialize */
+    bool again;          /* exports `again`: run(), wherever in the program the last run was left */
 };
 
 /* What the guest does: each is one call into it, in this order. FLUSH: run() is over, its last words are being logged. */

@@ -52,6 +52,7 @@ static int read_exports(struct exec_module *m, struct error *err) {
     const wasm_externtype_t *memory = export_of(&exports, "memory", WASM_EXTERN_MEMORY);
     if (memory) m->memory_min = wasmtime_memorytype_minimum(wasm_externtype_as_memorytype_const(memory)) << 16;
     m->initialize = exports_call(&exports, "_initialize");
+    m->again = exports_call(&exports, "again");
     m->entry = exports_call(&exports, "run") ? "run" : exports_call(&exports, "_start") ? "_start" : NULL;
     wasm_exporttype_vec_delete(&exports);
     if (memory && m->entry) return 0;
