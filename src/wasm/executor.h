@@ -106,10 +106,6 @@ uint8_t *host_memory(struct exec *x, wasmtime_caller_t *caller, uint32_t ptr, ui
 bool host_return(struct exec *x, int code); /* the function that asked is done: true, for `then` */
 
 /* ---- module.c ---- */
-/* A module from what `read` understands: WASM bytes or an artefact. */
-typedef wasmtime_error_t *module_reader(wasm_engine_t *e, const uint8_t *bytes, size_t n, wasmtime_module_t **out);
-int module_new(struct exec_engine *e, struct str bytes, module_reader *read, struct exec_module **out,
-               struct error *err);
 /* The innermost cause of one of the two, without frames. */
 void exec_wasm_error(const wasmtime_error_t *error, const wasm_trap_t *trap, char *out, size_t cap);
 

@@ -1,12 +1,27 @@
-/* module.c: modules: programs ready to be instantiated, shared by all threads, counted references.
+/* module.c: modules: from WASM bytes to an artefact, machine code for this engine; from an artefact to a program that is
+ * ready to be instantiated, shared by all threads, its references counted.
  *
  * Whether a program can be a guest is decided here, for a fresh one as for an artefact: what it imports must be in
  * host.c's tables (the linker tells), and it must export its memory and an entry: `run`, or `_start` of a WASI program.
+ *
+ * A compiler that reads strangers' bytes is the part most worth a wall, so the server compiles in a child process with
+ * limits of time and memory: its own executable again, which reads settings and module from one file in memory and
+ * writes the artefact, or what is wrong, to another. Dying of a limit is an answer too.
+ *
+ * Deliberately not here: a cache; whoever calls keeps artefacts under exec_artefact_key() and the module's hash.
  */
 #include "wasm/executor.h"
+#include <errno.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { COMPILE_SECONDS = 60, COMPILE_MB = 2048 };
 
 /* Wasmtime prints a chain of causes, the innermost on the last line; "1: " and "wasm trap: " are its decoration. */
 void exec_wasm_error(const wasmtime_error_t *error, const wasm_trap_t *trap, char *out, size_t cap) {
@@ -61,8 +76,11 @@ static int read_exports(struct exec_module *m, struct error *err) {
                             : "its memory under the name \"memory\"");
 }
 
-int module_new(struct exec_engine *e, struct str bytes, module_reader *read, struct exec_module **out,
-               struct error *err) {
+typedef wasmtime_error_t *reader(wasm_engine_t *e, const uint8_t *bytes, size_t n, wasmtime_module_t **out);
+
+/* A module from what `read` understands: WASM bytes or an artefact. */
+static int module_new(struct exec_engine *e, struct str bytes, reader *read, struct exec_module **out,
+                      struct error *err) {
     struct exec_module *m = mem_alloc(sizeof *m);
     char why[512];
     atomic_init(&m->refs, 1);
@@ -93,4 +111,100 @@ void exec_module_unref(struct exec_module *m) {
     if (m->pre) wasmtime_instance_pre_delete(m->pre);
     if (m->module) wasmtime_module_delete(m->module);
     free(m);
+}
+
+/* ---- compiling ---- */
+
+int exec_compile(struct exec_engine *e, struct str wasm, struct buf *artefact, struct error *err) {
+    if (!str_starts(wasm, STR("\0asm"))) {
+        return error_set(err, LOOM_E_INVALID_MODULE, "not a WASM module: it must begin with the bytes 00 61 73 6d");
+    }
+    struct exec_module *m;
+    wasm_byte_vec_t bytes;
+    int rc = module_new(e, wasm, wasmtime_module_new, &m, err);
+    if (rc) return rc;
+    if (wasmtime_module_serialize(m->module, &bytes)) abort(); /* out of memory */
+    buf_add(artefact, bytes.data, bytes.size);
+    wasm_byte_vec_delete(&bytes);
+    exec_module_unref(m);
+    return 0;
+}
+
+/* ---- in a child process ---- */
+
+static void read_all(int fd, struct buf *out) {
+    char part[65536];
+    for (ssize_t n; (n = read(fd, part, sizeof part)) > 0;) buf_add(out, part, (size_t)n);
+}
+
+/* Memory is limited beyond what the process has reserved by now, which is terabytes. */
+static void limit_self(void) {
+    rlim_t pages = 0, bytes = (rlim_t)COMPILE_MB << 20;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (f && fscanf(f, "%lu", &pages) == 1) bytes += pages * (rlim_t)sysconf(_SC_PAGESIZE);
+    if (f) fclose(f);
+    setrlimit(RLIMIT_AS, &(struct rlimit){bytes, bytes});
+    setrlimit(RLIMIT_CPU, &(struct rlimit){COMPILE_SECONDS, COMPILE_SECONDS});
+    setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
+}
+
+int exec_compile_child(int in_fd, int out_fd) {
+    struct buf in = {0}, out = {0};
+    struct exec_config config;
+    struct error err;
+    read_all(in_fd, &in);
+    if (in.n < sizeof config) return 2;
+    memcpy(&config, in.p, sizeof config);
+    config.slots = 1;
+    struct exec_engine *e = exec_engine_new(&config, &err);
+    limit_self();
+    int rc = e ? exec_compile(e, (struct str){in.p + sizeof config, in.n - sizeof config}, &out, &err) : -1;
+    if (rc) buf_str(&out, str_of(err.message));
+    bool written = write(out_fd, out.p, out.n) == (ssize_t)out.n;
+    exec_engine_free(e);
+    buf_free(&in);
+    buf_free(&out);
+    return written && !rc ? 0 : 1;
+}
+
+/* Runs the child on the two files; how it ended, −1 when it could not be started (errno). */
+static int run_child(const char *program, int in, int out) {
+    char name[] = "loom", flag[] = "--compile-module", *argv[] = {name, flag, NULL};
+    posix_spawn_file_actions_t actions;
+    pid_t pid;
+    int status = 1;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, in, 0);
+    posix_spawn_file_actions_adddup2(&actions, out, 1);
+    errno = posix_spawn(&pid, program, &actions, NULL, argv, environ);
+    posix_spawn_file_actions_destroy(&actions);
+    if (errno) return -1;
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+    return status;
+}
+
+int exec_compile_apart(struct exec_engine *e, const char *program, struct str wasm, struct buf *artefact,
+                       struct error *err) {
+    if (!program) return exec_compile(e, wasm, artefact, err);
+    struct buf text = {0};
+    int in = memfd_create("module", MFD_CLOEXEC), out = memfd_create("artefact", MFD_CLOEXEC), rc = 0;
+    buf_add(&text, &e->config, sizeof e->config);
+    buf_str(&text, wasm);
+    if (pwrite(in, text.p, text.n, 0) != (ssize_t)text.n) abort(); /* out of memory */
+    int status = run_child(program, in, out);
+    if (status < 0) rc = error_set(err, LOOM_E_INTERNAL, "cannot start %s to compile: %s", program, strerror(errno));
+    buf_clear(&text);
+    lseek(out, 0, SEEK_SET);
+    read_all(out, &text);
+    if (status > 0 && text.n)
+        rc = error_set(err, LOOM_E_INVALID_MODULE, "%.*s", (int)text.n, text.p);
+    else if (status > 0)
+        rc = error_set(err, LOOM_E_INVALID_MODULE, "it takes more than %d s or %d MB to compile", COMPILE_SECONDS,
+                       COMPILE_MB);
+    else if (!rc)
+        buf_str(artefact, buf_view(&text));
+    close(in);
+    close(out);
+    buf_free(&text);
+    return rc;
 }
