@@ -190,7 +190,7 @@ static void scan_is_ordered_and_half_open(void **state) {
     struct buf out = {0};
     struct row rows[] = {{ROW_TIMER, STR("b"), STR("3")},     {ROW_TIMER, STR("a\0z"), STR("2")},
                          {ROW_TIMER, STR("a"), STR("1")},     {ROW_TIMER, STR("\xC3\xA9"), STR("5")},
-                         {ROW_TIMER, STR("b\xFF"), STR("4")}, {ROW_AUDIT, STR("a"), STR("other")},
+                         {ROW_TIMER, STR("b\xFF"), STR("4")}, {ROW_OUTBOX, STR("a"), STR("other")},
                          {ROW_TIMER, STR(""), STR("0")}};
     assert_int_equal(commit(f, rows, 7), COMMIT_OK);
     expect_scan(f, STR_NONE, STR_NONE,
@@ -355,24 +355,24 @@ static void random_operations_agree(void **state) {
 static void array_store_fails_on_order(void **state) {
     struct fixture *f = *state;
     f->disk.fail_at = 2;
-    f->disk.outcome = COMMIT_UNKNOWN;
+    f->disk.outcome = COMMIT_FATAL;
     put(f, ROW_ACTOR, STR("a"), STR("1"));
-    assert_int_equal(commit(f, &(struct row){ROW_ACTOR, STR("a"), STR("2")}, 1), COMMIT_UNKNOWN);
+    assert_int_equal(commit(f, &(struct row){ROW_ACTOR, STR("a"), STR("2")}, 1), COMMIT_FATAL);
     expect(f, ROW_ACTOR, STR("a"), STR("1"));
     put(f, ROW_ACTOR, STR("a"), STR("3"));
     f->disk = (struct array_faults){.fail_at = 4,
                                     .forever = true,
                                     .applied = true,
-                                    .outcome = COMMIT_UNKNOWN,
+                                    .outcome = COMMIT_FATAL,
                                     .commits = 3,
                                     .term = f->disk.term,
                                     .seq = f->disk.seq,
                                     .rows = f->disk.rows,
                                     .count = f->disk.count,
                                     .cap = f->disk.cap};
-    assert_int_equal(commit(f, &(struct row){ROW_ACTOR, STR("a"), STR("4")}, 1), COMMIT_UNKNOWN);
+    assert_int_equal(commit(f, &(struct row){ROW_ACTOR, STR("a"), STR("4")}, 1), COMMIT_FATAL);
     expect(f, ROW_ACTOR, STR("a"), STR("4"));
-    assert_int_equal(commit(f, NULL, 0), COMMIT_UNKNOWN);
+    assert_int_equal(commit(f, NULL, 0), COMMIT_FATAL);
     array_damage(&f->disk, ROW_ACTOR, STR("a"));
     assert_int_equal(f->store->ops->load(f->store, ROW_ACTOR, STR("a"), &(struct buf){0}, &f->err), LOOM_E_DAMAGED);
 }
@@ -390,6 +390,28 @@ static void second_process_is_refused(void **state) {
     int status;
     assert_int_equal(waitpid(child, &status, 0), child);
     assert_int_equal(status, 0);
+}
+
+/* Goal: a process that is just dying does not keep the next one out. */
+static void dying_process_is_waited_for(void **state) {
+    struct fixture *f = *state;
+    char byte;
+    int ready[2];
+    close_store(f);
+    assert_int_equal(pipe(ready), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        bool opened = try_open(f) != NULL;
+        if (write(ready[1], "x", 1) == 1) usleep(300000);
+        _exit(opened ? 0 : 1);
+    }
+    assert_int_equal(read(ready[0], &byte, 1), 1);
+    open_store(f);
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    close(ready[0]);
+    close(ready[1]);
 }
 
 static void sql(const char *path, const char *text) {
@@ -661,6 +683,7 @@ int main(void) {
         ON(FILE_STORE, random_operations_agree),
         ON(ARRAY_STORE, array_store_fails_on_order),
         ON(FILE_STORE, second_process_is_refused),
+        ON(FILE_STORE, dying_process_is_waited_for),
         ON(FILE_STORE, newer_format_is_refused),
         ON(FILE_STORE, other_files_are_refused),
         ON(FILE_STORE, restored_backup_is_refused),

@@ -115,8 +115,6 @@ void *map_next(const struct map *m, size_t *i);
     X(DAMAGED, "damaged", 500, false, "Stored bytes do not match their checksum")                                    \
     X(BUSY, "busy", 503, true, "Loom has more work than it can hold")                                                \
     X(NOT_COMMITTED, "not_committed", 503, true, "The store refused the batch; repeating with the same key is safe") \
-    X(OUTCOME_UNKNOWN, "outcome_unknown", 503, true,                                                                 \
-      "The store did not say whether it committed; repeat with the same key")                                        \
     X(STOPPING, "stopping", 503, true, "Loom is shutting down")                                                      \
     X(STORE, "store", 500, true, "The store cannot be read or written")                                              \
     X(DISK_FULL, "disk_full", 507, true, "The disk is full; free space, Loom goes on by itself")

@@ -116,13 +116,12 @@ static void blobs_close(struct blob_store *base) {
     struct blob *b;
     for (size_t i = 0; (b = map_next(&s->blobs, &i)) != NULL; free(b)) free((void *)(uintptr_t)b->bytes.p);
     map_free(&s->blobs);
-    pthread_mutex_destroy(&s->lock);
     free(s->dir);
     free(s);
 }
 
-static const struct blob_ops file_ops = {"files", file_put, file_get, blobs_close};
-static const struct blob_ops memory_ops = {"memory", memory_put, memory_get, blobs_close};
+static const struct blob_ops file_ops = {file_put, file_get, blobs_close};
+static const struct blob_ops memory_ops = {memory_put, memory_get, blobs_close};
 
 struct blob_store *blob_file_open(const char *dir, struct error *err) {
     if (dir && mkdir(dir, 0700) != 0 && errno != EEXIST) {
@@ -130,8 +129,7 @@ struct blob_store *blob_file_open(const char *dir, struct error *err) {
         return NULL;
     }
     struct file_blobs *s = mem_alloc(sizeof *s);
-    s->base.ops = dir ? &file_ops : &memory_ops;
+    *s = (struct file_blobs){.base.ops = dir ? &file_ops : &memory_ops, .lock = PTHREAD_MUTEX_INITIALIZER};
     s->dir = dir ? str_dup(str_of(dir)) : NULL;
-    pthread_mutex_init(&s->lock, NULL);
     return &s->base;
 }

@@ -21,9 +21,7 @@ enum { STORE_FORMAT = 1 };
     X(INBOX, "inbox")       /* message id \n actor id → hash of the input and the reply: deduplication */ \
     X(MODULE, "module")     /* ns/name/version → hash and size of a WASM file */                          \
     X(LEASE, "lease")       /* who owns the shard, its term, whether it stopped cleanly */                  \
-    X(REGISTRY, "registry") /* kind/ns/name/version → a definition */                                     \
-    X(STREAM, "stream")                                                                                     \
-    X(AUDIT, "audit")
+    X(REGISTRY, "registry") /* kind/ns/name/version → a definition */
 enum row_kind {
     ROW_NONE,
 #define X(id, name) ROW_##id,
@@ -53,7 +51,6 @@ enum commit_outcome {
     COMMIT_CONFLICT, /* another writer owns the shard: this one must stop */
     COMMIT_FAILED,   /* nothing was written; trying again later may help */
     COMMIT_FULL,     /* as FAILED: no space on the disk */
-    COMMIT_UNKNOWN,  /* the link dropped inside COMMIT: read back claim's writer and seq, then decide */
     COMMIT_FATAL,    /* an fsync failed: what the disk holds is unknown; the process must exit */
 };
 
@@ -65,7 +62,6 @@ struct store {
     const struct store_ops *ops;
 };
 struct store_ops {
-    const char *name;
     /* Takes the shard for `writer`: raises the term and answers it with the last committed seq. */
     int (*claim)(struct store *s, struct str writer, uint64_t *term, uint64_t *seq, struct error *err);
     enum commit_outcome (*commit)(struct store *s, const struct batch *b, struct error *err);
@@ -77,7 +73,7 @@ struct store_ops {
     void (*close)(struct store *s);
 };
 
-/* SQLite: WAL, synchronous=FULL, one writer. path NULL: in memory. Beside PATH it keeps PATH.lock, PATH.seen and, after a
+/* SQLite: WAL, synchronous=FULL, one writer. path NULL: in memory. Beside PATH it keeps PATH.lock and, after a
  * failed fsync, PATH.fsync-failed. CONFLICT: the file is in use (by which pid), of a newer format, or older than what was
  * seen here (accept_restored: go on all the same). */
 struct store *store_sqlite_open(const char *path, struct env *env, bool accept_restored, struct error *err);
@@ -89,7 +85,6 @@ struct blob_store {
     const struct blob_ops *ops;
 };
 struct blob_ops {
-    const char *name;
     int (*put)(struct blob_store *s, struct str bytes, char hex[65], struct error *err); /* durable when it returns */
     int (*get)(struct blob_store *s, const char *hex, struct buf *out,
                struct error *err); /* hash checked: NOT_FOUND, DAMAGED */

@@ -135,7 +135,7 @@ static void array_close(struct store *base) {
     free(base);
 }
 
-static const struct store_ops array_ops = {"array", array_claim, array_commit, array_load, array_scan, array_close};
+static const struct store_ops array_ops = {array_claim, array_commit, array_load, array_scan, array_close};
 
 struct store *store_array_open(struct array_faults *disk) {
     struct array_store *s = mem_alloc(sizeof *s);

@@ -12,7 +12,7 @@ struct array_faults {
     uint64_t fail_at;            /* the commit that fails, counted from 1 over all openings; 0: none */
     bool forever;                /* and all after it */
     enum commit_outcome outcome; /* what it answers */
-    bool applied;                /* it has written its rows all the same: the other half of UNKNOWN */
+    bool applied;                /* it has written its rows all the same: the other half of FATAL */
     /* the disk */
     uint64_t commits; /* tried so far, those with a stale term not counted */
     uint64_t term, seq;
