@@ -29,8 +29,8 @@ int exec_compile(struct exec_engine *e, struct str wasm, struct buf *artefact, s
  * "--compile-module"), with limits of time and memory; program NULL: in this process. */
 int exec_compile_apart(struct exec_engine *e, const char *program, struct str wasm, struct buf *artefact,
                        struct error *err);
-int exec_compile_child(int in_fd,
-                       int out_fd); /* wasm from in_fd, the artefact, or what is wrong, to out_fd; the exit code */
+/* The child: WASM bytes from in_fd, the artefact, or what is wrong, to out_fd; the exit code. */
+int exec_compile_child(int in_fd, int out_fd);
 /* A short text that names engine version and settings: part of an artefact's cache key. */
 const char *exec_artefact_key(struct exec_engine *e);
 

@@ -99,6 +99,7 @@ typedef const wasmtime_val_t *host_args;
 struct host_row {
     const char *names, *params, *results; /* names between spaces; types a letter each: i is i32, I is i64 */
     int (*fn)(struct exec *x, wasmtime_caller_t *caller, host_args args);
+    int code; /* what it answers when it does nothing: fn NULL */
 };
 void host_link(wasmtime_linker_t *linker); /* everything a guest may import */
 /* The guest's bytes at ptr; NULL when they are not all its own, then its trap is `bad_pointer`. */

@@ -44,9 +44,9 @@ static int take(struct exec *x, wasmtime_caller_t *caller, host_args args) {
 }
 
 static const struct host_row loom_rows[] = {
-    {"op", "iiii", "i", op},
-    {"take", "i", "", take},
-    {NULL, NULL, NULL, NULL},
+    {"op", "iiii", "i", .fn = op},
+    {"take", "i", "", .fn = take},
+    {.names = NULL},
 };
 
 /* Called by Wasmtime at each poll while a host function waits. */
@@ -65,7 +65,7 @@ static void call(void *env, wasmtime_caller_t *caller, host_args args, size_t na
     struct exec *x = wasmtime_context_get_data(wasmtime_caller_context(caller));
     x->results = results;
     *k = (wasmtime_async_continuation_t){.callback = go_on, .env = x};
-    int code = row->fn(x, caller, args);
+    int code = row->fn ? row->fn(x, caller, args) : row->code;
     if (x->trap)
         *trap = wasmtime_trap_new(x->trap->message, strlen(x->trap->message));
     else if (nresults && code != HOST_ASKED)

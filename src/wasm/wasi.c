@@ -165,47 +165,37 @@ static int poll_oneoff(struct exec *x, wasmtime_caller_t *caller, host_args args
     return WASI_OK;
 }
 
-static int nothing(struct exec *x, wasmtime_caller_t *caller, host_args args) {
-    (void)x, (void)caller, (void)args;
-    return WASI_OK;
-}
-
-static int no_file(struct exec *x, wasmtime_caller_t *caller, host_args args) {
-    (void)x, (void)caller, (void)args;
-    return WASI_BADF;
-}
-
 /* Names between spaces, parameters, results. */
 const struct host_row wasi_rows[] = {
-    {"args_sizes_get environ_sizes_get", "ii", "i", sizes_get},
-    {"args_get environ_get fd_fdstat_set_flags", "ii", "i", nothing},
-    {"clock_time_get", "iIi", "i", clock_time_get},
-    {"fd_close", "i", "i", nothing},
-    {"fd_fdstat_get", "ii", "i", fd_fdstat_get},
-    {"fd_read", "iiii", "i", fd_read},
-    {"fd_write", "iiii", "i", fd_write},
-    {"poll_oneoff", "iiii", "i", poll_oneoff},
-    {"proc_exit", "i", "", proc_exit},
-    {"random_get", "ii", "i", random_get},
-    {"sched_yield", "", "i", nothing},
-    {"fd_datasync fd_sync proc_raise", "i", "i", no_file},
-    {"clock_res_get fd_filestat_get fd_prestat_get fd_renumber fd_tell sock_shutdown", "ii", "i", no_file},
+    {"args_sizes_get environ_sizes_get", "ii", "i", .fn = sizes_get},
+    {"args_get environ_get fd_fdstat_set_flags", "ii", "i", .code = WASI_OK},
+    {"clock_time_get", "iIi", "i", .fn = clock_time_get},
+    {"fd_close", "i", "i", .code = WASI_OK},
+    {"fd_fdstat_get", "ii", "i", .fn = fd_fdstat_get},
+    {"fd_read", "iiii", "i", .fn = fd_read},
+    {"fd_write", "iiii", "i", .fn = fd_write},
+    {"poll_oneoff", "iiii", "i", .fn = poll_oneoff},
+    {"proc_exit", "i", "", .fn = proc_exit},
+    {"random_get", "ii", "i", .fn = random_get},
+    {"sched_yield", "", "i", .code = WASI_OK},
+    {"fd_datasync fd_sync proc_raise", "i", "i", .code = WASI_BADF},
+    {"clock_res_get fd_filestat_get fd_prestat_get fd_renumber fd_tell sock_shutdown", "ii", "i", .code = WASI_BADF},
     {"fd_prestat_dir_name path_create_directory path_remove_directory path_unlink_file sock_accept", "iii", "i",
-     no_file},
-    {"path_filestat_get path_symlink sock_send", "iiiii", "i", no_file},
-    {"path_readlink path_rename sock_recv", "iiiiii", "i", no_file},
-    {"fd_pread fd_pwrite fd_readdir", "iiiIi", "i", no_file},
-    {"fd_allocate fd_fdstat_set_rights", "iII", "i", no_file},
-    {"fd_advise fd_filestat_set_times", "iIIi", "i", no_file},
-    {"fd_filestat_set_size", "iI", "i", no_file},
-    {"fd_seek", "iIii", "i", no_file},
-    {"path_filestat_set_times", "iiiiIIi", "i", no_file},
-    {"path_link", "iiiiiii", "i", no_file},
-    {"path_open", "iiiiiIIii", "i", no_file},
-    {NULL, NULL, NULL, NULL},
+     .code = WASI_BADF},
+    {"path_filestat_get path_symlink sock_send", "iiiii", "i", .code = WASI_BADF},
+    {"path_readlink path_rename sock_recv", "iiiiii", "i", .code = WASI_BADF},
+    {"fd_pread fd_pwrite fd_readdir", "iiiIi", "i", .code = WASI_BADF},
+    {"fd_allocate fd_fdstat_set_rights", "iII", "i", .code = WASI_BADF},
+    {"fd_advise fd_filestat_set_times", "iIIi", "i", .code = WASI_BADF},
+    {"fd_filestat_set_size", "iI", "i", .code = WASI_BADF},
+    {"fd_seek", "iIii", "i", .code = WASI_BADF},
+    {"path_filestat_set_times", "iiiiIIi", "i", .code = WASI_BADF},
+    {"path_link", "iiiiiii", "i", .code = WASI_BADF},
+    {"path_open", "iiiiiIIii", "i", .code = WASI_BADF},
+    {.names = NULL},
 };
 
 const struct host_row wasi_env_rows[] = {
-    {"abort", "iiii", "", as_abort},
-    {NULL, NULL, NULL, NULL},
+    {"abort", "iiii", "", .fn = as_abort},
+    {.names = NULL},
 };
