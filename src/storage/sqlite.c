@@ -101,13 +101,14 @@ static void release(struct side *side, sqlite3_stmt *q) {
     pthread_mutex_unlock(&side->lock);
 }
 
+static const char recover_hint[] = "; stop Loom, save what is readable with `sqlite3 FILE .recover`";
+
 static int read_error(struct side *side, struct error *err) {
     int rc = sqlite3_errcode(side->db) & 0xFF;
     bool damaged = rc == SQLITE_CORRUPT || rc == SQLITE_NOTADB;
-    return error_set(err, LOOM_E_STORE, "the store %s cannot be read: %s (%s)%s", side->path, sqlite3_errmsg(side->db),
-                     sqlite3_errstr(sqlite3_extended_errcode(side->db)),
-                     damaged ? "; the file is damaged: stop Loom, save what is readable with `sqlite3 FILE .recover`"
-                             : "");
+    return error_set(err, LOOM_E_STORE, "the store %s cannot be read: %s (%s)%s%s", side->path,
+                     sqlite3_errmsg(side->db), sqlite3_errstr(sqlite3_extended_errcode(side->db)),
+                     damaged ? "; the file is damaged" : "", damaged ? recover_hint : "");
 }
 
 /* ---- reading ---- */
@@ -241,10 +242,8 @@ int store_sqlite_verify(struct store *base, struct error *err) {
     sqlite3_stmt *q = hold(side, Q_VERIFY);
     bool told = sqlite3_step(q) == SQLITE_ROW;
     const char *verdict = told ? (const char *)sqlite3_column_text(q, 0) : sqlite3_errmsg(side->db);
-    int rc = LOOM_OK;
-    if (strcmp(verdict, "ok") != 0)
-        rc = error_set(err, LOOM_E_STORE,
-                       "the store is damaged: %s; save what is readable with `sqlite3 FILE .recover`", verdict);
+    bool good = strcmp(verdict, "ok") == 0;
+    int rc = good ? LOOM_OK : error_set(err, LOOM_E_STORE, "the store is damaged: %s%s", verdict, recover_hint);
     release(side, q);
     return rc;
 }
@@ -324,7 +323,7 @@ static void sqlite_close(struct store *base) {
         sqlite3_db_config(s->writer.db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
     close_side(&s->file_reader);
     close_side(&s->writer);
-    close(s->lock_fd);
+    if (s->path) close(s->lock_fd);
     free(s->path);
     free(s);
 }
@@ -340,8 +339,7 @@ struct store *store_sqlite_open(const char *path, struct env *env, bool accept_r
                                .file_reader.lock = PTHREAD_MUTEX_INITIALIZER};
     s->path = path ? str_dup(str_of(path)) : NULL;
     s->reader = path ? &s->file_reader : &s->writer;
-    int rc = path ? guard_open(path, err) : LOOM_OK;
-    s->lock_fd = path ? rc : -1;
+    int rc = s->lock_fd = path ? guard_open(path, err) : LOOM_OK;
     if (rc >= 0) rc = open_side(&s->writer, s->path, err);
     if (rc >= 0 && path) rc = open_side(&s->file_reader, s->path, err);
     if (rc >= 0 && path) rc = check_seen(s, accept_restored, err);
