@@ -168,7 +168,8 @@ static void http_done(void *ctx, bool ok, struct str json) {
     enqueue(a);
 }
 
-/* Once parked another thread may have the attempt at any time: it is not touched again. */
+/* Once parked another thread may have the attempt at any time: it is not touched again. http_done() comes from the net
+ * thread, without a lock of net's, so the pool's may be held here. */
 static enum phase park(struct activity *a, const struct net_request *r) {
     struct activity_pool *p = a->pool;
     pthread_mutex_lock(&p->mutex);
@@ -415,9 +416,9 @@ void activity_pool_free(struct activity_pool *p) {
     pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->mutex);
     for (unsigned i = 0; i < p->thread_count; i++) pthread_join(p->threads[i], NULL);
-    while ((a = TAILQ_FIRST(&p->in[IDLE]))) {
-        move(a, RUNNING);
-        discard(a);
+    for (struct activity *i = TAILQ_FIRST(&p->in[IDLE]); i; i = a) {
+        a = TAILQ_NEXT(i, link);
+        discard(i);
     }
     pthread_mutex_destroy(&p->mutex);
     pthread_cond_destroy(&p->wake);
