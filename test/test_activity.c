@@ -33,6 +33,7 @@ static const char script_source[] =
 static struct exec_engine *engine;
 static struct exec_module *script;
 static struct net_client *net;
+static yyjson_doc *grants; /* what the policy refers to */
 static struct net_policy *policy;
 
 /* ---- what came of attempts ---- */
@@ -196,9 +197,8 @@ static int open_all(void **state) {
                                     &err);
     net = net_client_new(env_system(), yyjson_doc_get_root(config), ".", &err);
     yyjson_doc_free(config);
-    yyjson_doc *may = json_parse(STR("{\"network\":[\"127.0.0.1\"],\"secrets\":[\"token\"]}"), &err);
-    if (!net || net_policy_new(yyjson_doc_get_root(may), &policy, &err)) fail_msg("%s", err.message);
-    yyjson_doc_free(may);
+    grants = json_parse(STR("{\"network\":[\"127.0.0.1\"],\"secrets\":[\"token\"]}"), &err);
+    if (!net || net_policy_new(yyjson_doc_get_root(grants), &policy, &err)) fail_msg("%s", err.message);
     return 0;
 }
 
@@ -206,6 +206,7 @@ static int close_all(void **state) {
     (void)state;
     net_client_free(net);
     free(policy);
+    yyjson_doc_free(grants);
     exec_module_unref(script);
     exec_engine_free(engine);
     shutdown(server_fd, SHUT_RDWR);

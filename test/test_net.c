@@ -299,12 +299,12 @@ static const char *ask(struct net_client *c, const struct net_policy *p, const c
     return ask_with(c, p, (struct net_request){.url = str_of(url)}, NULL);
 }
 
+static struct arena policies; /* what they refer to */
+
 static struct net_policy *policy(const char *json) {
     struct error err = {0};
     struct net_policy *p = NULL;
-    yyjson_doc *doc = json_parse(str_of(json), NULL);
-    assert_int_equal(net_policy_new(yyjson_doc_get_root(doc), &p, &err), 0);
-    yyjson_doc_free(doc);
+    assert_int_equal(net_policy_new(json_in(&policies, str_of(json)), &p, &err), 0);
     return p;
 }
 
@@ -366,13 +366,15 @@ static void rules(void **state) {
         char json[100];
         snprintf(json, sizeof json, "{\"network\":[\"%s\"]}", cases[i].rule);
         struct net_policy *p = policy(json);
-        if (host_listed(p->network, str_of(cases[i].host), cases[i].port) != cases[i].allowed)
+        snprintf(json, sizeof json, "%s:%d", cases[i].host, cases[i].port);
+        struct destination to = {.host = str_of(cases[i].host), .place = str_of(json)};
+        if (host_listed(p->network, &to) != cases[i].allowed)
             fail_msg("%s for %s:%d", cases[i].rule, cases[i].host, cases[i].port);
         free(p);
     }
     struct net_policy *any = policy("{\"network\":true}"),
                       *none = policy("{\"network\":false,\"mail\":false,\"secrets\":[]}");
-    assert_true(host_listed(any->network, STR("whatever"), 1));
+    assert_true(host_listed(any->network, &(struct destination){.host = STR("whatever")}));
     assert_null(none);
     free(any);
 }
@@ -900,7 +902,7 @@ static void tls(void **state) {
     const char *answer_json = ask(c, p, "https://api.example.com/json");
     holds(answer_json, "\"code\":\"network\"");
     holds(answer_json, "\"retryable\":false");
-    holds(answer_json, "trusted is only the system");
+    holds(answer_json, "network.caFile");
     net_client_free(c);
     char file[200];
     snprintf(file, sizeof file, "\"caFile\":\"%s\",", ca);
@@ -913,7 +915,6 @@ static void tls(void **state) {
     lacks(answer_json, "value-1");
     answer_json = ask(c, p, "https://wrong.example.com/json");
     holds(answer_json, "\"retryable\":false");
-    holds(answer_json, ca);
     net_client_free(c);
     server_close(&s);
     SSL_CTX_free(ctx);
@@ -971,8 +972,8 @@ static void mails(void **state) {
     for (size_t i = 0; i < sizeof rich / sizeof *rich; i++) holds(s.seen.p, rich[i]);
     struct net_request r = {.url = STR("smtp://"),
                             .body = STR("{\"to\":\"a@b.example\",\"subject\":\"\",\"text\":\"\"}")};
-    r.idempotency_key = STR("theirs");
-    ask_with(c, p, r, "{\"idempotency-key\":\"m\\r\\nBcc: x\"}");
+    r.idempotency_key = STR("m\r\nBcc: x");
+    ask_with(c, p, r, NULL);
     holds(s.seen.p, "X-Idempotency-Key: =?UTF-8?B?bQ0KQmNjOiB4?=\r\n");
     static const char *const bad[][2] = {
         {"{\"to\":\"gone@b.example\",\"subject\":\"\",\"text\":\"\"}",
@@ -1073,6 +1074,7 @@ static int close_all(void **state) {
     server_close(&web);
     server_close(&web2);
     free(api);
+    arena_free(&policies);
     buf_free(&last.json);
     return 0;
 }

@@ -28,96 +28,83 @@ const char *word_in(const char *const *words, struct str s) {
     return *words;
 }
 
-bool word_listed(yyjson_val *words, struct str s) {
-    size_t i, n;
-    yyjson_val *word;
-    yyjson_arr_foreach(words, i, n, word) {
-        if (same_word(str_in(word), s)) return true;
-    }
-    return false;
+static bool fits(struct str rule, struct str s) {
+    bool wild = str_starts(rule, STR("*.")) && s.n >= rule.n;
+    if (!wild) return same_word(rule, s);
+    return same_word((struct str){rule.p + 1, rule.n - 1}, (struct str){s.p + s.n - rule.n + 1, rule.n - 1});
 }
 
-static bool rule_fits(struct str rule, struct str place) {
-    if (str_starts(rule, STR("*.")) && place.n >= rule.n) {
-        rule = (struct str){rule.p + 1, rule.n - 1};
-        place = (struct str){place.p + place.n - rule.n, rule.n};
-    }
-    return same_word(rule, place);
-}
-
-static bool matches(struct str rule, struct str host, int port) {
-    char text[300];
-    size_t n = (size_t)snprintf(text, sizeof text, "%.*s:%d", (int)host.n, host.p, port);
-    return n < sizeof text && (rule_fits(rule, host) || rule_fits(rule, (struct str){text, n}));
-}
-
-bool host_listed(yyjson_val *rules, struct str host, int port) {
+bool listed(yyjson_val *rules, struct str s) {
     size_t i, n;
     yyjson_val *rule;
     yyjson_arr_foreach(rules, i, n, rule) {
-        if (matches(str_in(rule), host, port)) return true;
+        if (fits(str_in(rule), s)) return true;
     }
     return yyjson_is_true(rules);
 }
 
+bool host_listed(yyjson_val *rules, const struct destination *to) {
+    return listed(rules, to->host) || listed(rules, to->place);
+}
+
 /* ---- addresses ---- */
 
-struct range {
+static const struct range {
+    int family;
     uint32_t prefix; /* the first 32 bits of an address are enough for all of them */
     int bits;
-};
-
-static const struct range private_v4[] = {
-    {0x00000000, 8},  {0x0a000000, 8},  {0x64400000, 10}, {0x7f000000, 8},  {0xa83f8110, 32}, /* Azure's host */
-    {0xa9fe0000, 16}, {0xac100000, 12}, {0xc0000000, 24}, {0xc0000200, 24}, {0xc0586300, 24},
-    {0xc0a80000, 16}, {0xc6120000, 15}, {0xc6336400, 24}, {0xcb007100, 24}, {0xe0000000, 3},
-};
-static const struct range private_v6[] = {
-    {0x00000000, 3},  {0x40000000, 2},  {0x80000000, 1}, /* all but 2000::/3, where the global addresses are */
-    {0x20010000, 23}, {0x20010db8, 32}, {0x20020000, 16}, {0x3fff0000, 20},
+} private_ranges[] = {
+    {AF_INET, 0x00000000, 8},   {AF_INET, 0x0a000000, 8},   {AF_INET, 0x64400000, 10},  {AF_INET, 0x7f000000, 8},
+    {AF_INET, 0xa83f8110, 32}, /* Azure's host */
+    {AF_INET, 0xa9fe0000, 16},  {AF_INET, 0xac100000, 12},  {AF_INET, 0xc0000000, 24},  {AF_INET, 0xc0000200, 24},
+    {AF_INET, 0xc0586300, 24},  {AF_INET, 0xc0a80000, 16},  {AF_INET, 0xc6120000, 15},  {AF_INET, 0xc6336400, 24},
+    {AF_INET, 0xcb007100, 24},  {AF_INET, 0xe0000000, 3},   {AF_INET6, 0x00000000, 3},  {AF_INET6, 0x40000000, 2},
+    {AF_INET6, 0x80000000, 1}, /* all but 2000::/3: the global ones */
+    {AF_INET6, 0x20010000, 23}, {AF_INET6, 0x20010db8, 32}, {AF_INET6, 0x20020000, 16}, {AF_INET6, 0x3fff0000, 20},
 };
 
 unsigned address_reach(const struct sockaddr *address) {
-    bool v4 = address->sa_family == AF_INET;
-    const void *bytes = v4 ? (const void *)&((const struct sockaddr_in *)(const void *)address)->sin_addr
-                           : (const void *)&((const struct sockaddr_in6 *)(const void *)address)->sin6_addr;
-    const struct range *ranges = v4 ? private_v4 : private_v6;
-    size_t count = v4 ? sizeof private_v4 / sizeof *ranges : sizeof private_v6 / sizeof *ranges;
+    int family = address->sa_family;
+    size_t at = family == AF_INET ? offsetof(struct sockaddr_in, sin_addr) : offsetof(struct sockaddr_in6, sin6_addr);
+    bool private = family != AF_INET && family != AF_INET6;
     uint32_t top;
-    if (!v4 && address->sa_family != AF_INET6) return REACH_PRIVATE;
-    memcpy(&top, bytes, sizeof top);
-    for (size_t i = 0; i < count; i++) {
-        if ((ntohl(top) ^ ranges[i].prefix) >> (32 - ranges[i].bits) == 0) return REACH_PRIVATE;
+    memcpy(&top, (const char *)address + at, sizeof top);
+    for (size_t i = 0; i < sizeof private_ranges / sizeof *private_ranges; i++) {
+        const struct range *r = &private_ranges[i];
+        private = private || (r->family == family && (ntohl(top) ^ r->prefix) >> (32 - r->bits) == 0);
     }
-    return REACH_PUBLIC;
+    return private ? REACH_PRIVATE : REACH_PUBLIC;
 }
 
 /* ---- URLs ---- */
 
+static struct str url_part(CURLU *u, CURLUPart part, unsigned flags, struct arena *a) {
+    char *text = NULL;
+    curl_url_get(u, part, &text, flags);
+    struct str s = arena_dup(a, str_of(text));
+    curl_free(text);
+    return s;
+}
+
 static int url_parse(struct str url, const char *scheme, struct arena *a, struct destination *out, struct error *err) {
-    static const CURLUPart parts[] = {CURLUPART_URL, CURLUPART_HOST, CURLUPART_PORT};
-    static const unsigned flags[] = {CURLU_PUNYCODE, CURLU_PUNYCODE, CURLU_DEFAULT_PORT};
-    struct str text = arena_dup(a, url.p && !memchr(url.p, 0, url.n) ? url : STR("")), got[3] = {STR_NONE};
     CURLU *u = curl_url();
+    struct str text = arena_dup(a, url.p && !memchr(url.p, 0, url.n) ? url : STR(""));
     CURLUcode rc = curl_url_set(u, CURLUPART_URL, text.p, CURLU_DISALLOW_USER);
-    for (size_t i = 0; rc == CURLUE_OK && i < 3; i++) {
-        char *part = NULL;
-        rc = curl_url_get(u, parts[i], &part, flags[i]);
-        got[i] = arena_dup(a, str_of(part));
-        curl_free(part);
-    }
+    *out = (struct destination){.url = url_part(u, CURLUPART_URL, CURLU_PUNYCODE, a)};
+    out->host = url_part(u, CURLUPART_HOST, CURLU_PUNYCODE, a);
+    struct str port = url_part(u, CURLUPART_PORT, CURLU_DEFAULT_PORT, a);
     curl_url_cleanup(u);
-    bool other = rc == CURLUE_UNSUPPORTED_SCHEME || (got[0].p && !str_starts(got[0], str_of(scheme)));
-    if (other || rc == CURLUE_USER_NOT_ALLOWED)
+    if (rc == CURLUE_UNSUPPORTED_SCHEME || rc == CURLUE_USER_NOT_ALLOWED ||
+        (out->url.p && !str_starts(out->url, str_of(scheme))))
         return error_set(err, LOOM_E_DENIED,
                          "a url is http:// or https:// without credentials (those are for headers),"
                          " or \"smtp://\", the project's own mail server");
-    if (rc != CURLUE_OK)
-        return error_set(err, LOOM_E_INVALID_ARGUMENT, "url \"%.200s\": %s", text.p, curl_url_strerror(rc));
-    bool dot = got[1].n > 1 && got[1].p[got[1].n - 1] == '.';
-    *out = (struct destination){.url = got[0].p, .host = arena_dup(a, (struct str){got[1].p, got[1].n - dot})};
-    out->port = atoi(got[2].p);
-    out->tls = got[0].p[strlen(scheme)] == 's';
+    if (!out->url.p || !out->host.p || !port.p)
+        return error_set(err, LOOM_E_INVALID_ARGUMENT, "url \"%.200s\": %s", text.p,
+                         rc ? curl_url_strerror(rc) : "it names no host");
+    if (out->host.n > 1 && out->host.p[out->host.n - 1] == '.') out->host.n--;
+    out->place = arena_json(a, "%j:%j", out->host, port);
+    out->tls = out->url.p[strlen(scheme)] == 's';
     return 0;
 }
 
@@ -126,62 +113,47 @@ int destination_find(yyjson_val *network, const char *scheme, struct str url, st
     size_t i, n;
     yyjson_val *rule, *target;
     int rc = url_parse(url, scheme, a, out, err);
-    if (rc) return rc;
     yyjson_obj_foreach(yyjson_obj_get(network, "connectTo"), i, n, rule, target) {
-        if (!out->connect_to && matches(str_in(rule), out->host, out->port))
+        if (!rc && !out->connect_to && (fits(str_in(rule), out->host) || fits(str_in(rule), out->place)))
             out->connect_to = arena_json(a, "::%j", str_in(target)).p;
     }
-    bool private = out->connect_to || host_listed(yyjson_obj_get(network, "allowPrivate"), out->host, out->port);
+    bool private = out->connect_to || host_listed(yyjson_obj_get(network, "allowPrivate"), out);
     out->reach = REACH_PUBLIC | (private ? REACH_PRIVATE : 0);
-    return 0;
+    return rc;
 }
 
 /* ---- documents ---- */
 
-int schema_check(const char *schema, yyjson_val *v, int code, const char *what, struct error *err) {
-    char why[600], *text = str_dup(str_of(schema));
-    struct buf json = {0};
-    for (char *p = text; (p = strchr(p, '\'')) != NULL;) *p = '"';
-    struct loom_schema *s = loom_schema_new(text, strlen(text), why, sizeof why);
-    if (!s) abort(); /* the schema is ours */
-    json_write(v, &json);
-    int rc = loom_schema_check(s, json.p, json.n, why, sizeof why) ? error_set(err, code, "%s%s", what, why) : 0;
-    loom_schema_free(s);
-    buf_free(&json);
-    free(text);
-    return rc;
-}
-
 struct str str_in(yyjson_val *string) {
     return (struct str){yyjson_get_str(string), yyjson_get_len(string)};
+}
+
+int schema_check(const char *schema, yyjson_val *v, int code, const char *what, struct error *err) {
+    char why[600];
+    struct arena a = {0};
+    struct str text = arena_dup(&a, str_of(schema)), json = json_text_of(v, &a);
+    for (char *p = (char *)text.p; (p = strchr(p, '\'')) != NULL;) *p = '"';
+    struct loom_schema *s = loom_schema_new(text.p, text.n, why, sizeof why);
+    if (!s) abort(); /* the schema is ours */
+    int rc = loom_schema_check(s, json.p, json.n, why, sizeof why) ? error_set(err, code, "%s%s", what, why) : 0;
+    loom_schema_free(s);
+    arena_free(&a);
+    return rc;
 }
 
 const char *path_in(const char *dir, struct str path, struct arena *a) {
     return (dir && path.p[0] != '/' ? arena_json(a, "%s/%j", dir, path) : arena_dup(a, path)).p;
 }
 
-/* The policy and its own copy of the capabilities are one block. */
 int net_policy_new(yyjson_val *capabilities, struct net_policy **out, struct error *err) {
     static const char schema[] = "{'type':'object','properties':{'mail':{'type':'boolean'},"
                                  "'network':{'type':['boolean','array'],'items':" SCHEMA_HOST "},"
                                  "'secrets':{'type':'array','items':{'type':'string','minLength':1}}}}";
-    struct buf text = {0};
-    yyjson_alc pool;
+    struct net_policy p = {yyjson_obj_get(capabilities, "network"), yyjson_obj_get(capabilities, "secrets"),
+                           json_bool(capabilities, "mail", false)};
+    bool any = p.mail || yyjson_is_true(p.network) || yyjson_arr_size(p.network) || yyjson_arr_size(p.secrets);
     *out = NULL;
     int rc = capabilities ? schema_check(schema, capabilities, LOOM_E_INVALID_DOCUMENT, "capabilities", err) : 0;
-    if (rc) return rc;
-    json_write(capabilities, &text);
-    size_t room = yyjson_read_max_memory_usage(text.n, 0);
-    struct net_policy *p = mem_alloc(sizeof *p + room);
-    yyjson_alc_pool_init(&pool, p + 1, room);
-    yyjson_doc *doc = yyjson_read_opts(text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW, &pool, NULL);
-    yyjson_val *can = yyjson_doc_get_root(doc);
-    *p = (struct net_policy){yyjson_obj_get(can, "network"), yyjson_obj_get(can, "secrets"),
-                             json_bool(can, "mail", false)};
-    if (p->mail || yyjson_is_true(p->network) || yyjson_arr_size(p->network) || yyjson_arr_size(p->secrets))
-        *out = p;
-    else
-        free(p);
-    buf_free(&text);
-    return 0;
+    if (!rc && any) *(*out = mem_alloc(sizeof p)) = p;
+    return rc;
 }

@@ -18,8 +18,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 enum { ANSWER_MAX = 2 * 1024 * 1024, REDIRECTS_MAX = 5, TIMEOUT_MS = 30000, IDLE_CONNECTIONS = 256 };
@@ -36,28 +34,6 @@ static const char schema[] =
     "'additionalProperties':false,'properties':{'env':{'type':'string'},'file':{'type':'string'},"
     "'hosts':{'type':'array','minItems':1,'items':" SCHEMA_HOST "},"
     "'headers':{'type':'array','minItems':1,'items':{'type':'string'}}}}}}}";
-
-struct transfer {
-    uint64_t id;
-    struct net_client *client;
-    struct arena arena;
-    const struct net_policy *policy;
-    struct destination to;
-    const char *method; /* NULL: a mail */
-    struct str body;    /* .p NULL: none */
-    bool foreign;       /* redirected to another origin */
-    int redirects;
-    int64_t deadline;
-    CURL *easy;
-    struct curl_slist *headers; /* with handles; `out` has the lines of this hop */
-    struct curl_slist *connect_to;
-    struct outgoing out;
-    struct buf answer;  /* HTTP: the body; SMTP: the server's last line */
-    struct error error; /* .code set: refused before the start, or by a callback */
-    char detail[CURL_ERROR_SIZE];
-    void *ctx;
-    void (*done)(void *ctx, bool ok, struct str json);
-};
 
 struct order { /* from other threads to the net thread */
     struct transfer *start;
@@ -81,15 +57,16 @@ struct net_client {
 
 #define REFUSE(t, code, ...) error_set(&(t)->error, LOOM_E_##code, __VA_ARGS__)
 
+void list_add(struct arena *a, struct curl_slist **list, const char *text) {
+    while (*list) list = &(*list)->next;
+    *list = arena_alloc(a, sizeof **list);
+    (*list)->data = (char *)text;
+}
+
 /* ---- preparing: on the caller's thread; for a redirect on the net thread ---- */
 
-static yyjson_val *header_given(yyjson_val *headers, const char *name) {
-    size_t i, n;
-    yyjson_val *key, *v;
-    yyjson_obj_foreach(headers, i, n, key, v) {
-        if (same_word(str_in(key), str_of(name))) return v;
-    }
-    return NULL;
+static struct str line_name(struct curl_slist *line) {
+    return (struct str){line->data, strcspn(line->data, ":;")};
 }
 
 static int header_add(struct transfer *t, struct str name, struct str value) {
@@ -102,27 +79,32 @@ static int header_add(struct transfer *t, struct str name, struct str value) {
                       name.p);
     if (word_in(ours, name)) return REFUSE(t, DENIED, "headers: Loom itself sets %s", name.p);
     const char *format = value.n ? "%j: %j" : "%j;"; /* ';' is curl's way to say "empty" */
-    t->headers = curl_slist_append(t->headers, arena_json(&t->arena, format, name, value).p);
+    list_add(&t->arena, &t->headers, arena_json(&t->arena, format, name, value).p);
     return 0;
+}
+
+/* What the guest has not given itself. */
+static int header_default(struct transfer *t, struct str name, struct str value) {
+    for (struct curl_slist *h = t->headers; h; h = h->next) {
+        if (same_word(line_name(h), name)) return 0;
+    }
+    return value.p ? header_add(t, name, value) : 0;
 }
 
 /* Makes the lines of a hop: values take the places of their handles; what may not go to another origin stays here. */
 static int lines_make(struct transfer *t) {
     static const char *const credentials[] = {"authorization", "x-api-key", "api-key", "cookie", NULL};
-    struct buf line = {0};
     int rc = 0;
-    curl_slist_free_all(t->out.lines);
-    t->out.lines = NULL;
+    t->lines = NULL;
+    list_add(&t->arena, &t->lines, "Expect:"); /* of curl's own: none */
+    list_add(&t->arena, &t->lines, "Content-Type:");
     for (struct curl_slist *h = t->headers; h && !rc; h = h->next) {
-        struct str text = str_of(h->data), name = {text.p, strcspn(text.p, ":;")};
-        if (t->foreign && (secret_mentioned(text) || word_in(credentials, name))) continue;
+        struct str line = str_of(h->data), name = line_name(h);
+        if (t->foreign && (secret_mentioned(line) || word_in(credentials, name))) continue;
         if (t->redirects && !t->body.p && !strncasecmp(name.p, "content-", 8)) continue;
-        buf_clear(&line);
-        rc = secrets_expand(&t->client->secrets, t->policy, &t->to, text, &line, &t->error);
-        buf_char(&line, 0);
-        t->out.lines = curl_slist_append(t->out.lines, line.p);
+        rc = secrets_expand(t, &line);
+        list_add(&t->arena, &t->lines, line.p);
     }
-    buf_free(&line);
     return rc;
 }
 
@@ -131,48 +113,37 @@ static int http_aim(struct transfer *t, struct str url) {
     struct destination from = t->to;
     int rc = destination_find(t->client->network, "http", url, &t->arena, &t->to, &t->error);
     if (rc) return rc;
-    bool same = from.tls == t->to.tls && from.port == t->to.port && same_word(from.host, t->to.host);
-    t->foreign = t->foreign || (from.url && !same);
-    if (!t->policy || !host_listed(t->policy->network, t->to.host, t->to.port))
-        return REFUSE(t, DENIED, "%.200s:%d is not in the activity's capabilities.network", t->to.host.p, t->to.port);
+    t->foreign = t->foreign || (from.url.p && (from.tls != t->to.tls || !same_word(from.place, t->to.place)));
+    if (!t->policy || !host_listed(t->policy->network, &t->to))
+        return REFUSE(t, DENIED, "%.200s is not in the activity's capabilities.network", t->to.place.p);
     return lines_make(t);
 }
 
 static int http_prepare(struct transfer *t, const struct net_request *r) {
     static const char *const methods[] = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", NULL};
-    const struct {
-        const char *name;
-        struct str value;
-    } defaults[] = {{"Content-Type", r->body_json ? STR("application/json") : STR_NONE},
-                    {"Idempotency-Key", r->idempotency_key},
-                    {"traceparent", r->traceparent}};
     size_t i, n;
     yyjson_val *name, *v;
-    int rc = 0;
     t->method = r->method.p ? word_in(methods, r->method) : "GET";
     if (!t->method) return REFUSE(t, INVALID_ARGUMENT, "method \"%.20s\" is not one of HTTP's", r->method.p);
     if (r->headers && !yyjson_is_obj(r->headers))
         return REFUSE(t, INVALID_ARGUMENT, "headers: expected an object of strings");
-    t->headers = curl_slist_append(curl_slist_append(NULL, "Expect:"), "Content-Type:"); /* curl's own: none */
-    for (i = 0; i < sizeof defaults / sizeof *defaults && !rc; i++) {
-        if (defaults[i].value.p && !header_given(r->headers, defaults[i].name))
-            rc = header_add(t, str_of(defaults[i].name), defaults[i].value);
-    }
+    int rc = 0;
     yyjson_obj_foreach(r->headers, i, n, name, v) {
         if (!rc) rc = header_add(t, str_in(name), str_in(v));
     }
+    if (!rc) rc = header_default(t, STR("Content-Type"), r->body_json ? STR("application/json") : STR_NONE);
+    if (!rc) rc = header_default(t, STR("Idempotency-Key"), r->idempotency_key);
+    if (!rc) rc = header_default(t, STR("traceparent"), r->traceparent);
     if (r->body.p || t->method[0] == 'P') t->body = arena_dup(&t->arena, r->body.p ? r->body : STR(""));
     return rc ? rc : http_aim(t, r->url);
 }
 
 static int mail_prepare(struct transfer *t, const struct net_request *r) {
     struct net_client *c = t->client;
-    yyjson_val *key = header_given(r->headers, "Idempotency-Key");
     if (!t->policy || !t->policy->mail) return REFUSE(t, DENIED, "the activity's capabilities do not include mail");
     if (!c->mail) return REFUSE(t, DENIED, "loom.json names no mail.server (\"smtp://HOST:PORT\")");
     t->to = c->mail_server;
-    return mail_compose(t->easy, r->body, json_str(c->mail, "from"), key ? str_in(key) : r->idempotency_key,
-                        c->env->now_ms(c->env), &t->out, &t->error);
+    return mail_compose(t, r->body, json_str(c->mail, "from"), r->idempotency_key, c->env->now_ms(c->env));
 }
 
 static int prepare(struct transfer *t, const struct net_request *r) {
@@ -211,33 +182,16 @@ static size_t take(char *p, size_t size, size_t n, void *ctx) {
 
 /* ---- starting ---- */
 
-static void mail_options(struct transfer *t) {
-    curl_easy_setopt(t->easy, CURLOPT_MAIL_RCPT, t->out.recipients);
-    curl_easy_setopt(t->easy, CURLOPT_MIMEPOST, t->out.mime);
-    curl_easy_setopt(t->easy, CURLOPT_FORBID_REUSE, 1L); /* what went stale cannot be begun again */
-    curl_easy_setopt(t->easy, CURLOPT_USE_SSL, (long)CURLUSESSL_TRY);
-    curl_easy_setopt(t->easy, CURLOPT_HEADERDATA, t); /* the server's lines go to take() */
-}
-
-static void http_options(struct transfer *t) {
-    curl_easy_setopt(t->easy, CURLOPT_HTTPGET, 1L);
-    curl_easy_setopt(t->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)t->body.n);
-    if (t->body.p) curl_easy_setopt(t->easy, CURLOPT_POSTFIELDS, t->body.p);
-    curl_easy_setopt(t->easy, CURLOPT_NOBODY, (long)!strcmp(t->method, "HEAD"));
-    curl_easy_setopt(t->easy, CURLOPT_CUSTOMREQUEST, t->method);
-    curl_easy_setopt(t->easy, CURLOPT_FRESH_CONNECT, (long)(t->to.reach == REACH_PRIVATE));
-}
-
 static void hop_start(struct transfer *t) {
     CURL *e = t->easy;
     int64_t rest = t->deadline - t->client->env->mono_ms(t->client->env);
-    curl_slist_free_all(t->connect_to);
-    t->connect_to = t->to.connect_to ? curl_slist_append(NULL, t->to.connect_to) : NULL;
+    struct curl_slist *connect_to = NULL;
+    if (t->to.connect_to) list_add(&t->arena, &connect_to, t->to.connect_to);
     t->error.code[0] = 0;
     curl_easy_setopt(e, CURLOPT_PRIVATE, t);
-    curl_easy_setopt(e, CURLOPT_URL, t->to.url);
-    curl_easy_setopt(e, CURLOPT_CONNECT_TO, t->connect_to);
-    curl_easy_setopt(e, CURLOPT_HTTPHEADER, t->out.lines);
+    curl_easy_setopt(e, CURLOPT_URL, t->to.url.p);
+    curl_easy_setopt(e, CURLOPT_CONNECT_TO, connect_to);
+    curl_easy_setopt(e, CURLOPT_HTTPHEADER, t->lines);
     curl_easy_setopt(e, CURLOPT_TIMEOUT_MS, (long)(rest > 0 ? rest : 1));
     curl_easy_setopt(e, CURLOPT_ERRORBUFFER, t->detail);
     curl_easy_setopt(e, CURLOPT_NOSIGNAL, 1L);
@@ -252,87 +206,86 @@ static void hop_start(struct transfer *t) {
     curl_easy_setopt(e, CURLOPT_WRITEDATA, t);
     if (t->client->ca_file) curl_easy_setopt(e, CURLOPT_CAINFO, t->client->ca_file);
     if (t->client->ca_file) curl_easy_setopt(e, CURLOPT_CAPATH, NULL);
-    (t->method ? http_options : mail_options)(t);
+    if (t->method) {
+        curl_easy_setopt(e, CURLOPT_HTTPGET, 1L);
+        curl_easy_setopt(e, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)t->body.n);
+        if (t->body.p) curl_easy_setopt(e, CURLOPT_POSTFIELDS, t->body.p);
+        curl_easy_setopt(e, CURLOPT_NOBODY, (long)!strcmp(t->method, "HEAD"));
+        curl_easy_setopt(e, CURLOPT_CUSTOMREQUEST, t->method);
+        curl_easy_setopt(e, CURLOPT_FRESH_CONNECT, (long)(t->to.reach == REACH_PRIVATE));
+    } else {
+        curl_easy_setopt(e, CURLOPT_MAIL_RCPT, t->recipients);
+        curl_easy_setopt(e, CURLOPT_MIMEPOST, t->mime);
+        curl_easy_setopt(e, CURLOPT_FORBID_REUSE, 1L); /* what went stale cannot be begun again */
+        curl_easy_setopt(e, CURLOPT_USE_SSL, (long)CURLUSESSL_TRY);
+        curl_easy_setopt(e, CURLOPT_HEADERDATA, t); /* the server's lines go to take() */
+    }
     curl_multi_add_handle(t->client->multi, e);
 }
 
 /* ---- ending ---- */
 
-void base64(struct str s, struct buf *out) {
-    unsigned char *room = (unsigned char *)buf_reserve(out, s.n / 3 * 4 + 5);
-    out->n += (size_t)EVP_EncodeBlock(room, (const unsigned char *)s.p, (int)s.n);
+struct str base64(struct arena *a, struct str s) {
+    char *text = arena_alloc(a, s.n / 3 * 4 + 5);
+    return (struct str){text, (size_t)EVP_EncodeBlock((unsigned char *)text, (const unsigned char *)s.p, (int)s.n)};
 }
 
-static void headers_write(CURL *easy, struct buf *out) {
+static void headers_write(CURL *easy, struct arena *a, struct buf *out) {
     struct curl_header *h = NULL, *more;
-    struct buf value = {0};
     while ((h = curl_easy_nextheader(easy, CURLH_HEADER, -1, h)) != NULL) {
+        struct str value = str_of(h->value);
         if (h->index) continue; /* was joined to the first of its name */
-        buf_clear(&value);
-        for (size_t i = 0; i < h->amount && !curl_easy_header(easy, h->name, i, CURLH_HEADER, -1, &more); i++)
-            buf_json(&value, i ? ", %s" : "%s", more->value);
+        for (size_t i = 1; i < h->amount && !curl_easy_header(easy, h->name, i, CURLH_HEADER, -1, &more); i++)
+            value = arena_json(a, "%j, %s", value, more->value);
         size_t name = out->n;
-        buf_json(out, name ? ",%z" : "%z", h->name);
+        buf_json(out, out->p[name - 1] == '{' ? "%z:" : ",%z:", h->name);
         for (; name < out->n; name++) out->p[name] = (char)tolower(out->p[name]);
-        buf_json(out, ":%q", buf_view(&value));
+        buf_json(out, "%q", value);
     }
-    buf_free(&value);
 }
 
-/* The text is replaced by its normal form; false, and it stays, when it is not JSON. */
-static bool normalize(struct buf *text) {
+/* The text's normal form takes its place; false, and it stays, when it is not JSON. */
+static bool normalize(struct arena *a, struct str *text) {
     struct buf json = {0};
-    if (json_normalize(buf_view(text), &json, NULL)) return false;
-    buf_free(text);
-    *text = json;
-    return true;
+    bool ok = !json_normalize(*text, &json, NULL);
+    if (ok) *text = arena_dup(a, buf_view(&json));
+    buf_free(&json);
+    return ok;
 }
 
 static void answer_write(struct transfer *t, struct buf *out) {
-    const struct secrets *secrets = &t->client->secrets;
-    struct buf headers = {0}, *body = &t->answer;
+    struct str body = buf_view(&t->answer);
     yyjson_mut_val text = {0};
     char *type = NULL;
     long status = 0;
     curl_easy_getinfo(t->easy, CURLINFO_RESPONSE_CODE, &status);
     curl_easy_getinfo(t->easy, CURLINFO_CONTENT_TYPE, &type);
-    headers_write(t->easy, &headers);
-    secrets_redact(secrets, t->policy, &headers);
-    bool json = type && !fnmatch("*[/+]json*", type, FNM_CASEFOLD) && normalize(body);
-    /* a secret may have stood outside of strings, where a handle cannot stand */
-    if (secrets_redact(secrets, t->policy, body)) json = json && normalize(body);
-    yyjson_mut_set_strn(&text, body->n ? body->p : "", body->n);
-    buf_json(out, "{\"status\":%d,\"headers\":{%j},\"body\":", (int64_t)status, buf_view(&headers));
-    if (json) {
-        buf_str(out, buf_view(body));
-    } else if (!json_write_mut(&text, out)) { /* not UTF-8 */
-        buf_char(out, '"');
-        base64(buf_view(body), out);
-        buf_str(out, STR("\",\"bodyEncoding\":\"base64\""));
-    }
+    bool json = type && !fnmatch("*[/+]json*", type, FNM_CASEFOLD) && normalize(&t->arena, &body);
+    struct str clean = secrets_redact(t, body);
+    json = json && (clean.p == body.p || normalize(&t->arena, &clean)); /* outside of strings a handle cannot stand */
+    yyjson_mut_set_strn(&text, clean.n ? clean.p : "", clean.n);
+    buf_json(out, "{\"status\":%d,\"headers\":{", (int64_t)status);
+    headers_write(t->easy, &t->arena, out);
+    buf_json(out, json ? "},\"body\":%j" : "},\"body\":", clean);
+    if (!json && !json_write_mut(&text, out)) /* not UTF-8 */
+        buf_json(out, "\"%j\",\"bodyEncoding\":\"base64\"", base64(&t->arena, clean));
     buf_char(out, '}');
-    buf_free(&headers);
 }
 
 /* The only end of a transfer: with its answer, or with t->error. */
 static void transfer_end(struct transfer *t, bool ok) {
     struct buf json = {0};
-    if (!ok) {
+    if (!ok)
         error_json(&t->error, &json);
-        secrets_redact(&t->client->secrets, t->policy, &json);
-    } else if (t->method)
+    else if (t->method)
         answer_write(t, &json);
     else
         buf_str(&json, STR("{\"status\":250,\"headers\":{},\"body\":null}"));
     map_remove(&t->client->open, (struct str){(char *)&t->id, sizeof t->id});
     curl_multi_remove_handle(t->client->multi, t->easy);
-    t->done(t->ctx, ok, buf_view(&json));
+    t->done(t->ctx, ok, secrets_redact(t, buf_view(&json)));
     curl_easy_cleanup(t->easy);
-    curl_slist_free_all(t->headers);
-    curl_slist_free_all(t->connect_to);
-    curl_slist_free_all(t->out.lines);
-    curl_slist_free_all(t->out.recipients);
-    curl_mime_free(t->out.mime);
+    curl_mime_free(t->mime);
     buf_free(&t->answer);
     buf_free(&json);
     arena_free(&t->arena);
@@ -340,21 +293,17 @@ static void transfer_end(struct transfer *t, bool ok) {
 }
 
 static void failed(struct transfer *t, CURLcode rc, long status) {
-    const char *ca = t->client->ca_file ? t->client->ca_file
-                                        : "the system's CAs (network.caFile in loom.json names another)";
     bool untrusted = rc == CURLE_PEER_FAILED_VERIFICATION || rc == CURLE_SSL_CACERT_BADFILE,
          late = rc == CURLE_OPERATION_TIMEDOUT;
     if (t->error.code[0] && (rc == CURLE_COULDNT_CONNECT || rc == CURLE_WRITE_ERROR)) return; /* a callback said why */
-    if (!t->method && status >= 400 && !late) {
-        REFUSE(t, NETWORK, "the mail server %.200s says: %.*s", t->to.host.p, (int)t->answer.n, t->answer.p);
-        snprintf(t->error.code, sizeof t->error.code, "smtp_%ld", status);
-        t->error.retryable = status < 500;
-        return;
-    }
-    error_set(&t->error, late ? LOOM_E_TIMEOUT : LOOM_E_NETWORK, "%.200s:%d: %.300s%s%.300s", t->to.host.p, t->to.port,
-              t->detail[0] ? t->detail : curl_easy_strerror(rc), untrusted ? "; trusted is only " : "",
-              untrusted ? ca : "");
-    if (untrusted || rc == CURLE_USE_SSL_FAILED) t->error.retryable = false;
+    error_set(&t->error, late ? LOOM_E_TIMEOUT : LOOM_E_NETWORK, "%.200s: %.300s%s", t->to.place.p,
+              t->detail[0] ? t->detail : curl_easy_strerror(rc),
+              untrusted ? "; whom to trust says network.caFile in loom.json, or else the system" : "");
+    t->error.retryable = !untrusted && rc != CURLE_USE_SSL_FAILED;
+    if (t->method || status < 400 || late) return;
+    REFUSE(t, NETWORK, "the mail server %.200s says: %.*s", t->to.host.p, (int)t->answer.n, t->answer.p);
+    snprintf(t->error.code, sizeof t->error.code, "smtp_%ld", status);
+    t->error.retryable = status < 500;
 }
 
 /* Goes on to the next hop (RFC 9110, 15.4), or t->error says why there is none. */
@@ -378,9 +327,8 @@ static void transfer_ended(struct transfer *t, CURLcode rc) {
     char *url = NULL;
     curl_easy_getinfo(t->easy, CURLINFO_RESPONSE_CODE, &status);
     curl_easy_getinfo(t->easy, CURLINFO_REDIRECT_URL, &url);
-    bool moved = rc == CURLE_OK && url;
     if (rc != CURLE_OK) failed(t, rc, status);
-    if (!moved || redirect(t, url, status) != 0) transfer_end(t, rc == CURLE_OK && !moved);
+    if (rc != CURLE_OK || !url || redirect(t, url, status) != 0) transfer_end(t, rc == CURLE_OK && !url);
 }
 
 /* ---- the net thread ---- */
@@ -418,6 +366,9 @@ static bool orders_take(struct net_client *c) {
 static void *net_thread(void *ctx) {
     struct net_client *c = ctx;
     struct transfer *t;
+    sigset_t all;
+    sigfillset(&all); /* signals are for the program's own threads; a broken pipe is for nobody */
+    pthread_sigmask(SIG_SETMASK, &all, NULL);
     while (orders_take(c)) {
         int running, left;
         CURLMsg *m;
@@ -447,7 +398,10 @@ static uint64_t order(struct net_client *c, struct transfer *start, uint64_t id)
 
 uint64_t net_send(struct net_client *c, const struct net_request *r) {
     struct transfer *t = mem_alloc(sizeof *t);
-    *t = (struct transfer){.client = c, .policy = r->policy, .ctx = r->ctx, .done = r->done, .easy = curl_easy_init()};
+    *t = (struct transfer){.client = c, .secrets = &c->secrets, .policy = r->policy};
+    t->ctx = r->ctx;
+    t->done = r->done;
+    t->easy = curl_easy_init();
     t->deadline = c->env->mono_ms(c->env) + (r->timeout_ms > 0 ? r->timeout_ms : TIMEOUT_MS);
     if (!t->easy) abort(); /* out of memory */
     prepare(t, r);
@@ -484,27 +438,19 @@ static int config_read(struct net_client *c, yyjson_val *config, const char *dir
     return rc;
 }
 
-static void config_free(struct net_client *c) {
-    arena_free(&c->arena);
-    free(c);
-}
-
 struct net_client *net_client_new(struct env *env, yyjson_val *config, const char *dir, struct error *err) {
     struct net_client *c = mem_alloc(sizeof *c);
-    sigset_t all, before;
     c->env = env;
     if (config_read(c, config, dir, err)) {
-        config_free(c);
+        arena_free(&c->arena);
+        free(c);
         return NULL;
     }
     curl_global_init(CURL_GLOBAL_DEFAULT);
     pthread_mutex_init(&c->lock, NULL);
     c->multi = curl_multi_init();
     curl_multi_setopt(c->multi, CURLMOPT_MAXCONNECTS, (long)IDLE_CONNECTIONS);
-    sigfillset(&all); /* signals are for the program's own threads; a broken pipe is for nobody */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     if (!c->multi || pthread_create(&c->thread, NULL, net_thread, c)) abort(); /* out of memory */
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
     return c;
 }
 
@@ -516,5 +462,6 @@ void net_client_free(struct net_client *c) {
     curl_global_cleanup();
     pthread_mutex_destroy(&c->lock);
     map_free(&c->open);
-    config_free(c);
+    arena_free(&c->arena);
+    free(c);
 }

@@ -26,35 +26,64 @@ static bool plain(struct str s, const char *specials) {
     return s.n <= LINE_BYTES && !(s.n && memmem(s.p, s.n, "=?", 2));
 }
 
-static void words(struct str s, const char *specials, struct buf *out) {
-    if (plain(s, specials)) {
-        buf_str(out, s);
-        return;
-    }
+/* Encoded words if need be, a line each. */
+static struct str words(struct arena *a, struct str s, const char *specials) {
+    struct str out = STR("");
+    if (plain(s, specials)) return s;
     for (size_t i = 0, n; i < s.n; i += n) {
         n = s.n - i < WORD_BYTES ? s.n - i : WORD_BYTES;
         while (i + n < s.n && n > 1 && ((unsigned char)s.p[i + n] & 0xc0) == 0x80) n--; /* not within a character */
-        buf_json(out, "%s=?UTF-8?B?", i ? "\r\n " : "");
-        base64((struct str){s.p + i, n}, out);
-        buf_str(out, STR("?="));
+        out = arena_json(a, "%j%s=?UTF-8?B?%j?=", out, i ? "\r\n " : "", base64(a, (struct str){s.p + i, n}));
     }
+    return out;
 }
 
-/* Adds a mailbox to a header; answers the bare address, perhaps in <>, as curl takes it too. */
-static const char *mailbox(struct str s, struct buf *out) {
-    const char *open = strchr(s.p, '<'), *bare = open ? open : s.p;
-    struct str name = {s.p, (size_t)(bare - s.p)};
+/* The address of a mailbox, perhaps in <>: curl takes both. */
+static const char *address(struct str mailbox) {
+    const char *open = strchr(mailbox.p, '<');
+    return open ? open : mailbox.p;
+}
+
+static struct str mailbox(struct arena *a, struct str s) {
+    struct str name = {s.p, (size_t)(address(s) - s.p)};
     while (name.n && strchr(" \"", name.p[name.n - 1])) name.n--;
     while (name.n && strchr(" \"", name.p[0])) name.p++, name.n--;
-    words(name, "\"(),.:;<>@[\\]", out);
-    buf_json(out, name.n ? " %s" : "%s", bare);
-    return bare;
+    return arena_json(a, name.n ? "%j %s" : "%j%s", words(a, name, "\"(),.:;<>@[\\]"), address(s));
+}
+
+static struct str recipients(struct transfer *t, yyjson_val *to) {
+    size_t many = yyjson_is_arr(to) ? yyjson_arr_size(to) : 1;
+    struct str line = STR("");
+    for (size_t i = 0; i < many; i++) {
+        struct str s = str_in(yyjson_is_arr(to) ? yyjson_arr_get(to, i) : to);
+        list_add(&t->arena, &t->recipients, address(arena_dup(&t->arena, s)));
+        line = arena_json(&t->arena, "%j%s%j", line, i ? ",\r\n " : "", mailbox(&t->arena, s));
+    }
+    return line;
+}
+
+/* All lines of the head are one to curl, which writes it as it is. */
+static void head(struct transfer *t, yyjson_val *json, struct str from, struct str key, int64_t now_ms) {
+    struct arena *a = &t->arena;
+    char date[64], id[65];
+    time_t seconds = (time_t)(now_ms / 1000);
+    const char *domain = strrchr(from.p, '@') + 1;
+    strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S +0000", gmtime_r(&seconds, &(struct tm){0}));
+    sha256_hex(key, id);
+    struct str lines = arena_json(a,
+                                  "Date: %s\r\nFrom: %j\r\nTo: %j\r\nSubject: %j\r\nMessage-ID: <%j@%j>\r\n"
+                                  "X-Idempotency-Key: %j",
+                                  date, mailbox(a, from), recipients(t, yyjson_obj_get(json, "to")),
+                                  words(a, json_str(json, "subject"), ""), (struct str){id, 32},
+                                  (struct str){domain, strcspn(domain, ">")}, words(a, key, ""));
+    list_add(a, &t->lines, lines.p);
+    curl_easy_setopt(t->easy, CURLOPT_MAIL_FROM, address(from));
 }
 
 /* Lines end in CR LF, as mail has it. */
 static void part(curl_mime *mime, const char *type, struct str text) {
-    if (!text.p) return;
     struct buf lines = {0};
+    if (!text.p) return;
     for (size_t i = 0; i < text.n; i++) {
         if (text.p[i] == '\n' && (!i || text.p[i - 1] != '\r')) buf_char(&lines, '\r');
         buf_char(&lines, text.p[i]);
@@ -66,55 +95,25 @@ static void part(curl_mime *mime, const char *type, struct str text) {
     buf_free(&lines);
 }
 
-/* All lines of the header are one to curl, which writes it as it is. */
-static void head(CURL *easy, yyjson_val *json, struct str from, struct str key, int64_t now_ms, struct outgoing *out) {
-    yyjson_val *to = yyjson_obj_get(json, "to"), *v;
-    struct buf lines = {0};
-    size_t i, n;
-    char date[64], id[65];
-    time_t seconds = (time_t)(now_ms / 1000);
-    strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S +0000", gmtime_r(&seconds, &(struct tm){0}));
-    buf_json(&lines, "Date: %s\r\nFrom: ", date);
-    const char *sender = mailbox(from, &lines), *domain = strchr(sender, '@') + 1;
-    curl_easy_setopt(easy, CURLOPT_MAIL_FROM, sender);
-    buf_str(&lines, STR("\r\nTo: "));
-    if (yyjson_is_str(to)) out->recipients = curl_slist_append(NULL, mailbox(str_in(to), &lines));
-    yyjson_arr_foreach(to, i, n, v) {
-        if (i) buf_str(&lines, STR(",\r\n "));
-        out->recipients = curl_slist_append(out->recipients, mailbox(str_in(v), &lines));
-    }
-    buf_str(&lines, STR("\r\nSubject: "));
-    words(json_str(json, "subject"), "", &lines);
-    sha256_hex(key, id);
-    buf_json(&lines, "\r\nMessage-ID: <%j@%j>\r\nX-Idempotency-Key: ", (struct str){id, 32},
-             (struct str){domain, strcspn(domain, ">")});
-    words(key, "", &lines);
-    buf_char(&lines, 0);
-    out->lines = curl_slist_append(NULL, lines.p);
-    buf_free(&lines);
-}
-
-static void parts(CURL *easy, yyjson_val *json, struct outgoing *out) {
-    curl_mime *both = curl_mime_init(easy);
-    part(both, "text/plain; charset=utf-8", json_str(json, "text"));
-    part(both, "text/html; charset=utf-8", json_str(json, "html"));
-    out->mime = curl_mime_init(easy);
-    curl_mimepart *all = curl_mime_addpart(out->mime);
+static void body(struct transfer *t, yyjson_val *json) {
+    t->mime = curl_mime_init(t->easy);
+    curl_mime *both = curl_mime_init(t->easy);
+    curl_mimepart *all = curl_mime_addpart(t->mime);
     curl_mime_subparts(all, both);
     curl_mime_type(all, "multipart/alternative");
+    part(both, "text/plain; charset=utf-8", json_str(json, "text"));
+    part(both, "text/html; charset=utf-8", json_str(json, "html"));
 }
 
-int mail_compose(CURL *easy, struct str text, struct str from, struct str key, int64_t now_ms, struct outgoing *out,
-                 struct error *err) {
-    yyjson_doc *doc = json_parse(text, err);
+int mail_compose(struct transfer *t, struct str text, struct str from, struct str key, int64_t now_ms) {
+    yyjson_doc *doc = json_parse(text, &t->error);
     yyjson_val *json = yyjson_doc_get_root(doc);
-    if (!doc) return LOOM_E_INVALID_JSON;
-    int rc = schema_check(schema, json, LOOM_E_INVALID_ARGUMENT, "mail", err);
+    int rc = doc ? schema_check(schema, json, LOOM_E_INVALID_ARGUMENT, "mail", &t->error) : LOOM_E_INVALID_JSON;
     if (json_str(json, "from").p) from = json_str(json, "from");
     if (!rc && !from.p)
-        rc = error_set(err, LOOM_E_INVALID_ARGUMENT, "mail/from is missing, and loom.json has no mail.from");
-    if (!rc) head(easy, json, from, key, now_ms, out);
-    if (!rc) parts(easy, json, out);
+        rc = error_set(&t->error, LOOM_E_INVALID_ARGUMENT, "mail/from is missing, and loom.json has no mail.from");
+    if (!rc) head(t, json, from, key, now_ms);
+    if (!rc) body(t, json);
     yyjson_doc_free(doc);
     return rc;
 }

@@ -10,8 +10,8 @@
 
 /* Where an activity may go. Immutable once made; shared by its attempts. */
 struct net_policy;
-/* From a definition's "capabilities" {network: true | [hosts], mail: bool, secrets: [names]}; *out NULL when it grants nothing.
- * INVALID_DOCUMENT names the field. One malloc'd block: free(). */
+/* From a definition's "capabilities" {network: true | [hosts], mail: bool, secrets: [names]}; *out NULL when it grants nothing, otherwise
+ * free() it; it refers to the capabilities, which must live as long. INVALID_DOCUMENT names the field. */
 int net_policy_new(yyjson_val *capabilities, struct net_policy **out, struct error *err);
 
 /* The project's side (loom.json): {network: {allowPrivate: true | [hosts], connectTo: {"HOST:PORT": "HOST:PORT"}, caFile},

@@ -19,82 +19,77 @@ bool secret_mentioned(struct str text) {
 
 int secret_find(const struct secrets *all, const struct net_policy *p, struct str name, const struct secret **out,
                 struct error *err) {
-    int n = (int)(name.n > 64 ? 64 : name.n);
-    if (!p || !word_listed(p->secrets, name))
-        return error_set(err, LOOM_E_DENIED, "secret %.*s is not in the activity's capabilities.secrets", n, name.p);
-    for (size_t i = 0; i < all->count; i++) {
+    bool granted = false;
+    size_t i, n;
+    yyjson_val *v;
+    yyjson_arr_foreach(p ? p->secrets : NULL, i, n, v) granted = granted || yyjson_equals_strn(v, name.p, name.n);
+    for (i = 0; granted && i < all->count; i++) {
         *out = &all->items[i];
         if (str_eq((*out)->name, name)) return 0;
     }
-    return error_set(err, LOOM_E_NOT_FOUND, "secret %.*s is not in loom.json's secrets", n, name.p);
+    return error_set(err, granted ? LOOM_E_NOT_FOUND : LOOM_E_DENIED, "secret %.*s is not in %s",
+                     (int)(name.n > 64 ? 64 : name.n), name.p,
+                     granted ? "loom.json's secrets" : "the activity's capabilities.secrets");
 }
 
 /* ---- out: handles become values ---- */
 
 static int permit(const struct secret *s, struct destination *to, struct str header, struct error *err) {
-    const char *why = NULL;
-    if (!host_listed(s->hosts, to->host, to->port))
-        why = ": not in its hosts in loom.json";
-    else if (!word_listed(s->headers, header))
-        why = " in this header: not in its headers in loom.json";
-    else if (!to->tls && !(to->reach & REACH_PRIVATE))
-        why = " only over https";
+    const char *why = !host_listed(s->hosts, to)                 ? ": not in its hosts in loom.json"
+                      : !listed(s->headers, header)              ? " in this header: not in its headers in loom.json"
+                      : !to->tls && !(to->reach & REACH_PRIVATE) ? " only over https"
+                                                                 : NULL;
     if (why) return error_set(err, LOOM_E_DENIED, "secret %s may not go to %.200s%s", s->name.p, to->host.p, why);
     if (!to->tls && !to->connect_to) to->reach = REACH_PRIVATE; /* it may go only because the place may be private */
     return 0;
 }
 
-int secrets_expand(const struct secrets *all, const struct net_policy *p, struct destination *to, struct str line,
-                   struct buf *out, struct error *err) {
-    struct str header = {line.p, strcspn(line.p, ":;")};
-    const char *at = line.p, *end = line.p + line.n, *open, *close;
-    while ((open = strstr(at, SECRET_HANDLE)) != NULL && (close = strstr(open, "}}")) != NULL) {
-        const char *name = open + sizeof SECRET_HANDLE - 1;
+int secrets_expand(struct transfer *t, struct str *line) {
+    struct str header = {line->p, strcspn(line->p, ":;")};
+    const char *open, *close;
+    while ((open = strstr(line->p, SECRET_HANDLE)) != NULL && (close = strstr(open, "}}")) != NULL) {
+        struct str name = {open + strlen(SECRET_HANDLE), (size_t)(close - open) - strlen(SECRET_HANDLE)};
         const struct secret *s;
-        int rc = secret_find(all, p, (struct str){name, (size_t)(close - name)}, &s, err);
-        if (!rc) rc = permit(s, to, header, err);
+        int rc = secret_find(t->secrets, t->policy, name, &s, &t->error);
+        if (!rc) rc = permit(s, &t->to, header, &t->error);
         if (rc) return rc;
-        buf_add(out, at, (size_t)(open - at));
-        buf_str(out, s->value);
-        at = close + 2;
+        *line = arena_json(&t->arena, "%j%j%s", (struct str){line->p, (size_t)(open - line->p)}, s->value, close + 2);
     }
-    buf_add(out, at, (size_t)(end - at));
     return 0;
 }
 
 /* ---- back: values become handles ---- */
 
-static bool replace(struct buf *text, struct str value, struct str name) {
+static struct str replaced(struct arena *a, struct str text, struct str value, struct str handle) {
     struct buf out = {0};
-    const char *at = text->p, *end = text->p + text->n, *hit;
-    while (text->n && (hit = memmem(at, (size_t)(end - at), value.p, value.n)) != NULL) {
+    const char *at = text.p, *end = text.p + text.n, *hit;
+    while (text.n && (hit = memmem(at, (size_t)(end - at), value.p, value.n)) != NULL) {
         buf_add(&out, at, (size_t)(hit - at));
-        buf_json(&out, SECRET_HANDLE "%j}}", name);
+        buf_str(&out, handle);
         at = hit + value.n;
     }
-    if (!out.n) return false;
+    if (!out.n) return text;
     buf_add(&out, at, (size_t)(end - at));
-    buf_free(text);
-    *text = out;
-    return true;
+    text = arena_dup(a, buf_view(&out));
+    buf_free(&out);
+    return text;
 }
 
-bool secrets_redact(const struct secrets *all, const struct net_policy *p, struct buf *text) {
-    bool found = false;
-    for (size_t i = 0; i < all->count; i++) {
+struct str secrets_redact(struct transfer *t, struct str text) {
+    for (size_t i = 0; i < t->secrets->count; i++) {
         const struct secret *s;
-        struct buf quoted = {0};
-        if (secret_find(all, p, all->items[i].name, &s, NULL)) continue;
-        buf_json(&quoted, "%q", s->value);
-        found = replace(text, (struct str){quoted.p + 1, quoted.n - 2}, s->name) || found;
-        found = replace(text, s->value, s->name) || found;
-        buf_free(&quoted);
+        if (secret_find(t->secrets, t->policy, t->secrets->items[i].name, &s, NULL)) continue;
+        struct str handle = arena_json(&t->arena, SECRET_HANDLE "%j}}", s->name);
+        struct str quoted = arena_json(&t->arena, "%q", s->value);
+        text = replaced(&t->arena, text, (struct str){quoted.p + 1, quoted.n - 2}, handle);
+        text = replaced(&t->arena, text, s->value, handle);
     }
-    return found;
+    return text;
 }
 
 /* ---- loom.json ---- */
 
+/* One line, without anything that reads as a handle. */
 static int value_read(yyjson_val *doc, const char *dir, struct arena *a, struct secret *s, struct error *err) {
     struct str env = json_str(doc, "env");
     char *bytes = arena_alloc(a, SECRET_BYTES_MAX + 1);
@@ -106,7 +101,7 @@ static int value_read(yyjson_val *doc, const char *dir, struct arena *a, struct 
         fclose(f);
     }
     s->value = (struct str){bytes, strcspn(bytes, CONTROLS)};
-    if (s->value.n >= SECRET_BYTES_MIN && strchr("\r\n", bytes[s->value.n])) return 0; /* or the end */
+    if (s->value.n >= SECRET_BYTES_MIN && strchr("\r\n", bytes[s->value.n]) && !secret_mentioned(s->value)) return 0;
     return error_set(err, LOOM_E_INVALID_DOCUMENT,
                      "secret %s: the %s %s must hold a line of 6 bytes or more; set it and start again", s->name.p,
                      env.p ? "environment variable" : "file", source);
@@ -119,14 +114,13 @@ static int longer_first(const void *a, const void *b) {
 
 int secrets_read(yyjson_val *doc, const char *dir, struct arena *a, struct secrets *out, struct error *err) {
     size_t i, n;
-    yyjson_val *key, *value, *usual = json_in(a, STR("[\"authorization\",\"x-api-key\",\"api-key\"]"));
+    yyjson_val *name, *v, *usual = json_in(a, STR("[\"authorization\",\"x-api-key\",\"api-key\"]"));
     out->items = arena_alloc(a, (yyjson_obj_size(doc) + 1) * sizeof *out->items);
-    yyjson_obj_foreach(doc, i, n, key, value) {
+    yyjson_obj_foreach(doc, i, n, name, v) {
         struct secret *s = &out->items[out->count++];
-        yyjson_val *headers = yyjson_obj_get(value, "headers");
-        *s = (struct secret){.name = str_in(key), .hosts = yyjson_obj_get(value, "hosts")};
-        s->headers = headers ? headers : usual;
-        int rc = value_read(value, dir, a, s, err);
+        yyjson_val *headers = yyjson_obj_get(v, "headers");
+        *s = (struct secret){str_in(name), STR_NONE, yyjson_obj_get(v, "hosts"), headers ? headers : usual};
+        int rc = value_read(v, dir, a, s, err);
         if (rc) return rc;
     }
     qsort(out->items, out->count, sizeof *out->items, longer_first);
