@@ -94,11 +94,13 @@ yyjson_mut_val *json_mut_at(yyjson_mut_val *root, struct str pointer) {
 struct edit {
     struct place at;
     yyjson_mut_val *other; /* what belongs there on the other side of the edit; NULL: nothing */
+    size_t text;           /* where its inverse begins in work.texts */
 };
 
 struct work {
     yyjson_mut_doc *doc;
     struct buf edits; /* of struct edit, each done */
+    struct buf texts; /* their inverse operations, in the order of the edits */
     struct buf name;  /* the last token of the place in hand */
 };
 
@@ -122,17 +124,8 @@ static void exchange(struct edit *e) {
     e->other = was;
 }
 
-static const char *edit(struct work *w, struct place *at, yyjson_mut_val *value) {
-    struct edit e = {*at, value};
-    if (!value && !at->parent) return "the whole document cannot be removed, only replaced";
-    if (yyjson_mut_is_obj(at->parent) && !at->name) e.at.name = yyjson_mut_strncpy(w->doc, w->name.p, w->name.n);
-    exchange(&e);
-    buf_add(&w->edits, &e, sizeof e);
-    return NULL;
-}
-
-/* The operation that leads from one side of an edit to the other. */
-static void write_operation(const struct edit *e, const char *comma, struct buf *out) {
+/* The operation that leads to the other side of an edit. */
+static void write_operation(const struct edit *e, struct buf *out) {
     const char *op = !e->other ? "remove" : !e->at.value ? "add" : "replace";
     struct buf path = {0};
     buf_str(&path, e->at.path);
@@ -142,8 +135,18 @@ static void write_operation(const struct edit *e, const char *comma, struct buf 
     }
     buf_json(out, "{\"op\":%z,\"path\":%q%s", op, buf_view(&path), e->other ? ",\"value\":" : "");
     json_write_mut(e->other, out);
-    buf_json(out, "}%s", comma);
+    buf_char(out, '}');
     buf_free(&path);
+}
+
+static const char *edit(struct work *w, struct place *at, yyjson_mut_val *value) {
+    struct edit e = {*at, value, w->texts.n};
+    if (!value && !at->parent) return "the whole document cannot be removed, only replaced";
+    if (yyjson_mut_is_obj(at->parent) && !at->name) e.at.name = yyjson_mut_strncpy(w->doc, w->name.p, w->name.n);
+    exchange(&e);
+    write_operation(&e, &w->texts);
+    buf_add(&w->edits, &e, sizeof e);
+    return NULL;
 }
 
 /* ---- operations ---- */
@@ -202,27 +205,32 @@ static const char *run(struct work *w, yyjson_val *line) {
 
 /* ---- patches ---- */
 
+static void write_inverse(const struct work *w, const struct edit *edits, size_t count, struct buf *out) {
+    size_t end = w->texts.n;
+    buf_char(out, '[');
+    for (size_t i = count; i-- > 0; end = edits[i].text)
+        buf_json(out, "%j%s", (struct str){w->texts.p + edits[i].text, end - edits[i].text}, i ? "," : "");
+    buf_char(out, ']');
+}
+
 int patch_apply(yyjson_mut_doc *doc, yyjson_val *patch, struct buf *inverse, struct error *err) {
     struct work w = {.doc = doc};
     const char *fault = yyjson_is_arr(patch) ? NULL : "a patch is an array of operations (RFC 6902)";
     yyjson_arr_iter it = yyjson_arr_iter_with(patch);
     yyjson_val *line = NULL;
     while (!fault && (line = yyjson_arr_iter_next(&it)) != NULL) fault = run(&w, line);
+    struct edit *edits = (void *)w.edits.p;
+    size_t count = w.edits.n / sizeof *edits;
     if (fault) {
         struct str path = json_str(line, "path");
         error_set(err, LOOM_E_INVALID_ARGUMENT, "patch operation %zu at \"%.*s\": %s", it.idx - (line != NULL),
                   path.n > 200 ? 200 : (int)path.n, path.n ? path.p : "", fault);
-        inverse = NULL;
+        while (count-- > 0) exchange(&edits[count]);
+    } else if (inverse) {
+        write_inverse(&w, edits, count, inverse);
     }
-    /* Back through all edits: on the way each knows its inverse. Then forth again. */
-    struct edit *edits = (void *)w.edits.p;
-    size_t count = w.edits.n / sizeof *edits;
-    if (inverse) buf_char(inverse, '[');
-    for (size_t i = count; i-- > 0; exchange(&edits[i]))
-        if (inverse) write_operation(&edits[i], i ? "," : "", inverse);
-    if (inverse) buf_char(inverse, ']');
-    for (size_t i = 0; i < count && !fault; i++) exchange(&edits[i]);
     buf_free(&w.edits);
+    buf_free(&w.texts);
     buf_free(&w.name);
     return fault ? LOOM_E_INVALID_ARGUMENT : LOOM_OK;
 }
