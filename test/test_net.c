@@ -966,7 +966,7 @@ static void mails(void **state) {
         "From: =?UTF-8?B?w4Q=?= <x@y.example>\r\n",
         "To: a@b.example,\r\n =?UTF-8?B?RG9lLCBK?= <c@d.example>\r\n",
         "Subject: =?UTF-8?B?R3LDvMOfZSBhbiBhbGxlLCBkaWUgZGllc2UgbGFuZ2UgWmVpbGUgaW4g?=\r\n =?UTF-8?B?",
-        "multipart/alternative",
+        "\r\nContent-Type: multipart/alternative; boundary=",
         "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n=C3=A4\r\n",
         "Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n<b>a</b>\r\n"};
     for (size_t i = 0; i < sizeof rich / sizeof *rich; i++) holds(s.seen.p, rich[i]);
@@ -991,6 +991,7 @@ static void mails(void **state) {
         {"{\"to\":\"a@b.example\",\"subject\":\"\"}", "mail"},
         {"{\"to\":\"a@b.example\",\"subject\":\"\",\"text\":\"\",\"bcc\":\"y@z.example\"}", "bcc"},
         {"{\"to\":\"a@b.example\",\"subject\":\"{{secret:X}}\",\"text\":\"\"}", "denied"},
+        {"{\"to\":\"a@b.example\",\"subject\":\"\",\"html\":1}", "mail"},
         {"no json", "invalid_json"},
         {"[]", "invalid_argument"},
     };
@@ -998,6 +999,11 @@ static void mails(void **state) {
         holds(mail(c, p, bad[i][0]), bad[i][1]);
         assert_false(last.ok);
     }
+    struct buf many_to = {0};
+    for (int i = 0; i < 101; i++) buf_json(&many_to, i ? ",\"a@b.example\"" : "{\"to\":[\"a@b.example\"");
+    buf_str(&many_to, (struct str){"],\"subject\":\"\",\"text\":\"\"}", sizeof "],\"subject\":\"\",\"text\":\"\"}"});
+    holds(mail(c, p, many_to.p), "mail/to");
+    buf_free(&many_to);
     holds(mail(c, poor, "{}"), "denied");
     net_client_free(c);
     c = client("{}");

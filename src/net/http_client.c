@@ -9,7 +9,6 @@
  */
 #include "net/parts.h"
 #include <ctype.h>
-#include <errno.h>
 #include <fnmatch.h>
 #include <netdb.h>
 #include <openssl/evp.h>
@@ -230,18 +229,20 @@ struct str base64(struct arena *a, struct str s) {
     return (struct str){text, (size_t)EVP_EncodeBlock((unsigned char *)text, (const unsigned char *)s.p, (int)s.n)};
 }
 
-static void headers_write(CURL *easy, struct arena *a, struct buf *out) {
+static void headers_write(CURL *easy, struct buf *out) {
     struct curl_header *h = NULL, *more;
+    struct buf value = {0};
     while ((h = curl_easy_nextheader(easy, CURLH_HEADER, -1, h)) != NULL) {
-        struct str value = str_of(h->value);
         if (h->index) continue; /* was joined to the first of its name */
-        for (size_t i = 1; i < h->amount && !curl_easy_header(easy, h->name, i, CURLH_HEADER, -1, &more); i++)
-            value = arena_json(a, "%j, %s", value, more->value);
+        buf_clear(&value);
+        for (size_t i = 0; i < h->amount && !curl_easy_header(easy, h->name, i, CURLH_HEADER, -1, &more); i++)
+            buf_json(&value, i ? ", %s" : "%s", more->value);
         size_t name = out->n;
         buf_json(out, out->p[name - 1] == '{' ? "%z:" : ",%z:", h->name);
         for (; name < out->n; name++) out->p[name] = (char)tolower(out->p[name]);
-        buf_json(out, "%q", value);
+        buf_json(out, "%q", buf_view(&value));
     }
+    buf_free(&value);
 }
 
 /* The text's normal form takes its place; false, and it stays, when it is not JSON. */
@@ -265,7 +266,7 @@ static void answer_write(struct transfer *t, struct buf *out) {
     json = json && (clean.p == body.p || normalize(&t->arena, &clean)); /* outside of strings a handle cannot stand */
     yyjson_mut_set_strn(&text, clean.n ? clean.p : "", clean.n);
     buf_json(out, "{\"status\":%d,\"headers\":{", (int64_t)status);
-    headers_write(t->easy, &t->arena, out);
+    headers_write(t->easy, out);
     buf_json(out, json ? "},\"body\":%j" : "},\"body\":", clean);
     if (!json && !json_write_mut(&text, out)) /* not UTF-8 */
         buf_json(out, "\"%j\",\"bodyEncoding\":\"base64\"", base64(&t->arena, clean));
@@ -427,10 +428,8 @@ static int config_read(struct net_client *c, yyjson_val *config, const char *dir
     c->network = yyjson_obj_get(root, "network");
     c->mail = yyjson_obj_get(root, "mail");
     struct str ca = json_str(c->network, "caFile");
-    if (ca.p) c->ca_file = path_in(dir, ca, &c->arena);
-    if (c->ca_file && access(c->ca_file, R_OK))
-        return error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json/network/caFile: cannot read %s: %s", c->ca_file,
-                         strerror(errno));
+    if (ca.p && access(c->ca_file = path_in(dir, ca, &c->arena), R_OK))
+        return error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json/network/caFile: cannot read %s", c->ca_file);
     rc = secrets_read(yyjson_obj_get(root, "secrets"), dir, &c->arena, &c->secrets, err);
     if (!rc && c->mail)
         rc = destination_find(c->network, "smtp", json_str(c->mail, "server"), &c->arena, &c->mail_server, err);

@@ -2,28 +2,29 @@
  *
  * {"from", "to": string or list, "subject", "text" and/or "html"}. Addresses are "local@domain" or "Name <local@domain>",
  * in ASCII. Control characters anywhere but in text and html are refused, so that nothing can add a header or a recipient.
- * Words beyond ASCII become encoded words. Message-ID comes from the idempotency key, so that a mail sent twice can be told
+ * At most 100 recipients. Words beyond ASCII become encoded words. Message-ID comes from the idempotency key, so that a mail sent twice can be told
  * to be one. No attachments, no cc, no bcc.
  */
 #include "net/parts.h"
 #include <string.h>
 #include <time.h>
 
-enum { LINE_BYTES = 900, WORD_BYTES = 42 };
+enum { WORD_BYTES = 42 };
 
 static const char schema[] =
     "{'type':'object','required':['to','subject'],'anyOf':[{'required':['text']},{'required':['html']}],"
     "'additionalProperties':false,'properties':{'from':{'type':'string'," SCHEMA_MAILBOX "},"
-    "'to':{'type':['string','array'],'minItems':1," SCHEMA_MAILBOX ",'items':{'type':'string'," SCHEMA_MAILBOX "}},"
-    "'subject':{'type':'string','pattern':'^[^\\\\u0000-\\\\u001f\\\\u007f]*$'},"
+    "'to':{'type':['string','array'],'minItems':1,'maxItems':100," SCHEMA_MAILBOX
+    ",'items':{'type':'string'," SCHEMA_MAILBOX "}},"
+    "'subject':{'type':'string','maxLength':900,'pattern':'^[^\\\\u0000-\\\\u001f\\\\u007f]*$'},"
     "'text':{'type':'string'},'html':{'type':'string'}}}";
 
-/* One line of printable ASCII without any of the specials, and nothing that reads as an encoded word. */
+/* Printable ASCII without any of the specials, and nothing that reads as an encoded word. */
 static bool plain(struct str s, const char *specials) {
     for (size_t i = 0; i < s.n; i++) {
         if (s.p[i] < 0x20 || s.p[i] > 0x7e || strchr(specials, s.p[i])) return false;
     }
-    return s.n <= LINE_BYTES && !(s.n && memmem(s.p, s.n, "=?", 2));
+    return !s.n || !memmem(s.p, s.n, "=?", 2);
 }
 
 /* Encoded words if need be, a line each. */
@@ -62,21 +63,22 @@ static struct str recipients(struct transfer *t, yyjson_val *to) {
     return line;
 }
 
-/* All lines of the head are one to curl, which writes it as it is. */
+/* All lines but one are a single one to curl, which writes it as it is. */
 static void head(struct transfer *t, yyjson_val *json, struct str from, struct str key, int64_t now_ms) {
+    static const char format[] = "Date: %s\r\nFrom: %j\r\nTo: %j\r\nSubject: %j\r\n"
+                                 "Message-ID: <%j@%j>\r\nX-Idempotency-Key: %j";
     struct arena *a = &t->arena;
     char date[64], id[65];
     time_t seconds = (time_t)(now_ms / 1000);
-    const char *domain = strrchr(from.p, '@') + 1;
+    struct str to = recipients(t, yyjson_obj_get(json, "to")), subject = words(a, json_str(json, "subject"), "");
+    struct str domain = str_of(strrchr(from.p, '@') + 1);
     strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S +0000", gmtime_r(&seconds, &(struct tm){0}));
     sha256_hex(key, id);
-    struct str lines = arena_json(a,
-                                  "Date: %s\r\nFrom: %j\r\nTo: %j\r\nSubject: %j\r\nMessage-ID: <%j@%j>\r\n"
-                                  "X-Idempotency-Key: %j",
-                                  date, mailbox(a, from), recipients(t, yyjson_obj_get(json, "to")),
-                                  words(a, json_str(json, "subject"), ""), (struct str){id, 32},
-                                  (struct str){domain, strcspn(domain, ">")}, words(a, key, ""));
+    domain.n = strcspn(domain.p, ">");
+    struct str lines = arena_json(a, format, date, mailbox(a, from), to, subject, (struct str){id, 32}, domain,
+                                  words(a, key, ""));
     list_add(a, &t->lines, lines.p);
+    list_add(a, &t->lines, "Content-Type: multipart/alternative");
     curl_easy_setopt(t->easy, CURLOPT_MAIL_FROM, address(from));
 }
 
@@ -95,16 +97,6 @@ static void part(curl_mime *mime, const char *type, struct str text) {
     buf_free(&lines);
 }
 
-static void body(struct transfer *t, yyjson_val *json) {
-    t->mime = curl_mime_init(t->easy);
-    curl_mime *both = curl_mime_init(t->easy);
-    curl_mimepart *all = curl_mime_addpart(t->mime);
-    curl_mime_subparts(all, both);
-    curl_mime_type(all, "multipart/alternative");
-    part(both, "text/plain; charset=utf-8", json_str(json, "text"));
-    part(both, "text/html; charset=utf-8", json_str(json, "html"));
-}
-
 int mail_compose(struct transfer *t, struct str text, struct str from, struct str key, int64_t now_ms) {
     yyjson_doc *doc = json_parse(text, &t->error);
     yyjson_val *json = yyjson_doc_get_root(doc);
@@ -112,8 +104,12 @@ int mail_compose(struct transfer *t, struct str text, struct str from, struct st
     if (json_str(json, "from").p) from = json_str(json, "from");
     if (!rc && !from.p)
         rc = error_set(&t->error, LOOM_E_INVALID_ARGUMENT, "mail/from is missing, and loom.json has no mail.from");
-    if (!rc) head(t, json, from, key, now_ms);
-    if (!rc) body(t, json);
+    if (!rc) {
+        head(t, json, from, key, now_ms);
+        t->mime = curl_mime_init(t->easy);
+        part(t->mime, "text/plain; charset=utf-8", json_str(json, "text"));
+        part(t->mime, "text/html; charset=utf-8", json_str(json, "html"));
+    }
     yyjson_doc_free(doc);
     return rc;
 }

@@ -45,7 +45,8 @@ const char *path_in(const char *dir, struct str path, struct arena *a);
 /* Schemas of rules for hosts and of mail addresses, for use within others; ' stands for the quote. */
 #define SCHEMA_HOST    "{'type':'string','pattern':'^([*][.])?([A-Za-z0-9._-]+|[[][0-9A-Fa-f:.]+[]])(:[0-9]{1,5})?$'}"
 #define SCHEMA_ADDRESS "[!#-\\u0027*+/-9=?A-Z^-~.-]{1,64}@[A-Za-z0-9.-]{1,180}"
-#define SCHEMA_MAILBOX "'pattern':'^(" SCHEMA_ADDRESS "|[^<>\\\\u0000-\\\\u001f\\\\u007f]*<" SCHEMA_ADDRESS ">)$'"
+#define SCHEMA_MAILBOX \
+    "'maxLength':500,'pattern':'^(" SCHEMA_ADDRESS "|[^<>\\\\u0000-\\\\u001f\\\\u007f]*<" SCHEMA_ADDRESS ">)$'"
 
 /* ---- http_client.c ---- */
 

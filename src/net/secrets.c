@@ -46,16 +46,20 @@ static int permit(const struct secret *s, struct destination *to, struct str hea
 
 int secrets_expand(struct transfer *t, struct str *line) {
     struct str header = {line->p, strcspn(line->p, ":;")};
-    const char *open, *close;
-    while ((open = strstr(line->p, SECRET_HANDLE)) != NULL && (close = strstr(open, "}}")) != NULL) {
-        struct str name = {open + strlen(SECRET_HANDLE), (size_t)(close - open) - strlen(SECRET_HANDLE)};
+    struct buf out = {0};
+    const char *at = line->p, *open, *close;
+    int rc = 0;
+    while (!rc && (open = strstr(at, SECRET_HANDLE)) != NULL && (close = strstr(open, "}}")) != NULL) {
+        const char *name = open + strlen(SECRET_HANDLE);
         const struct secret *s;
-        int rc = secret_find(t->secrets, t->policy, name, &s, &t->error);
+        rc = secret_find(t->secrets, t->policy, (struct str){name, (size_t)(close - name)}, &s, &t->error);
         if (!rc) rc = permit(s, &t->to, header, &t->error);
-        if (rc) return rc;
-        *line = arena_json(&t->arena, "%j%j%s", (struct str){line->p, (size_t)(open - line->p)}, s->value, close + 2);
+        if (!rc) buf_json(&out, "%j%j", (struct str){at, (size_t)(open - at)}, s->value);
+        at = close + 2;
     }
-    return 0;
+    if (out.n) *line = arena_json(&t->arena, "%j%s", buf_view(&out), at);
+    buf_free(&out);
+    return rc;
 }
 
 /* ---- back: values become handles ---- */
@@ -89,7 +93,6 @@ struct str secrets_redact(struct transfer *t, struct str text) {
 
 /* ---- loom.json ---- */
 
-/* One line, without anything that reads as a handle. */
 static int value_read(yyjson_val *doc, const char *dir, struct arena *a, struct secret *s, struct error *err) {
     struct str env = json_str(doc, "env");
     char *bytes = arena_alloc(a, SECRET_BYTES_MAX + 1);
@@ -101,7 +104,7 @@ static int value_read(yyjson_val *doc, const char *dir, struct arena *a, struct 
         fclose(f);
     }
     s->value = (struct str){bytes, strcspn(bytes, CONTROLS)};
-    if (s->value.n >= SECRET_BYTES_MIN && strchr("\r\n", bytes[s->value.n]) && !secret_mentioned(s->value)) return 0;
+    if (s->value.n >= SECRET_BYTES_MIN && strchr("\r\n", bytes[s->value.n])) return 0;
     return error_set(err, LOOM_E_INVALID_DOCUMENT,
                      "secret %s: the %s %s must hold a line of 6 bytes or more; set it and start again", s->name.p,
                      env.p ? "environment variable" : "file", source);
