@@ -1,8 +1,8 @@
 /* The semantics of turns, one sentence per test. Most guests are scripts (support/script.h); test_engine_evict.c runs the
  * same tests with WASM in place of native scripts and with a replay at every await. */
+#include "storage/storage.h"
 #include "support/engine.h"
 #include "support/script.h"
-#include "storage/storage.h"
 #include <errno.h>
 #include <sqlite3.h>
 #include <sys/wait.h>
@@ -30,7 +30,8 @@ static struct loom_request with_id(struct loom_request req, const char *id) {
 static void same_message_same_reply(void **state) {
     (void)state; /* A message id that was used answers with its first reply, and the guest does not run again. */
     struct loom *l = open_scripts("memory");
-    struct loom_request add = with_id(about("call", "script/a", "[['state.patch',[{'op':'add','path':'/n','value':1}]],['random',4]]"), "m1");
+    struct loom_request add = with_id(
+        about("call", "script/a", "[['state.patch',[{'op':'add','path':'/n','value':1}]],['random',4]]"), "m1");
     struct answer first = ask(l, add), second = ask(l, add);
     assert_int_equal(first.status, 200);
     assert_string_equal(first.body, second.body);
@@ -49,7 +50,8 @@ static void same_message_in_flight(void **state) {
     (void)state; /* While the first is in flight a duplicate waits for its reply; both get it. */
     struct loom *l = open_scripts("memory");
     struct answer first, second;
-    struct loom_request wait = with_id(about("call", "script/a", "[['event.wait',{'type':'go'}],['await',{'promises':[1],'mode':'any'}]]"), "m");
+    struct loom_request wait = with_id(
+        about("call", "script/a", "[['event.wait',{'type':'go'}],['await',{'promises':[1],'mode':'any'}]]"), "m");
     submit(l, wait, &first);
     submit(l, wait, &second);
     wait_status(l, "script/a", "suspended");
@@ -62,7 +64,8 @@ static void same_message_in_flight(void **state) {
 }
 
 static void same_id_other_input(void **state) {
-    (void)state; /* A used id with another input is a conflict, before and after the reply, for calls, sends and events. */
+    (void)
+        state; /* A used id with another input is a conflict, before and after the reply, for calls, sends and events. */
     struct loom *l = open_scripts("memory");
     expect_request(l, with_id(about("call", "script/a", "[]"), "m"), 200, "[]");
     expect_code(l, with_id(about("call", "script/a", "[['now']]"), "m"), 409, "idempotency_conflict");
@@ -86,7 +89,8 @@ static void send_event(struct loom *l, const char *actor, const char *type, cons
 }
 
 static void events_wait_for_a_wait(void **state) {
-    (void)state; /* An event never starts a turn; it waits, past other mail, for a wait of its type, also of a later turn. */
+    (void)
+        state; /* An event never starts a turn; it waits, past other mail, for a wait of its type, also of a later turn. */
     struct loom *l = open_scripts("memory");
     send_event(l, "script/a", "go", "1");
     send_event(l, "script/a", "go", "2");
@@ -94,9 +98,12 @@ static void events_wait_for_a_wait(void **state) {
     expect_field(l, "script/a", "/status", "'idle'");
     assert_int_equal(entries_of(l, "script/a", "turn_started"), 0);
     expect_call(l, "script/a", "[]", "[]");
-    expect_call(l, "script/a", "[['event.wait',{'type':'go'}],['await',{'promises':[1],'mode':'any'}]]", "[1,{'promise':1,'ok':1}]");
-    expect_call(l, "script/a", "[['event.wait',{'type':'go'}],['event.wait',{'type':'other'}],['await',{'promises':[1,2],'mode':'all'}]]",
-                "[1,2,[{'promise':1,'ok':2},{'promise':2,'ok':3}]]");
+    expect_call(l, "script/a", "[['event.wait',{'type':'go'}],['await',{'promises':[1],'mode':'any'}]]",
+                "[1,{'promise':1,'ok':1}]");
+    expect_call(
+        l, "script/a",
+        "[['event.wait',{'type':'go'}],['event.wait',{'type':'other'}],['await',{'promises':[1,2],'mode':'all'}]]",
+        "[1,2,[{'promise':1,'ok':2},{'promise':2,'ok':3}]]");
     loom_close(l);
 }
 
@@ -104,7 +111,11 @@ static void waits_in_order(void **state) {
     (void)state; /* Waits of one type are served in the order of their ops, events in the order of their arrival. */
     struct loom *l = open_scripts("memory");
     struct answer a;
-    submit(l, about("call", "script/a", "[['event.wait',{'type':'x'}],['event.wait',{'type':'x'}],['event.wait',{'type':'x'}],['await',{'promises':[3,1,2],'mode':'all'}]]"), &a);
+    submit(l,
+           about("call", "script/a",
+                 "[['event.wait',{'type':'x'}],['event.wait',{'type':'x'}],['event.wait',{'type':'x'}],['await',{'"
+                 "promises':[3,1,2],'mode':'all'}]]"),
+           &a);
     wait_status(l, "script/a", "suspended");
     for (int i = 1; i <= 3; i++) {
         char data[2] = {(char)('0' + i)};
@@ -118,10 +129,13 @@ static void waits_in_order(void **state) {
 static void event_timeout(void **state) {
     (void)state; /* A wait with timeoutMs fails with `timeout`; an event that comes later waits for another wait. */
     struct loom *l = open_scripts("memory");
-    expect_call(l, "script/a", "[['event.wait',{'type':'x','timeoutMs':5}],['await',{'promises':[1],'mode':'any'}]]",
-                "[1,{'promise':1,'error':{'code':'timeout','message':'nothing came within timeoutMs','retryable':true}}]");
+    expect_call(
+        l, "script/a", "[['event.wait',{'type':'x','timeoutMs':5}],['await',{'promises':[1],'mode':'any'}]]",
+        "[1,{'promise':1,'error':{'code':'timeout','message':'nothing came within timeoutMs','retryable':true}}]");
     send_event(l, "script/a", "x", "1");
-    expect_call(l, "script/a", "[['event.wait',{'type':'x','timeoutMs':60000}],['await',{'promises':[1],'mode':'any'}]]", "[1,{'promise':1,'ok':1}]");
+    expect_call(l, "script/a",
+                "[['event.wait',{'type':'x','timeoutMs':60000}],['await',{'promises':[1],'mode':'any'}]]",
+                "[1,{'promise':1,'ok':1}]");
     loom_close(l);
 }
 
@@ -131,32 +145,46 @@ static void await_modes(void **state) {
     (void)state; /* `any` answers with the promise that was settled first, `all` with all in the order asked for. */
     struct loom *l = open_scripts("memory");
     expect_call(l, "script/a",
-                "[['timer',{'delayMs':60000}],['timer',{'delayMs':1}],['await',{'promises':[1,2],'mode':'any'}],['timer',{'delayMs':0}],['await',{'promises':[3,2],'mode':'any'}],"
+                "[['timer',{'delayMs':60000}],['timer',{'delayMs':1}],['await',{'promises':[1,2],'mode':'any'}],['"
+                "timer',{'delayMs':0}],['await',{'promises':[3,2],'mode':'any'}],"
                 "['await',{'promises':[3,2],'mode':'all'}],['await',{'promises':[2]}]]",
-                "[1,2,{'promise':2,'ok':null},3,{'promise':2,'ok':null},[{'promise':3,'ok':null},{'promise':2,'ok':null}],[{'promise':2,'ok':null}]]");
-    expect_call(l, "script/a", "[['await',{'promises':[1]}],['await',{'promises':[]}],['timer',{'delayMs':0}],['await',{'promises':[2]}],['await',{'promises':[1],'mode':'some'}]]",
-                "[{'error':'invalid_argument'},{'error':'invalid_argument'},1,{'error':'invalid_argument'},{'error':'invalid_argument'}]");
+                "[1,2,{'promise':2,'ok':null},3,{'promise':2,'ok':null},[{'promise':3,'ok':null},{'promise':2,'ok':"
+                "null}],[{'promise':2,'ok':null}]]");
+    expect_call(l, "script/a",
+                "[['await',{'promises':[1]}],['await',{'promises':[]}],['timer',{'delayMs':0}],['await',{'promises':[2]"
+                "}],['await',{'promises':[1],'mode':'some'}]]",
+                "[{'error':'invalid_argument'},{'error':'invalid_argument'},1,{'error':'invalid_argument'},{'error':'"
+                "invalid_argument'}]");
     loom_close(l);
 }
 
 static void unawaited_is_cancelled(void **state) {
-    (void)state; /* What a turn did not await is cancelled at its end: no timer fires, no event is taken, no child goes on. */
+    (void)
+        state; /* What a turn did not await is cancelled at its end: no timer fires, no event is taken, no child goes on. */
     struct loom *l = open_scripts("memory");
-    expect_call(l, "script/a", "[['timer',{'delayMs':3}],['event.wait',{'type':'x'}],['child.spawn',{'type':'script','key':'c','input':[['event.wait',{'type':'y'}],['must',['await',{'promises':[1],'mode':'any'}]]]}]]",
+    expect_call(l, "script/a",
+                "[['timer',{'delayMs':3}],['event.wait',{'type':'x'}],['child.spawn',{'type':'script','key':'c','input'"
+                ":[['event.wait',{'type':'y'}],['must',['await',{'promises':[1],'mode':'any'}]]]}]]",
                 "[1,2,3]");
     wait_status(l, "script/c", "cancelled");
     send_event(l, "script/a", "x", "5");
-    expect_call(l, "script/a", "[['timer',{'delayMs':10}],['await',{'promises':[1]}],['event.wait',{'type':'x'}],['await',{'promises':[2],'mode':'any'}]]",
+    expect_call(l, "script/a",
+                "[['timer',{'delayMs':10}],['await',{'promises':[1]}],['event.wait',{'type':'x'}],['await',{'promises':"
+                "[2],'mode':'any'}]]",
                 "[1,[{'promise':1,'ok':null}],2,{'promise':2,'ok':5}]");
     assert_int_equal(entries_of(l, "script/a", "timer_fired"), 1);
     loom_close(l);
 }
 
 static void cancel_a_promise(void **state) {
-    (void)state; /* A promise that was cancelled gives `cancelled` to an await, and what completes it later is ignored. */
+    (void)
+        state; /* A promise that was cancelled gives `cancelled` to an await, and what completes it later is ignored. */
     struct loom *l = open_scripts("memory");
-    expect_call(l, "script/a", "[['timer',{'delayMs':1}],['cancel',{'promise':1}],['timer',{'delayMs':20}],['await',{'promises':[1,2],'mode':'all'}],['cancel',{'promise':9}]]",
-                "[1,null,2,[{'promise':1,'error':{'code':'cancelled','message':'it was cancelled','retryable':false}},{'promise':2,'ok':null}],{'error':'invalid_argument'}]");
+    expect_call(l, "script/a",
+                "[['timer',{'delayMs':1}],['cancel',{'promise':1}],['timer',{'delayMs':20}],['await',{'promises':[1,2],"
+                "'mode':'all'}],['cancel',{'promise':9}]]",
+                "[1,null,2,[{'promise':1,'error':{'code':'cancelled','message':'it was "
+                "cancelled','retryable':false}},{'promise':2,'ok':null}],{'error':'invalid_argument'}]");
     assert_int_equal(entries_of(l, "script/a", "timer_fired"), 1);
     loom_close(l);
 }
@@ -166,10 +194,15 @@ static void cancel_a_promise(void **state) {
 #define WAIT_X "['event.wait',{'type':'x'}],['await',{'promises':[1],'mode':'any'}]"
 
 static void cancel_a_turn(void **state) {
-    (void)state; /* A cancel settles the blocking op once with `cancelled`; later ops work, so the guest cleans up; the turn ends cancelled. */
+    (void)
+        state; /* A cancel settles the blocking op once with `cancelled`; later ops work, so the guest cleans up; the turn ends cancelled. */
     struct loom *l = open_scripts("memory");
     struct answer a;
-    submit(l, about("call", "script/a", "[" WAIT_X ",['state.patch',[{'op':'add','path':'/undone','value':true}]],['timer',{'delayMs':1}],['await',{'promises':[2],'mode':'any'}]]"), &a);
+    submit(l,
+           about("call", "script/a",
+                 "[" WAIT_X ",['state.patch',[{'op':'add','path':'/"
+                            "undone','value':true}]],['timer',{'delayMs':1}],['await',{'promises':[2],'mode':'any'}]]"),
+           &a);
     wait_status(l, "script/a", "suspended");
     expect(l, "cancel", "script/a", "{'reason':'no'}", 202, NULL);
     await_answer(&a);
@@ -187,7 +220,11 @@ static void cancel_a_run(void **state) {
     (void)state; /* A cancelled run ends cancelled, and its parent's promise fails with `cancelled`. */
     struct loom *l = open_scripts("memory");
     struct answer a;
-    submit(l, about("call", "script/p", "[['child.spawn',{'type':'script','key':'c','input':[" WAIT_X "]}],['await',{'promises':[1],'mode':'any'}]]"), &a);
+    submit(l,
+           about("call", "script/p",
+                 "[['child.spawn',{'type':'script','key':'c','input':[" WAIT_X
+                 "]}],['await',{'promises':[1],'mode':'any'}]]"),
+           &a);
     wait_status(l, "script/c", "suspended");
     expect_field(l, "script/p", "/suspendReason", "'child script/c'");
     expect(l, "cancel", "script/c", NULL, 202, NULL);
@@ -200,12 +237,16 @@ static void cancel_a_run(void **state) {
 /* ---- restart ---- */
 
 static void restart_while_waiting(void **state) {
-    (void)state; /* A turn that waits goes on after a restart as if nothing had happened: state, promises, randomness, time, events. */
+    (void)
+        state; /* A turn that waits goes on after a restart as if nothing had happened: state, promises, randomness, time, events. */
     char *dir = make_folder();
     struct loom *l = open_scripts(dir);
     expect(l, "send", "script/a",
-           "[['state.patch',[{'op':'add','path':'/n','value':1}]],['random',8],['now'],['event.wait',{'type':'x'}],['timer',{'delayMs':1}],['await',{'promises':[2],'mode':'any'}],"
-           "['await',{'promises':[1],'mode':'any'}],['state.get',''],['random',8],['must',['actor.call',{'to':'script/b','input':[['state.get','']]}]],['await',{'promises':[3],'mode':'any'}]]",
+           "[['state.patch',[{'op':'add','path':'/"
+           "n','value':1}]],['random',8],['now'],['event.wait',{'type':'x'}],['timer',{'delayMs':1}],['await',{'"
+           "promises':[2],'mode':'any'}],"
+           "['await',{'promises':[1],'mode':'any'}],['state.get',''],['random',8],['must',['actor.call',{'to':'script/"
+           "b','input':[['state.get','']]}]],['await',{'promises':[3],'mode':'any'}]]",
            202, NULL);
     wait_status(l, "script/a", "suspended");
     wait_field(l, "script/a", "/suspendReason", "'event x'");
@@ -224,10 +265,12 @@ static void restart_while_waiting(void **state) {
 }
 
 static void restart_with_mail(void **state) {
-    (void)state; /* Mail that waits survives a restart in its order, delayed mail is not early, and duplicates still get the first reply. */
+    (void)
+        state; /* Mail that waits survives a restart in its order, delayed mail is not early, and duplicates still get the first reply. */
     char *dir = make_folder();
     struct loom *l = open_scripts(dir);
-    struct loom_request later = about("send", "script/a", "[['state.patch',[{'op':'add','path':'/log/-','value':'late'}]],['finish',0]]");
+    struct loom_request later = about("send", "script/a",
+                                      "[['state.patch',[{'op':'add','path':'/log/-','value':'late'}]],['finish',0]]");
     expect_call(l, "script/a", "[['state.patch',[{'op':'add','path':'/log','value':[]}]]]", "[null]");
     expect_request(l, with_id(about("call", "script/a", "[['random',4]]"), "m"), 200, NULL);
     struct answer before = ask(l, with_id(about("call", "script/a", "[['random',4]]"), "m"));
@@ -255,8 +298,12 @@ static void restart_with_timer(void **state) {
     (void)state; /* A timer that came due while nothing ran fires at the start; one that is not due yet is not early. */
     char *dir = make_folder();
     struct loom *l = open_scripts(dir);
-    expect(l, "send", "script/a", "[['timer',{'delayMs':1}],['timer',{'delayMs':300}],['now'],['await',{'promises':[2],'mode':'any'}],['now'],['await',{'promises':[1],'mode':'any'}],['must',['finish',1]]]", 202, NULL);
-    expect(l, "send", "script/b", "[['timer',{'delayMs':50}],['await',{'promises':[1],'mode':'any'}],['finish',1]]", 202, NULL);
+    expect(l, "send", "script/a",
+           "[['timer',{'delayMs':1}],['timer',{'delayMs':300}],['now'],['await',{'promises':[2],'mode':'any'}],['now'],"
+           "['await',{'promises':[1],'mode':'any'}],['must',['finish',1]]]",
+           202, NULL);
+    expect(l, "send", "script/b", "[['timer',{'delayMs':50}],['await',{'promises':[1],'mode':'any'}],['finish',1]]",
+           202, NULL);
     wait_status(l, "script/a", "suspended");
     loom_close(l);
     usleep(60000);
@@ -291,10 +338,14 @@ static char *copy_folder(const char *dir) {
 }
 
 static void unclean_restart(void **state) {
-    (void)state; /* What was acknowledged before a kill is there after it and finishes: a running turn, a wait, queued mail. */
+    (void)
+        state; /* What was acknowledged before a kill is there after it and finishes: a running turn, a wait, queued mail. */
     char *dir = make_folder();
     struct loom *l = open_scripts(dir);
-    expect(l, "send", "script/a", "[['state.patch',[{'op':'add','path':'/n','value':1}]]," WAIT_X ",['state.patch',[{'op':'add','path':'/x','value':1}]]]", 202, NULL);
+    expect(l, "send", "script/a",
+           "[['state.patch',[{'op':'add','path':'/n','value':1}]]," WAIT_X
+           ",['state.patch',[{'op':'add','path':'/x','value':1}]]]",
+           202, NULL);
     expect(l, "send", "script/a", "[['finish',null]]", 202, NULL);
     wait_status(l, "script/a", "suspended");
     send_event(l, "script/b", "x", "1");
@@ -314,13 +365,17 @@ static void unclean_restart(void **state) {
 /* ---- turns that end in every way ---- */
 
 static void failing_rolls_back(void **state) {
-    (void)state; /* A turn that fails answers with the guest's code, and the state is as before it; what was sent stands. */
+    (void)
+        state; /* A turn that fails answers with the guest's code, and the state is as before it; what was sent stands. */
     struct loom *l = open_scripts("memory");
     expect_call(l, "script/a", "[['state.patch',[{'op':'add','path':'/n','value':[1,2]}]]]", "[null]");
-    struct answer a = ask(l, about("call", "script/a",
-                                   "[['state.patch',[{'op':'add','path':'/n/-','value':3},{'op':'remove','path':'/n/0'}]],['state.patch',[{'op':'replace','path':'','value':{'all':'new'}}]],"
-                                   "['actor.send',{'to':'script/b','input':[['state.patch',[{'op':'add','path':'/got','value':true}]]]}],"
-                                   "['timer',{'delayMs':0}],['await',{'promises':[1]}],['fail',{'code':'no_stock','message':'sold out','retryable':true}]]"));
+    struct answer a = ask(
+        l, about("call", "script/a",
+                 "[['state.patch',[{'op':'add','path':'/n/-','value':3},{'op':'remove','path':'/n/"
+                 "0'}]],['state.patch',[{'op':'replace','path':'','value':{'all':'new'}}]],"
+                 "['actor.send',{'to':'script/b','input':[['state.patch',[{'op':'add','path':'/got','value':true}]]]}],"
+                 "['timer',{'delayMs':0}],['await',{'promises':[1]}],['fail',{'code':'no_stock','message':'sold "
+                 "out','retryable':true}]]"));
     check(&a, 422, "{'code':'no_stock','message':'sold out','retryable':true}");
     expect(l, "state", "script/a", NULL, 200, "{'n':[1,2]}");
     expect_field(l, "script/a", "/status", "'idle'");
@@ -344,10 +399,14 @@ static void finishing(void **state) {
 }
 
 static void continuing(void **state) {
-    (void)state; /* `continue` starts the next turn with a new input; the caller gets the last turn's reply; state and buffered events carry over. */
+    (void)
+        state; /* `continue` starts the next turn with a new input; the caller gets the last turn's reply; state and buffered events carry over. */
     struct loom *l = open_scripts("memory");
     send_event(l, "script/a", "x", "9");
-    expect(l, "call", "script/a", "[['state.patch',[{'op':'add','path':'/n','value':1}]],['continue',[['state.get','/n']," WAIT_X ",['continue',[['self'],['return','end']]]]]]", 200, "'end'");
+    expect(l, "call", "script/a",
+           "[['state.patch',[{'op':'add','path':'/n','value':1}]],['continue',[['state.get','/n']," WAIT_X
+           ",['continue',[['self'],['return','end']]]]]]",
+           200, "'end'");
     assert_int_equal(entries_of(l, "script/a", "turn_continued"), 2);
     assert_int_equal(entries_of(l, "script/a", "turn_started"), 3);
     expect_field(l, "script/a", "/journal/entries/0/turn", "3");
@@ -355,10 +414,15 @@ static void continuing(void **state) {
 }
 
 static void retrying_actor(void **state) {
-    (void)state; /* An actor type with a retryPolicy tries a message again while the failure is retryable, from the state before. */
+    (void)
+        state; /* An actor type with a retryPolicy tries a message again while the failure is retryable, from the state before. */
     struct loom *l = open_scripts("memory");
     deploy_module(l, false, "patient", script_wasm(), "'retryPolicy':{'maxAttempts':3,'backoffMs':1}");
-    expect_code(l, about("call", "patient/a", "[['state.patch',[{'op':'add','path':'/n','value':1}]],['fail',{'code':'busy_now','retryable':true}]]"), 422, "busy_now");
+    expect_code(
+        l,
+        about("call", "patient/a",
+              "[['state.patch',[{'op':'add','path':'/n','value':1}]],['fail',{'code':'busy_now','retryable':true}]]"),
+        422, "busy_now");
     assert_int_equal(entries_of(l, "patient/a", "turn_started"), 3);
     expect(l, "state", "patient/a", NULL, 200, "{}");
     expect_code(l, about("call", "patient/b", "[['fail',{'code':'never'}]]"), 422, "never");
@@ -411,12 +475,14 @@ static void mailbox_order(void **state) {
 }
 
 static void time_to_live(void **state) {
-    (void)state; /* A message whose ttl ends before its turn is a dead letter: its caller gets `expired`, the rest goes on; an expired event binds to no wait. */
+    (void)
+        state; /* A message whose ttl ends before its turn is a dead letter: its caller gets `expired`, the rest goes on; an expired event binds to no wait. */
     struct loom *l = open_scripts("memory");
     struct answer a;
     expect(l, "send", "script/a", "[" WAIT_X "]", 202, NULL);
     wait_status(l, "script/a", "suspended");
-    struct loom_request mortal = about("call", "script/a", "[['now']]"), event = with_id(about("event", "script/a", "1"), "y");
+    struct loom_request mortal = about("call", "script/a", "[['now']]"),
+                        event = with_id(about("event", "script/a", "1"), "y");
     mortal.ttl_ms = event.ttl_ms = 10;
     submit(l, mortal, &a);
     expect_request(l, event, 202, NULL);
@@ -424,30 +490,37 @@ static void time_to_live(void **state) {
     check_code(&a, 422, "expired");
     usleep(15000);
     send_event(l, "script/a", "x", "1");
-    expect(l, "call", "script/a", "[['event.wait',{'type':'y','timeoutMs':1}],['await',{'promises':[1],'mode':'any'}]]", 200, NULL);
+    expect(l, "call", "script/a", "[['event.wait',{'type':'y','timeoutMs':1}],['await',{'promises':[1],'mode':'any'}]]",
+           200, NULL);
     assert_int_equal(entries_of(l, "script/a", "event_timed_out"), 1);
     assert_int_equal(entries_of(l, "script/a", "turn_started"), 2);
     loom_close(l);
 }
 
 static void message_status(void **state) {
-    (void)state; /* A message can be asked about: queued, running, completed with its reply, failed with its error, unknown. */
+    (void)
+        state; /* A message can be asked about: queued, running, completed with its reply, failed with its error, unknown. */
     struct loom *l = open_scripts("memory");
-    expect_request(l, with_id(about("send", "script/a", "[" WAIT_X "]"), "one"), 202, "{'messageId':'one','actorId':'script/a'}");
+    expect_request(l, with_id(about("send", "script/a", "[" WAIT_X "]"), "one"), 202,
+                   "{'messageId':'one','actorId':'script/a'}");
     expect_request(l, with_id(about("send", "script/a", "[['fail',{'code':'odd','message':'m'}]]"), "two"), 202, NULL);
     wait_status(l, "script/a", "suspended");
-    expect_request(l, with_id(about("message", "script/a", NULL), "one"), 200, "{'messageId':'one','status':'running'}");
+    expect_request(l, with_id(about("message", "script/a", NULL), "one"), 200,
+                   "{'messageId':'one','status':'running'}");
     expect_request(l, with_id(about("message", "script/a", NULL), "two"), 200, "{'messageId':'two','status':'queued'}");
     send_event(l, "script/a", "x", "1");
     expect_code(l, with_id(about("call", "script/a", "[['fail',{'code':'odd','message':'m'}]]"), "two"), 422, "odd");
-    expect_request(l, with_id(about("message", "script/a", NULL), "one"), 200, "{'messageId':'one','status':'completed','reply':[1,{'promise':1,'ok':1}]}");
-    expect_request(l, with_id(about("message", "script/a", NULL), "two"), 200, "{'messageId':'two','status':'failed','error':{'code':'odd','message':'m','retryable':false}}");
+    expect_request(l, with_id(about("message", "script/a", NULL), "one"), 200,
+                   "{'messageId':'one','status':'completed','reply':[1,{'promise':1,'ok':1}]}");
+    expect_request(l, with_id(about("message", "script/a", NULL), "two"), 200,
+                   "{'messageId':'two','status':'failed','error':{'code':'odd','message':'m','retryable':false}}");
     expect_code(l, with_id(about("message", "script/a", NULL), "none"), 404, "not_found");
     loom_close(l);
 }
 
 static void slow_call(void **state) {
-    (void)state; /* A call that takes longer than timeoutMs answers 202 with the message's id; asking again gets the reply. */
+    (void)
+        state; /* A call that takes longer than timeoutMs answers 202 with the message's id; asking again gets the reply. */
     struct loom *l = open_scripts("memory");
     struct loom_request call = with_id(about("call", "script/a", "[" WAIT_X "]"), "slow");
     call.timeout_ms = 5;
@@ -461,14 +534,25 @@ static void slow_call(void **state) {
 /* ---- actors among themselves ---- */
 
 static void calls(void **state) {
-    (void)state; /* An actor calls another: reply, failure with its code, unknown type, and a chain that would wait for itself. */
+    (void)
+        state; /* An actor calls another: reply, failure with its code, unknown type, and a chain that would wait for itself. */
     struct loom *l = open_scripts("memory");
-    expect_call(l, "script/a", "[['actor.call',{'to':'script/b','input':[['return',{'x':1}]]}],['await',{'promises':[1],'mode':'any'}]]", "[1,{'promise':1,'ok':{'x':1}}]");
-    expect_call(l, "script/a", "[['actor.call',{'to':'script/b','input':[['fail',{'code':'odd','message':'m','retryable':true}]]}],['await',{'promises':[1],'mode':'any'}]]",
+    expect_call(
+        l, "script/a",
+        "[['actor.call',{'to':'script/b','input':[['return',{'x':1}]]}],['await',{'promises':[1],'mode':'any'}]]",
+        "[1,{'promise':1,'ok':{'x':1}}]");
+    expect_call(l, "script/a",
+                "[['actor.call',{'to':'script/"
+                "b','input':[['fail',{'code':'odd','message':'m','retryable':true}]]}],['await',{'promises':[1],'mode':"
+                "'any'}]]",
                 "[1,{'promise':1,'error':{'code':'odd','message':'m','retryable':true}}]");
-    struct answer a = ask(l, about("call", "script/a", "[['actor.call',{'to':'nobody/b','input':1}],['await',{'promises':[1]}],['actor.call',{'to':'script/a','input':[]}],['await',{'promises':[2]}],"
-                                                       "['actor.call',{'to':'script/b','input':[['actor.call',{'to':'script/a','input':[]}],['await',{'promises':[1]}]]}],['await',{'promises':[3]}],"
-                                                       "['actor.call',{'to':'x'}]]"));
+    struct answer a = ask(
+        l, about("call", "script/a",
+                 "[['actor.call',{'to':'nobody/b','input':1}],['await',{'promises':[1]}],['actor.call',{'to':'script/"
+                 "a','input':[]}],['await',{'promises':[2]}],"
+                 "['actor.call',{'to':'script/b','input':[['actor.call',{'to':'script/"
+                 "a','input':[]}],['await',{'promises':[1]}]]}],['await',{'promises':[3]}],"
+                 "['actor.call',{'to':'x'}]]"));
     assert_int_equal(a.status, 200);
     assert_non_null(strstr(a.body, "\"promise\":1,\"error\":{\"code\":\"not_found\""));
     assert_non_null(strstr(a.body, "\"promise\":2,\"error\":{\"code\":\"deadlock\""));
@@ -481,8 +565,10 @@ static void calls(void **state) {
 static void call_times_out(void **state) {
     (void)state; /* A call with timeoutMs fails with `timeout`; what the other replies later is dropped. */
     struct loom *l = open_scripts("memory");
-    expect(l, "call", "script/a", "[['actor.call',{'to':'script/b','timeoutMs':5,'input':[" WAIT_X "]}],['await',{'promises':[1],'mode':'any'}]]", 200,
-           "[1,{'promise':1,'error':{'code':'timeout','message':'nothing came within timeoutMs','retryable':true}}]");
+    expect(
+        l, "call", "script/a",
+        "[['actor.call',{'to':'script/b','timeoutMs':5,'input':[" WAIT_X "]}],['await',{'promises':[1],'mode':'any'}]]",
+        200, "[1,{'promise':1,'error':{'code':'timeout','message':'nothing came within timeoutMs','retryable':true}}]");
     send_event(l, "script/b", "x", "1");
     wait_status(l, "script/b", "idle");
     assert_int_equal(entries_of(l, "script/a", "call_completed"), 0);
@@ -494,7 +580,8 @@ static void withdrawn_call(void **state) {
     struct loom *l = open_scripts("memory");
     expect(l, "send", "script/b", "[" WAIT_X "]", 202, NULL);
     wait_status(l, "script/b", "suspended");
-    expect(l, "call", "script/a", "[['actor.call',{'to':'script/b','input':[]}],['cancel',{'promise':1}]]", 200, "[1,null]");
+    expect(l, "call", "script/a", "[['actor.call',{'to':'script/b','input':[]}],['cancel',{'promise':1}]]", 200,
+           "[1,null]");
     send_event(l, "script/b", "x", "1");
     wait_status(l, "script/b", "idle");
     expect_call(l, "script/b", "[]", "[]");
@@ -503,11 +590,16 @@ static void withdrawn_call(void **state) {
 }
 
 static void children(void **state) {
-    (void)state; /* A child is a run: its reply settles the promise, a failure fails it, an existing key fails with `exists`; it ends with its turn. */
+    (void)
+        state; /* A child is a run: its reply settles the promise, a failure fails it, an existing key fails with `exists`; it ends with its turn. */
     struct loom *l = open_scripts("memory");
-    struct answer a = ask(l, about("call", "script/p", "[['child.spawn',{'type':'script','key':'one','input':[['self']]}],['await',{'promises':[1],'mode':'any'}],['child.spawn',{'type':'script','input':[['fail',{'code':'odd'}]]}],"
-                                                       "['await',{'promises':[2],'mode':'any'}],['child.spawn',{'type':'script','key':'one','input':[]}],['await',{'promises':[3],'mode':'any'}],"
-                                                       "['child.spawn',{'type':'nobody','input':1}],['await',{'promises':[4],'mode':'any'}]]"));
+    struct answer a = ask(
+        l, about("call", "script/p",
+                 "[['child.spawn',{'type':'script','key':'one','input':[['self']]}],['await',{'promises':[1],'mode':'"
+                 "any'}],['child.spawn',{'type':'script','input':[['fail',{'code':'odd'}]]}],"
+                 "['await',{'promises':[2],'mode':'any'}],['child.spawn',{'type':'script','key':'one','input':[]}],['"
+                 "await',{'promises':[3],'mode':'any'}],"
+                 "['child.spawn',{'type':'nobody','input':1}],['await',{'promises':[4],'mode':'any'}]]"));
     assert_int_equal(a.status, 200);
     assert_non_null(strstr(a.body, "\"parentActorId\":\"script/p\""));
     assert_non_null(strstr(a.body, "{\"promise\":2,\"error\":{\"code\":\"odd\""));
@@ -526,7 +618,9 @@ static void children(void **state) {
 static void children_end_with_parent(void **state) {
     (void)state; /* When the parent is cancelled its children are. */
     struct loom *l = open_scripts("memory");
-    expect(l, "send", "script/p", "[['child.spawn',{'type':'script','key':'c','input':[" WAIT_X "]}],['await',{'promises':[1],'mode':'any'}]]", 202, NULL);
+    expect(l, "send", "script/p",
+           "[['child.spawn',{'type':'script','key':'c','input':[" WAIT_X "]}],['await',{'promises':[1],'mode':'any'}]]",
+           202, NULL);
     wait_status(l, "script/c", "suspended");
     expect(l, "cancel", "script/p", NULL, 202, NULL);
     wait_status(l, "script/c", "cancelled");
@@ -568,14 +662,18 @@ static void expect_activity(struct loom *l, const char *key, const char *activit
 }
 
 static void activities(void **state) {
-    (void)state; /* An activity's value or error settles its promise; unknown ones and ones refused by the schema fail the promise, not the op. */
+    (void)
+        state; /* An activity's value or error settles its promise; unknown ones and ones refused by the schema fail the promise, not the op. */
     struct loom *l = open_scripts("memory");
     expect_activity(l, "a", "{'name':'act','input':[['return',{'x':1}]]}", "[1,{'promise':1,'ok':{'x':1}}]");
     expect_activity(l, "a", "{'name':'echo','input':'hello'}", "'ok':'hello'");
     expect_activity(l, "a", "{'name':'act','input':[['fail',{'code':'odd','message':'m'}]]}", "'error':{'code':'odd'");
     expect_activity(l, "a", "{'name':'nothing','input':1}", "'error':{'code':'not_found'");
     expect_activity(l, "a", "{'name':'act','version':'9','input':1}", "'error':{'code':'not_found'");
-    deploy(l, "activity.put", "strict", "1", "{'activityName':'strict','version':'1','wasmBlobUrl':'module:act@1','inputSchema':{'type':'array'},'outputSchema':{'type':'integer'}}", false);
+    deploy(l, "activity.put", "strict", "1",
+           "{'activityName':'strict','version':'1','wasmBlobUrl':'module:act@1','inputSchema':{'type':'array'},'"
+           "outputSchema':{'type':'integer'}}",
+           false);
     expect_activity(l, "a", "{'name':'strict','input':'text'}", "'error':{'code':'invalid_input'");
     expect_activity(l, "a", "{'name':'strict','input':[['return','text']]}", "'error':{'code':'invalid_output'");
     expect_activity(l, "a", "{'name':'strict','input':[['return',7]]}", "'ok':7");
@@ -583,30 +681,39 @@ static void activities(void **state) {
 }
 
 static void activity_retries(void **state) {
-    (void)state; /* A retryable failure is tried again as often as the policy says, each with its entry; a final one is not. */
+    (void)
+        state; /* A retryable failure is tried again as often as the policy says, each with its entry; a final one is not. */
     struct loom *l = open_scripts("memory");
     flaky_calls = stubborn_calls = 0;
     expect_activity(l, "a", "{'name':'flaky','input':2,'retry':{'backoffMs':1}}", "'ok':'done'");
     assert_int_equal(flaky_calls, 3);
     assert_int_equal(entries_of(l, "script/a", "activity_retry"), 2);
     flaky_calls = 0;
-    expect_activity(l, "b", "{'name':'flaky','input':9,'retry':{'maxAttempts':2,'backoffMs':1}}", "'error':{'code':'shaky'");
+    expect_activity(l, "b", "{'name':'flaky','input':9,'retry':{'maxAttempts':2,'backoffMs':1}}",
+                    "'error':{'code':'shaky'");
     assert_int_equal(flaky_calls, 2);
     expect_activity(l, "c", "{'name':'stubborn','input':null,'retry':{'backoffMs':1}}", "'error':{'code':'never'");
     assert_int_equal(stubborn_calls, 1);
-    expect_activity(l, "d", "{'name':'garbage','input':null,'retry':{'backoffMs':1}}", "'error':{'code':'invalid_output'");
+    expect_activity(l, "d", "{'name':'garbage','input':null,'retry':{'backoffMs':1}}",
+                    "'error':{'code':'invalid_output'");
     expect_activity(l, "e", "{'name':'act','input':[['trap']],'retry':{'backoffMs':1}}", "'error':{'code':'trap'");
     assert_int_equal(entries_of(l, "script/e", "activity_retry"), 0);
     loom_close(l);
 }
 
 static void activity_timeout(void **state) {
-    (void)state; /* timeoutMs bounds all attempts with their backoff; maxExecutionMs one attempt, which may be tried again. */
+    (void)
+        state; /* timeoutMs bounds all attempts with their backoff; maxExecutionMs one attempt, which may be tried again. */
     struct loom *l = open_scripts("memory");
     flaky_calls = 0;
-    expect_activity(l, "a", "{'name':'flaky','input':1000000,'timeoutMs':50,'retry':{'maxAttempts':1000000,'backoffMs':5}}", "'error':{'code':'timeout'");
+    expect_activity(l, "a",
+                    "{'name':'flaky','input':1000000,'timeoutMs':50,'retry':{'maxAttempts':1000000,'backoffMs':5}}",
+                    "'error':{'code':'timeout'");
     int after = flaky_calls;
-    deploy(l, "activity.put", "brief", "1", "{'activityName':'brief','version':'1','wasmBlobUrl':'module:act@1','limits':{'maxExecutionMs':20},'retryPolicy':{'maxAttempts':2,'backoffMs':1}}", false);
+    deploy(l, "activity.put", "brief", "1",
+           "{'activityName':'brief','version':'1','wasmBlobUrl':'module:act@1','limits':{'maxExecutionMs':20},'"
+           "retryPolicy':{'maxAttempts':2,'backoffMs':1}}",
+           false);
     expect_activity(l, "b", "{'name':'brief','input':[['spin']]}", "'error':{'code':'timeout'");
     assert_int_equal(entries_of(l, "script/b", "activity_retry"), 1);
     assert_true(flaky_calls <= after + 1);
@@ -618,7 +725,10 @@ static void restart_during_backoff(void **state) {
     char *dir = make_folder();
     struct loom *l = open_scripts(dir);
     flaky_calls = 0;
-    expect(l, "send", "script/a", "[['activity',{'name':'flaky','input':2,'retry':{'backoffMs':150}}],['must',['await',{'promises':[1],'mode':'any'}]],['finish',1]]", 202, NULL);
+    expect(l, "send", "script/a",
+           "[['activity',{'name':'flaky','input':2,'retry':{'backoffMs':150}}],['must',['await',{'promises':[1],'mode':"
+           "'any'}]],['finish',1]]",
+           202, NULL);
     while (entries_of(l, "script/a", "activity_retry") < 1) usleep(1000);
     loom_close(l);
     l = open_scripts(dir);
@@ -641,12 +751,15 @@ static void gated(void) {
 }
 
 static void restart_during_attempt(void **state) {
-    (void)state; /* An attempt that ran when the worker died is made again, as interrupted, and the actor gets one result. */
+    (void)
+        state; /* An attempt that ran when the worker died is made again, as interrupted, and the actor gets one result. */
     char *dir = make_folder();
     struct loom *l = open_scripts(dir);
     gate_calls = 0;
     pthread_mutex_lock(&gate);
-    expect(l, "send", "script/a", "[['activity',{'name':'gated','input':null}],['must',['await',{'promises':[1],'mode':'any'}]],['finish',1]]", 202, NULL);
+    expect(l, "send", "script/a",
+           "[['activity',{'name':'gated','input':null}],['must',['await',{'promises':[1],'mode':'any'}]],['finish',1]]",
+           202, NULL);
     while (__atomic_load_n(&gate_calls, __ATOMIC_SEQ_CST) < 1) usleep(1000);
     expect_field(l, "script/a", "/status", "'running'");
     char *copy = copy_folder(dir);
@@ -664,12 +777,15 @@ static void restart_during_attempt(void **state) {
 
 /* ---- guests that misbehave ---- */
 
-#define WAT(body) "(module (import \"loom\" \"op\" (func $op (param i32 i32 i32 i32) (result i32))) (import \"loom\" \"take\" (func $take (param i32))) (memory (export \"memory\") 1)" \
-                  "(data (i32.const 0) \"inputawaitreturn{]nonsuch\")" body ")"
+#define WAT(body)                                                                                                 \
+    "(module (import \"loom\" \"op\" (func $op (param i32 i32 i32 i32) (result i32))) (import \"loom\" \"take\" " \
+    "(func $take (param i32))) (memory (export \"memory\") 1)"                                                    \
+    "(data (i32.const 0) \"inputawaitreturn{]nonsuch\")" body ")"
 #define RUN(body) WAT("(func (export \"run\") " body ")")
 
 static void misbehaving_guests(void **state) {
-    (void)state; /* A guest that traps, loops, overflows, asks for nonsense or returns garbage fails its own turn with the right code; others go on. */
+    (void)
+        state; /* A guest that traps, loops, overflows, asks for nonsense or returns garbage fails its own turn with the right code; others go on. */
     struct loom *l = open_scripts("memory");
     static const struct {
         const char *name, *wat, *code;
@@ -677,17 +793,26 @@ static void misbehaving_guests(void **state) {
         {"traps", RUN("unreachable"), "trap"},
         {"divides", RUN("(drop (i32.div_u (i32.const 1) (i32.const 0)))"), "trap"},
         {"loops", RUN("(loop (br 0))"), "limit_time"},
-        {"asks-on", RUN("(loop (drop (call $op (i32.const 0) (i32.const 5) (i32.const 0) (i32.const 0))) (br 0))"), "limit_time"},
+        {"asks-on", RUN("(loop (drop (call $op (i32.const 0) (i32.const 5) (i32.const 0) (i32.const 0))) (br 0))"),
+         "limit_time"},
         {"overflows", WAT("(func $f (export \"run\") (call $f))"), "trap"},
         {"no-op", RUN("(drop (call $op (i32.const 18) (i32.const 7) (i32.const 0) (i32.const 0)))"), "unknown_op"},
         {"takes", RUN("(call $take (i32.const 0))"), "trap"},
-        {"garbage", RUN("(drop (call $op (i32.const 10) (i32.const 6) (i32.const 16) (i32.const 2)))"), "invalid_output"},
-        {"name-out", RUN("(drop (call $op (i32.const 65535) (i32.const 5) (i32.const 0) (i32.const 0)))"), "bad_pointer"},
-        {"name-wraps", RUN("(drop (call $op (i32.const -1) (i32.const 5) (i32.const 0) (i32.const 0)))"), "bad_pointer"},
-        {"arg-out", RUN("(drop (call $op (i32.const 0) (i32.const 5) (i32.const 65536) (i32.const 1)))"), "bad_pointer"},
-        {"arg-empty-out", RUN("(drop (call $op (i32.const 0) (i32.const 5) (i32.const 65537) (i32.const 0)))"), "bad_pointer"},
+        {"garbage", RUN("(drop (call $op (i32.const 10) (i32.const 6) (i32.const 16) (i32.const 2)))"),
+         "invalid_output"},
+        {"name-out", RUN("(drop (call $op (i32.const 65535) (i32.const 5) (i32.const 0) (i32.const 0)))"),
+         "bad_pointer"},
+        {"name-wraps", RUN("(drop (call $op (i32.const -1) (i32.const 5) (i32.const 0) (i32.const 0)))"),
+         "bad_pointer"},
+        {"arg-out", RUN("(drop (call $op (i32.const 0) (i32.const 5) (i32.const 65536) (i32.const 1)))"),
+         "bad_pointer"},
+        {"arg-empty-out", RUN("(drop (call $op (i32.const 0) (i32.const 5) (i32.const 65537) (i32.const 0)))"),
+         "bad_pointer"},
         {"arg-huge", RUN("(drop (call $op (i32.const 0) (i32.const 5) (i32.const 1) (i32.const -1)))"), "bad_pointer"},
-        {"take-out", RUN("(drop (call $op (i32.const 0) (i32.const 5) (i32.const 0) (i32.const 0))) (call $take (i32.const 65534))"), "bad_pointer"},
+        {"take-out",
+         RUN("(drop (call $op (i32.const 0) (i32.const 5) (i32.const 0) (i32.const 0))) (call $take (i32.const "
+             "65534))"),
+         "bad_pointer"},
         {"grows", RUN("(loop (br_if 0 (i32.ne (memory.grow (i32.const 16)) (i32.const -1)))) unreachable"), "trap"},
     };
     expect(l, "send", "script/quiet", "[" WAIT_X "]", 202, NULL);
@@ -713,10 +838,15 @@ static void misbehaving_guests(void **state) {
 static void guest_arguments(void **state) {
     (void)state; /* Bad arguments of ops are errors that the guest sees, and leave no entry. */
     struct loom *l = open_scripts("memory");
-    expect_call(l, "script/a", "[['activity',{}],['timer',{'delayMs':-1}],['timer',7],['event.wait',{}],['actor.call',{}],['child.spawn',{}],['state.patch',{}],['state.patch',[{'op':'remove','path':'/none'}]],"
-                               "['state.get',7],['random',0],['random',257],['emit',{}],['await',{'promises':['1']}]]",
-                "[{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},"
-                "{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'}]");
+    expect_call(
+        l, "script/a",
+        "[['activity',{}],['timer',{'delayMs':-1}],['timer',7],['event.wait',{}],['actor.call',{}],['child.spawn',{}],["
+        "'state.patch',{}],['state.patch',[{'op':'remove','path':'/none'}]],"
+        "['state.get',7],['random',0],['random',257],['emit',{}],['await',{'promises':['1']}]]",
+        "[{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_"
+        "argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},"
+        "{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_"
+        "argument'},{'error':'invalid_argument'},{'error':'invalid_argument'},{'error':'invalid_argument'}]");
     expect_field(l, "script/a", "/journal/cursor", "2");
     loom_close(l);
 }
@@ -748,7 +878,8 @@ static void long_program(void) {
 }
 
 static void changed_program(void **state) {
-    (void)state; /* A program that does not fit its journal is paused with both sides shown and no effect; the old version, resumed, goes on. */
+    (void)
+        state; /* A program that does not fit its journal is paused with both sides shown and no effect; the old version, resumed, goes on. */
     char *dir = make_folder();
     loom_register_actor("program", first_program);
     struct loom *l = open_at(dir);
@@ -759,8 +890,10 @@ static void changed_program(void **state) {
     for (int i = 0; i < 3; i++) {
         loom_register_actor("program", changed[i]);
         l = open_at(dir);
-        if (i == 0) send_event(l, "program/a", "x", "1");
-        else expect(l, "resume", "program/a", NULL, 202, NULL);
+        if (i == 0)
+            send_event(l, "program/a", "x", "1");
+        else
+            expect(l, "resume", "program/a", NULL, 202, NULL);
         wait_status(l, "program/a", "paused");
         char *why = looked_up(l, "program/a", "/suspendReason");
         assert_non_null(strstr(why, "replay_mismatch"));
@@ -779,9 +912,11 @@ static void changed_program(void **state) {
 }
 
 static void hot_reload(void **state) {
-    (void)state; /* A suspended actor finishes on the module it started with, the next turn runs the new one; the next attempt of an activity too. */
+    (void)
+        state; /* A suspended actor finishes on the module it started with, the next turn runs the new one; the next attempt of an activity too. */
     struct loom *l = open_scripts("memory");
-    struct buf one = guest_c("#include <loom/guest.h>\nLOOM_ACTOR(v) { loom_must(loom_await(loom_wait_event(\"x\", 0))); loom_return(\"1\"); }\n");
+    struct buf one = guest_c("#include <loom/guest.h>\nLOOM_ACTOR(v) { loom_must(loom_await(loom_wait_event(\"x\", "
+                             "0))); loom_return(\"1\"); }\n");
     struct buf two = guest_c("#include <loom/guest.h>\nLOOM_ACTOR(v) { loom_return(\"2\"); }\n");
     struct answer a;
     deploy_module(l, false, "v", buf_view(&one), NULL);
@@ -818,16 +953,22 @@ static char *repeated(const char *before, size_t n, const char *after) {
 }
 
 static void large_state(void **state) {
-    (void)state; /* A state above 16 KiB has a row of its own, small patches do not write it again, and it is whole after restarts. */
+    (void)
+        state; /* A state above 16 KiB has a row of its own, small patches do not write it again, and it is whole after restarts. */
     char *dir = make_folder();
     struct loom *l = open_scripts(dir);
-    char *grow = repeated("[['state.patch',[{'op':'add','path':'/big','value':'", 40000, "'},{'op':'add','path':'/n','value':[]}]]]");
+    char *grow = repeated("[['state.patch',[{'op':'add','path':'/big','value':'", 40000,
+                          "'},{'op':'add','path':'/n','value':[]}]]]");
     expect_call(l, "script/a", grow, "[null]");
     free(grow);
     char want[64] = "[[]]";
     for (int round = 1; round <= 3; round++) {
-        for (int i = 0; i < 3; i++) expect_call(l, "script/a", "[['state.patch',[{'op':'add','path':'/n/-','value':1}]]]", "[null]");
-        expect(l, "send", "script/a", "[['state.patch',[{'op':'add','path':'/n/-','value':2}]]," WAIT_X ",['state.patch',[{'op':'add','path':'/n/-','value':3}]]]", 202, NULL);
+        for (int i = 0; i < 3; i++)
+            expect_call(l, "script/a", "[['state.patch',[{'op':'add','path':'/n/-','value':1}]]]", "[null]");
+        expect(l, "send", "script/a",
+               "[['state.patch',[{'op':'add','path':'/n/-','value':2}]]," WAIT_X
+               ",['state.patch',[{'op':'add','path':'/n/-','value':3}]]]",
+               202, NULL);
         wait_status(l, "script/a", "suspended");
         loom_close(l);
         l = open_scripts(dir);
@@ -835,26 +976,33 @@ static void large_state(void **state) {
         expect_field(l, "script/a", "/state/n/3", "2");
         send_event(l, "script/a", "x", "1");
         wait_status(l, "script/a", "idle");
-        expect_code(l, about("call", "script/a", "[['state.patch',[{'op':'replace','path':'/n','value':0}]],['fail',{}]]"), 422, "failed");
+        expect_code(l,
+                    about("call", "script/a", "[['state.patch',[{'op':'replace','path':'/n','value':0}]],['fail',{}]]"),
+                    422, "failed");
         if (round < 3) {
             loom_close(l);
             l = open_scripts(dir);
         }
     }
     expect_call(l, "script/a", "[['state.get','/n']]", "[[1,1,1,2,3,1,1,1,2,3,1,1,1,2,3]]");
-    expect_code(l, about("call", "script/a", "[['state.patch',[{'op':'remove','path':'/big'}]],['fail',{}]]"), 422, "failed");
+    expect_code(l, about("call", "script/a", "[['state.patch',[{'op':'remove','path':'/big'}]],['fail',{}]]"), 422,
+                "failed");
     loom_close(l);
     l = open_scripts(dir);
-    expect_call(l, "script/a", "[['state.get','/n/14'],['state.patch',[{'op':'remove','path':'/big'}]],['state.get','/n/0']]", "[3,null,1]");
+    expect_call(l, "script/a",
+                "[['state.get','/n/14'],['state.patch',[{'op':'remove','path':'/big'}]],['state.get','/n/0']]",
+                "[3,null,1]");
     loom_close(l);
     remove_folder(dir);
 }
 
 static void large_payload(void **state) {
-    (void)state; /* Inputs, results and states of 256 KiB and more are kept as blobs and come back the same after a restart. */
+    (void)
+        state; /* Inputs, results and states of 256 KiB and more are kept as blobs and come back the same after a restart. */
     char *dir = make_folder();
     struct loom *l = open_scripts(dir);
-    char *in = repeated("[['state.patch',[{'op':'add','path':'','value':'", 400000, "'}]],['event.wait',{'type':'x'}],['await',{'promises':[1],'mode':'any'}],['state.get','']]");
+    char *in = repeated("[['state.patch',[{'op':'add','path':'','value':'", 400000,
+                        "'}]],['event.wait',{'type':'x'}],['await',{'promises':[1],'mode':'any'}],['state.get','']]");
     char *event = repeated("'", 300000, "'"), *out = repeated("[null,1,{'promise':1,'ok':'", 300000, "'},'");
     struct buf want = {0};
     buf_str(&want, str_of(out));
@@ -884,12 +1032,20 @@ static void large_payload(void **state) {
 /* ---- time travel and fork ---- */
 
 static void time_travel(void **state) {
-    (void)state; /* The state after any past entry can be asked for, also past failed turns; a moment beyond the journal is refused. */
+    (void)
+        state; /* The state after any past entry can be asked for, also past failed turns; a moment beyond the journal is refused. */
     struct loom *l = open_scripts("memory");
-    expect_call(l, "script/a", "[['state.patch',[{'op':'add','path':'/n','value':1}]],['state.patch',[{'op':'replace','path':'/n','value':2}]]]", "[null,null]");
-    expect_code(l, about("call", "script/a", "[['state.patch',[{'op':'replace','path':'/n','value':9}]],['fail',{'code':'odd'}]]"), 422, "odd");
+    expect_call(l, "script/a",
+                "[['state.patch',[{'op':'add','path':'/n','value':1}]],['state.patch',[{'op':'replace','path':'/"
+                "n','value':2}]]]",
+                "[null,null]");
+    expect_code(
+        l,
+        about("call", "script/a", "[['state.patch',[{'op':'replace','path':'/n','value':9}]],['fail',{'code':'odd'}]]"),
+        422, "odd");
     expect_call(l, "script/a", "[['state.patch',[{'op':'replace','path':'/n','value':3}]]]", "[null]");
-    static const char *const past[] = {NULL, "{}", "{'n':1}", "{'n':2}", "{'n':2}", "{'n':2}", "{'n':9}", "{'n':2}", "{'n':2}", "{'n':2}", "{'n':3}", "{'n':3}"};
+    static const char *const past[] = {NULL,      "{}",      "{'n':1}", "{'n':2}", "{'n':2}", "{'n':2}",
+                                       "{'n':9}", "{'n':2}", "{'n':2}", "{'n':2}", "{'n':3}", "{'n':3}"};
     for (int64_t at = 1; at <= 11; at++) {
         struct loom_request look = about("state", "script/a", NULL);
         look.at = at;
@@ -905,7 +1061,10 @@ static void forking(void **state) {
     (void)state; /* A fork is a new actor with the journal up to an entry; it goes on from there on its own. */
     struct loom *l = open_scripts("memory");
     expect_call(l, "script/a", "[['state.patch',[{'op':'add','path':'/before','value':1}]]]", "[null]");
-    expect(l, "send", "script/a", "[['state.patch',[{'op':'add','path':'/n','value':1}]]," WAIT_X ",['state.patch',[{'op':'add','path':'/x','value':1}]]]", 202, NULL);
+    expect(l, "send", "script/a",
+           "[['state.patch',[{'op':'add','path':'/n','value':1}]]," WAIT_X
+           ",['state.patch',[{'op':'add','path':'/x','value':1}]]]",
+           202, NULL);
     wait_status(l, "script/a", "suspended");
     send_event(l, "script/a", "x", "1");
     wait_status(l, "script/a", "idle");
@@ -941,7 +1100,8 @@ static void replies_are_forgotten(void **state) {
     (void)state; /* 24 hours after its reply a message id is unknown again; one whose reply is younger is not. */
     char *dir = make_folder();
     struct loom *l = open_scripts(dir);
-    struct loom_request old = with_id(about("call", "script/a", "[]"), "old"), young = with_id(about("call", "script/a", "[]"), "young");
+    struct loom_request old = with_id(about("call", "script/a", "[]"), "old"),
+                        young = with_id(about("call", "script/a", "[]"), "young");
     expect_request(l, old, 200, "[]");
     expect_request(l, young, 200, "[]");
     loom_close(l);
@@ -964,7 +1124,8 @@ static void replies_are_forgotten(void **state) {
 /* ---- residency ---- */
 
 static void small_budget(void **state) {
-    (void)state; /* With almost no memory for guests the least recently used are evicted, and all get the same results. */
+    (void)
+        state; /* With almost no memory for guests the least recently used are evicted, and all get the same results. */
     enum { COUNT = 40 };
     static struct answer a[COUNT];
     struct loom *l = open_with((struct loom_config){.store = "memory", .memory_budget = 1, .idle_ms = 1});
@@ -972,7 +1133,10 @@ static void small_budget(void **state) {
     for (int i = 0; i < COUNT; i++) {
         char actor[32], in[256];
         snprintf(actor, sizeof actor, "wasm/%d", i);
-        snprintf(in, sizeof in, "[['state.patch',[{'op':'add','path':'/n','value':%d}]]," WAIT_X ",['timer',{'delayMs':1}],['await',{'promises':[2],'mode':'any'}],['state.get','/n']]", i);
+        snprintf(in, sizeof in,
+                 "[['state.patch',[{'op':'add','path':'/n','value':%d}]]," WAIT_X
+                 ",['timer',{'delayMs':1}],['await',{'promises':[2],'mode':'any'}],['state.get','/n']]",
+                 i);
         submit(l, about("call", actor, in), &a[i]);
     }
     for (int i = 0; i < COUNT; i++) {
@@ -1041,7 +1205,8 @@ static void stream_without_gaps(void **state) {
     struct loom *l = open_scripts("memory");
     struct watch early = {0}, late = {0};
     uint64_t one = loom_subscribe(l, (struct loom_str){0}, text("script/a"), 0, on_event, &early);
-    for (int i = 0; i < 20; i++) expect(l, "send", "script/a", "[['timer',{'delayMs':1}],['await',{'promises':[1]}]]", 202, NULL);
+    for (int i = 0; i < 20; i++)
+        expect(l, "send", "script/a", "[['timer',{'delayMs':1}],['await',{'promises':[1]}]]", 202, NULL);
     uint64_t two = loom_subscribe(l, (struct loom_str){0}, text("script/a"), 0, on_event, &late);
     expect(l, "send", "script/a", "[['finish',null]]", 202, NULL);
     pthread_mutex_lock(&engine_lock);
@@ -1091,9 +1256,21 @@ static void bad_requests(void **state) {
     char *big = repeated("'", 2 << 20, "'");
     expect_code(l, about("call", "script/a", big), 413, "too_large");
     free(big);
-    expect_code(l, (struct loom_request){.op = "module.put", .type = text("m"), .key = text("1"), .body = text("not wasm")}, 400, "invalid_module");
-    expect_code(l, (struct loom_request){.op = "actor-type.put", .type = text("t"), .key = text("1"), .body = text("{'actorType':'t','version':'1','wasmBlobUrl':'module:none@1'}")}, 404, "not_found");
-    expect_code(l, (struct loom_request){.op = "actor-type.put", .type = text("t"), .key = text("1"), .body = text("{'actorType':'t','version':'2','wasmBlobUrl':'module:act@1'}")}, 400, "invalid_document");
+    expect_code(
+        l, (struct loom_request){.op = "module.put", .type = text("m"), .key = text("1"), .body = text("not wasm")},
+        400, "invalid_module");
+    expect_code(l,
+                (struct loom_request){.op = "actor-type.put",
+                                      .type = text("t"),
+                                      .key = text("1"),
+                                      .body = text("{'actorType':'t','version':'1','wasmBlobUrl':'module:none@1'}")},
+                404, "not_found");
+    expect_code(l,
+                (struct loom_request){.op = "actor-type.put",
+                                      .type = text("t"),
+                                      .key = text("1"),
+                                      .body = text("{'actorType':'t','version':'2','wasmBlobUrl':'module:act@1'}")},
+                400, "invalid_document");
     expect_code(l, about("get", "script/a", NULL), 404, "not_found");
     loom_close(l);
 }
@@ -1125,14 +1302,21 @@ static struct answer insist(struct loom *l, struct loom_request req) {
 }
 
 static void full_disk(void **state) {
-    (void)state; /* On a full disk nothing is acknowledged, reads go on, and work resumes by itself when space returns. */
+    (void)
+        state; /* On a full disk nothing is acknowledged, reads go on, and work resumes by itself when space returns. */
     char *dir = make_folder();
     struct loom *l = open_scripts(dir);
     struct answer waiting;
-    submit(l, with_id(about("call", "script/a", "[['state.patch',[{'op':'add','path':'/n','value':1}]]," WAIT_X ",['state.patch',[{'op':'add','path':'/n','value':2}]]]"), "w"), &waiting);
+    submit(l,
+           with_id(about("call", "script/a",
+                         "[['state.patch',[{'op':'add','path':'/n','value':1}]]," WAIT_X
+                         ",['state.patch',[{'op':'add','path':'/n','value':2}]]]"),
+                   "w"),
+           &waiting);
     wait_status(l, "script/a", "suspended");
     pthread_mutex_lock(&gate);
-    expect(l, "send", "script/r", "[['activity',{'name':'gated','input':null}],['must',['await',{'promises':[1]}]],['finish',1]]", 202, NULL);
+    expect(l, "send", "script/r",
+           "[['activity',{'name':'gated','input':null}],['must',['await',{'promises':[1]}]],['finish',1]]", 202, NULL);
     fill_disk(true);
     expect_code(l, with_id(about("send", "script/b", "[]"), "m"), 507, "disk_full");
     expect_field(l, "script/r", "/status", "'running'");
@@ -1170,9 +1354,13 @@ static void *client_main(void *arg) {
         char id[32], in[1024];
         snprintf(id, sizeof id, "c%d-%d", c->number, i);
         snprintf(in, sizeof in,
-                 "[['state.patch',[{'op':'add','path':'/%s','value':1}]],['activity',{'name':'act','input':[]}],['activity',{'name':'flaky','input':0}],['timer',{'delayMs':1}],['actor.call',{'to':'script/z',"
-                 "'input':[['state.patch',[{'op':'test','path':'','value':{}},{'op':'add','path':'/never','value':1}]]]}],['await',{'promises':[1,2,3,4],'mode':'all'}],"
-                 "['state.patch',[{'op':'test','path':'/%s','value':1},{'op':'replace','path':'/%s','value':2}]],['return','%s']]",
+                 "[['state.patch',[{'op':'add','path':'/"
+                 "%s','value':1}]],['activity',{'name':'act','input':[]}],['activity',{'name':'flaky','input':0}],['"
+                 "timer',{'delayMs':1}],['actor.call',{'to':'script/z',"
+                 "'input':[['state.patch',[{'op':'test','path':'','value':{}},{'op':'add','path':'/"
+                 "never','value':1}]]]}],['await',{'promises':[1,2,3,4],'mode':'all'}],"
+                 "['state.patch',[{'op':'test','path':'/%s','value':1},{'op':'replace','path':'/"
+                 "%s','value':2}]],['return','%s']]",
                  id, id, id, id);
         char actor[32];
         snprintf(actor, sizeof actor, "script/s%d", (c->number + i) % 3);
@@ -1186,7 +1374,8 @@ static void *client_main(void *arg) {
 }
 
 static void failing_commits(void **state) {
-    (void)state; /* While commits fail now and then, clients that repeat under their id get every message done exactly once. */
+    (void)
+        state; /* While commits fail now and then, clients that repeat under their id get every message done exactly once. */
     char *dir = make_folder();
     struct loom *l = open_scripts(dir);
     struct client clients[CLIENTS];
@@ -1258,7 +1447,8 @@ static int child_main(const char *dir, bool first) {
 }
 
 static void poison(void **state) {
-    (void)state; /* A message that takes the worker down three times is given up, with its reason; other mail goes on. */
+    (void)
+        state; /* A message that takes the worker down three times is given up, with its reason; other mail goes on. */
     char *dir = make_folder();
     int lives = 1;
     assert_int_equal(live(dir, true), 9);
@@ -1276,20 +1466,23 @@ static void poison(void **state) {
 /* ---- corners ---- */
 
 static void determinism(void **state) {
-    (void)state; /* Randomness, time and ids are the same in every replay: patches made of them always fit the journal. */
-    static const char source[] = "#include <loom/guest.h>\n"
-                                 "LOOM_ACTOR(dice) {\n"
-                                 "    for (int i = 0; i < 6; i++) {\n"
-                                 "        loom_patch(\"[{'op':'add','path':'/r%d','value':[%f,%l,%j]}]\", i, loom_random(), loom_now(), loom_self());\n"
-                                 "        int both[] = {loom_timer(i), loom_spawn(\"script\", \"[['random',4]]\")};\n"
-                                 "        loom_json got = loom_must(loom_await_all(both, 2));\n"
-                                 "        loom_patch(\"[{'op':'add','path':'/g%d','value':[%j,%l]}]\", i, got, loom_now());\n"
-                                 "        loom_result first = loom_await_any(both, 2);\n"
-                                 "        loom_patch(\"[{'op':'add','path':'/f%d','value':%d}]\", i, first.promise);\n"
-                                 "    }\n"
-                                 "    loom_must(loom_await(loom_wait_event(\"x\", 0)));\n"
-                                 "    loom_return(\"%j\", loom_state(\"\"));\n"
-                                 "}\n";
+    (void)
+        state; /* Randomness, time and ids are the same in every replay: patches made of them always fit the journal. */
+    static const char source[] =
+        "#include <loom/guest.h>\n"
+        "LOOM_ACTOR(dice) {\n"
+        "    for (int i = 0; i < 6; i++) {\n"
+        "        loom_patch(\"[{'op':'add','path':'/r%d','value':[%f,%l,%j]}]\", i, loom_random(), loom_now(), "
+        "loom_self());\n"
+        "        int both[] = {loom_timer(i), loom_spawn(\"script\", \"[['random',4]]\")};\n"
+        "        loom_json got = loom_must(loom_await_all(both, 2));\n"
+        "        loom_patch(\"[{'op':'add','path':'/g%d','value':[%j,%l]}]\", i, got, loom_now());\n"
+        "        loom_result first = loom_await_any(both, 2);\n"
+        "        loom_patch(\"[{'op':'add','path':'/f%d','value':%d}]\", i, first.promise);\n"
+        "    }\n"
+        "    loom_must(loom_await(loom_wait_event(\"x\", 0)));\n"
+        "    loom_return(\"%j\", loom_state(\"\"));\n"
+        "}\n";
     char *dir = make_folder();
     struct loom *l = open_scripts(dir);
     struct buf wasm = guest_c(source);
@@ -1313,12 +1506,17 @@ static void determinism(void **state) {
 }
 
 static void cancel_a_running_activity(void **state) {
-    (void)state; /* Cancelling a turn settles its await though an activity is still running, and the late result is ignored. */
+    (void)
+        state; /* Cancelling a turn settles its await though an activity is still running, and the late result is ignored. */
     struct loom *l = open_scripts("memory");
     struct answer a;
     gate_calls = 0;
     pthread_mutex_lock(&gate);
-    submit(l, about("call", "script/a", "[['activity',{'name':'gated','input':null}],['await',{'promises':[1],'mode':'any'}],['await',{'promises':[1],'mode':'any'}],['state.patch',[{'op':'add','path':'/c','value':1}]]]"), &a);
+    submit(l,
+           about("call", "script/a",
+                 "[['activity',{'name':'gated','input':null}],['await',{'promises':[1],'mode':'any'}],['await',{'"
+                 "promises':[1],'mode':'any'}],['state.patch',[{'op':'add','path':'/c','value':1}]]]"),
+           &a);
     while (__atomic_load_n(&gate_calls, __ATOMIC_SEQ_CST) < 1) usleep(1000);
     expect(l, "cancel", "script/a", NULL, 202, NULL);
     await_answer(&a);
@@ -1356,7 +1554,8 @@ static void unknown_program(void) {
 }
 
 static void pauses_survive(void **state) {
-    (void)state; /* What would fail a live turn pauses a replaying one, and a paused actor stays paused over restarts and mail. */
+    (void)
+        state; /* What would fail a live turn pauses a replaying one, and a paused actor stays paused over restarts and mail. */
     char *dir = make_folder();
     loom_register_actor("program", first_program);
     struct loom *l = open_at(dir);
@@ -1383,7 +1582,8 @@ static void pauses_survive(void **state) {
 }
 
 static void full_mailbox(void **state) {
-    (void)state; /* A mailbox holds 10,000 messages; then clients are told to come later, and all that were accepted are handled. */
+    (void)
+        state; /* A mailbox holds 10,000 messages; then clients are told to come later, and all that were accepted are handled. */
     enum { MANY = 10005 };
     struct loom *l = open_scripts("memory");
     struct answer *a = calloc(MANY, sizeof *a);
@@ -1411,21 +1611,32 @@ static void full_mailbox(void **state) {
 }
 
 static void sends_in_order(void **state) {
-    (void)state; /* Messages of one sender to one actor arrive in the order of their ops; a delayed one is not early; an event reaches a wait. */
+    (void)
+        state; /* Messages of one sender to one actor arrive in the order of their ops; a delayed one is not early; an event reaches a wait. */
     struct loom *l = open_scripts("memory");
     expect_call(l, "script/b", "[['state.patch',[{'op':'add','path':'/log','value':[]}]]]", "[null]");
     expect(l, "call", "script/a",
-           "[['actor.send',{'to':'script/b','delayMs':20,'input':[['state.patch',[{'op':'add','path':'/log/-','value':9}]],['event.wait',{'type':'y'}],['await',{'promises':[1]}],['finish',1]]}],"
-           "['actor.send',{'to':'script/b','input':[['state.patch',[{'op':'add','path':'/log/-','value':1}]]]}],['actor.send',{'to':'script/b','input':[['state.patch',[{'op':'add','path':'/log/-','value':2}]]]}],"
-           "['actor.send',{'to':'script/b','event':'y','input':7}],['actor.send',{'to':'script/b','priority':-1,'input':[['state.patch',[{'op':'add','path':'/log/-','value':0}]]]}],"
+           "[['actor.send',{'to':'script/b','delayMs':20,'input':[['state.patch',[{'op':'add','path':'/log/"
+           "-','value':9}]],['event.wait',{'type':'y'}],['await',{'promises':[1]}],['finish',1]]}],"
+           "['actor.send',{'to':'script/b','input':[['state.patch',[{'op':'add','path':'/log/"
+           "-','value':1}]]]}],['actor.send',{'to':'script/b','input':[['state.patch',[{'op':'add','path':'/log/"
+           "-','value':2}]]]}],"
+           "['actor.send',{'to':'script/b','event':'y','input':7}],['actor.send',{'to':'script/"
+           "b','priority':-1,'input':[['state.patch',[{'op':'add','path':'/log/-','value':0}]]]}],"
            "['actor.send',{'to':'nobody/b','input':1}]]",
            200, NULL);
     wait_status(l, "script/b", "completed");
     struct answer a = ask(l, about("state", "script/b", NULL));
-    assert_true(strcmp(a.body, "{\"log\":[0,1,2,9]}") == 0 || strcmp(a.body, "{\"log\":[1,0,2,9]}") == 0 || strcmp(a.body, "{\"log\":[1,2,0,9]}") == 0);
+    assert_true(strcmp(a.body, "{\"log\":[0,1,2,9]}") == 0 || strcmp(a.body, "{\"log\":[1,0,2,9]}") == 0 ||
+                strcmp(a.body, "{\"log\":[1,2,0,9]}") == 0);
     answer_free(&a);
-    expect(l, "call", "script/a", "[['actor.call',{'to':'script/c','ttlMs':5,'input':[" WAIT_X "]}],['actor.call',{'to':'script/c','ttlMs':5,'timeoutMs':0,'input':[]}],['await',{'promises':[2],'mode':'any'}]]", 200,
-           "[1,2,{'promise':2,'error':{'code':'expired','message':'its time to live ended before it was handled','retryable':false}}]");
+    expect(l, "call", "script/a",
+           "[['actor.call',{'to':'script/c','ttlMs':5,'input':[" WAIT_X
+           "]}],['actor.call',{'to':'script/"
+           "c','ttlMs':5,'timeoutMs':0,'input':[]}],['await',{'promises':[2],'mode':'any'}]]",
+           200,
+           "[1,2,{'promise':2,'error':{'code':'expired','message':'its time to live ended before it was "
+           "handled','retryable':false}}]");
     loom_close(l);
 }
 
@@ -1440,7 +1651,9 @@ static void asking_for_actors(void **state) {
     char after[64] = "";
     int seen = 0, pages = 0;
     for (bool more = true; more; pages++) {
-        struct answer a = ask(l, (struct loom_request){.op = "actors", .type = text("script"), .limit = 2, .after = text(after[0] ? after : NULL)});
+        struct answer a = ask(
+            l, (struct loom_request){
+                   .op = "actors", .type = text("script"), .limit = 2, .after = text(after[0] ? after : NULL)});
         yyjson_doc *doc = yyjson_read(a.body, strlen(a.body), 0);
         seen += (int)yyjson_arr_size(yyjson_obj_get(yyjson_doc_get_root(doc), "actors"));
         struct str next = json_str(yyjson_doc_get_root(doc), "next");
@@ -1517,7 +1730,8 @@ static int group(void) {
         cmocka_unit_test(pauses_survive),
         cmocka_unit_test(full_mailbox),
         cmocka_unit_test(sends_in_order),
-        cmocka_unit_test(asking_for_actors), cmocka_unit_test(replies_are_forgotten),
+        cmocka_unit_test(asking_for_actors),
+        cmocka_unit_test(replies_are_forgotten),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,8 +6,8 @@
 #include <string.h>
 #include <cmocka.h>
 
-#define STARTED                                                                                                        \
-    "{\"type\":\"turn_started\",\"turn\":1,\"attempt\":1,\"messageId\":\"m\",\"input\":null,\"seed\":"                 \
+#define STARTED                                                                                        \
+    "{\"type\":\"turn_started\",\"turn\":1,\"attempt\":1,\"messageId\":\"m\",\"input\":null,\"seed\":" \
     "\"000102030405060708090a0b0c0d0e0f\",\"message\":{}"
 
 static struct actor *fresh(void) {
@@ -69,7 +69,8 @@ static void first_completion_counts(void **state) {
     struct actor *a = fresh();
     append(a, 1, STARTED);
     append(a, 1, "{\"type\":\"activity_scheduled\",\"activityId\":1,\"name\":\"n\",\"input\":1");
-    append(a, 1, "{\"type\":\"activity_retry\",\"activityId\":1,\"attempt\":2,\"interrupted\":0,\"due\":9,\"error\":{}");
+    append(a, 1,
+           "{\"type\":\"activity_retry\",\"activityId\":1,\"attempt\":2,\"interrupted\":0,\"due\":9,\"error\":{}");
     assert_int_equal(turn_promise(a->turn, 1)->attempt, 2);
     assert_int_equal(turn_promise(a->turn, 1)->due, 9);
     append(a, 1, "{\"type\":\"promise_cancelled\",\"promise\":1");
@@ -82,7 +83,8 @@ static void first_completion_counts(void **state) {
 }
 
 static void awaiting(void **state) {
-    (void)state; /* `any` is settled by the lowest completing entry, `all` by the highest, either by a cancel before it. */
+    (void)
+        state; /* `any` is settled by the lowest completing entry, `all` by the highest, either by a cancel before it. */
     struct actor *a = fresh();
     uint64_t entry;
     bool cancel;
@@ -113,7 +115,8 @@ static void awaiting(void **state) {
 }
 
 static void loading_repeats_everything(void **state) {
-    (void)state; /* Rows loaded in order give the same turn; the guest must repeat the ops word for word, then it is live. */
+    (void)
+        state; /* Rows loaded in order give the same turn; the guest must repeat the ops word for word, then it is live. */
     struct actor *a = fresh(), *b = fresh();
     struct buf key[2] = {{0}, {0}}, row[2] = {{0}, {0}};
     append(a, 1, STARTED);
@@ -133,10 +136,15 @@ static void loading_repeats_everything(void **state) {
     expect_state(b, "{}"); /* the guest's own patches bring it back */
     assert_true(journal_replaying(b));
     struct error err;
-    assert_int_equal(journal_repeat(b, STR("{\"type\":\"timer_set\",\"promise\":1,\"delayMs\":2"), &err), LOOM_E_MISMATCH);
+    assert_int_equal(journal_repeat(b, STR("{\"type\":\"timer_set\",\"promise\":1,\"delayMs\":2"), &err),
+                     LOOM_E_MISMATCH);
     assert_non_null(strstr(err.message, "state_patches"));
     assert_non_null(strstr(err.message, "timer_set"));
-    assert_int_equal(journal_repeat(b, STR("{\"type\":\"state_patches\",\"patches\":[{\"op\":\"add\",\"path\":\"/n\",\"value\":1}],\"inversePatches\":[{\"op\":\"remove\",\"path\":\"/n\"}]"), &err), 1);
+    assert_int_equal(journal_repeat(b,
+                                    STR("{\"type\":\"state_patches\",\"patches\":[{\"op\":\"add\",\"path\":\"/"
+                                        "n\",\"value\":1}],\"inversePatches\":[{\"op\":\"remove\",\"path\":\"/n\"}]"),
+                                    &err),
+                     1);
     assert_int_equal(journal_repeat(b, STR("{\"type\":\"timer_set\",\"promise\":1,\"delayMs\":2"), &err), 1);
     assert_false(journal_replaying(b));
     assert_int_equal(journal_repeat(b, STR("{\"type\":\"timer_set\",\"promise\":2,\"delayMs\":2"), &err), 0);
@@ -149,7 +157,8 @@ static void loading_repeats_everything(void **state) {
 }
 
 static void ended_turns_change_the_state(void **state) {
-    (void)state; /* Loading a turn that ended applies its patches, a failed one's with its way back, and leaves nothing open. */
+    (void)
+        state; /* Loading a turn that ended applies its patches, a failed one's with its way back, and leaves nothing open. */
     struct actor *a = fresh(), *b = fresh();
     struct buf key = {0}, row = {0}, entry = {0};
     append(a, 1, STARTED);
@@ -203,7 +212,8 @@ static void damaged_rows(void **state) {
 }
 
 static void documents(void **state) {
-    (void)state; /* The stored document is read back the same; what is not one is damaged; the answered one has the user's shape. */
+    (void)
+        state; /* The stored document is read back the same; what is not one is damaged; the answered one has the user's shape. */
     struct actor *a = fresh(), *b = fresh(), *c = fresh();
     struct buf stored = {0}, again = {0}, answered = {0};
     struct error err;
@@ -224,8 +234,12 @@ static void documents(void **state) {
     expect_state(b, "{\"n\":12345678901234567890123}");
     actor_document(a, STR("[]"), buf_view(&text), &answered);
     buf_char(&answered, '\0');
-    assert_string_equal(answered.p, "{\"id\":\"order/7\",\"partitionKey\":\"default\",\"actorType\":\"order\",\"status\":\"paused\",\"suspendReason\":\"why \\\"not\\\"\",\"journal\":{\"entries\":[],\"cursor\":3},"
-                                    "\"state\":{\"n\":12345678901234567890123},\"metadata\":{\"correlationId\":\"c\",\"parentActorId\":null,\"createdAt\":3,\"lastActivatedAt\":4,\"activationCount\":0}}");
+    assert_string_equal(answered.p,
+                        "{\"id\":\"order/"
+                        "7\",\"partitionKey\":\"default\",\"actorType\":\"order\",\"status\":\"paused\","
+                        "\"suspendReason\":\"why \\\"not\\\"\",\"journal\":{\"entries\":[],\"cursor\":3},"
+                        "\"state\":{\"n\":12345678901234567890123},\"metadata\":{\"correlationId\":\"c\","
+                        "\"parentActorId\":null,\"createdAt\":3,\"lastActivatedAt\":4,\"activationCount\":0}}");
     assert_int_equal(actor_read(c, STR("{\"status\":\"odd\",\"journal\":{},\"metadata\":{}}"), &err), LOOM_E_DAMAGED);
     assert_int_equal(actor_read(c, STR("x"), &err), LOOM_E_DAMAGED);
     struct buf *all[] = {&stored, &again, &answered, &text};
@@ -236,7 +250,8 @@ static void documents(void **state) {
 }
 
 static void state_before_the_turn(void **state) {
-    (void)state; /* While a turn is open the stored state is the one at its start; a patch that fails changes nothing. */
+    (void)
+        state; /* While a turn is open the stored state is the one at its start; a patch that fails changes nothing. */
     struct actor *a = fresh();
     struct buf text = {0}, entry = {0};
     struct error err;
@@ -264,8 +279,10 @@ static void names_and_keys(void **state) {
     static const char *const good[] = {"a", "0", "a.b_c-d", "workflow.customer-onboarding"};
     static const char *const bad[] = {"", ".a", "-a", "A", "a b", "a/b", "\303\244"};
     struct error err;
-    for (size_t i = 0; i < sizeof good / sizeof *good; i++) assert_int_equal(actor_check_name(str_of(good[i]), "the name", &err), 0);
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_int_equal(actor_check_name(str_of(bad[i]), "the name", &err), LOOM_E_INVALID_ARGUMENT);
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++)
+        assert_int_equal(actor_check_name(str_of(good[i]), "the name", &err), 0);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_int_equal(actor_check_name(str_of(bad[i]), "the name", &err), LOOM_E_INVALID_ARGUMENT);
     char longest[258];
     memset(longest, 'k', sizeof longest);
     assert_int_equal(actor_check_name((struct str){longest, 64}, "the name", &err), 0);
@@ -281,10 +298,14 @@ static void names_and_keys(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(entries_have_numbers_and_times), cmocka_unit_test(first_completion_counts),
-        cmocka_unit_test(awaiting),                       cmocka_unit_test(loading_repeats_everything),
-        cmocka_unit_test(ended_turns_change_the_state),   cmocka_unit_test(damaged_rows),
-        cmocka_unit_test(documents),                      cmocka_unit_test(state_before_the_turn),
+        cmocka_unit_test(entries_have_numbers_and_times),
+        cmocka_unit_test(first_completion_counts),
+        cmocka_unit_test(awaiting),
+        cmocka_unit_test(loading_repeats_everything),
+        cmocka_unit_test(ended_turns_change_the_state),
+        cmocka_unit_test(damaged_rows),
+        cmocka_unit_test(documents),
+        cmocka_unit_test(state_before_the_turn),
         cmocka_unit_test(names_and_keys),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

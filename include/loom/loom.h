@@ -34,7 +34,8 @@ struct loom_config {
     uint32_t threads;        /* activity threads; 0: one per core */
     bool evict_always;       /* evict each guest at every await: every await is then a replay (for tests) */
     bool accept_restored;    /* start although the store is older than what was seen here before */
-    void (*flushed)(void *ctx); /* after each group of replies, on the engine's thread: wake your own loop once; may be NULL */
+    void (*flushed)(
+        void *ctx); /* after each group of replies, on the engine's thread: wake your own loop once; may be NULL */
     void *flushed_ctx;
 };
 
@@ -55,21 +56,21 @@ typedef void (*loom_reply_fn)(void *ctx, const struct loom_reply *reply);
  * does not use stay zero. */
 struct loom_request {
     const char *op;
-    struct loom_str ns;         /* absent: "default" */
-    struct loom_str type, key;  /* the actor; or for definitions: type = name, key = version */
-    struct loom_str id;         /* message id (absent: Loom makes one), or the event's type for `event` */
-    struct loom_str event_id;   /* for `event`: the message id */
-    struct loom_str body;       /* JSON text, or module bytes */
-    struct loom_str version;    /* run: version of the workflow */
+    struct loom_str ns;        /* absent: "default" */
+    struct loom_str type, key; /* the actor; or for definitions: type = name, key = version */
+    struct loom_str id;        /* message id (absent: Loom makes one), or the event's type for `event` */
+    struct loom_str event_id;  /* for `event`: the message id */
+    struct loom_str body;      /* JSON text, or module bytes */
+    struct loom_str version;   /* run: version of the workflow */
     struct loom_str correlation, traceparent;
     struct loom_str after, status; /* queries */
     int64_t delay_ms, ttl_ms;
-    int64_t timeout_ms;         /* call: answer 202 when it takes longer; 0: 30,000 */
-    int64_t at;                 /* a past moment as a journal cursor, −1: now (0 counts as −1 for ops other than state) */
+    int64_t timeout_ms; /* call: answer 202 when it takes longer; 0: 30,000 */
+    int64_t at;         /* a past moment as a journal cursor, −1: now (0 counts as −1 for ops other than state) */
     int64_t from, limit;
     int32_t priority;
     bool replace;
-    loom_reply_fn reply;        /* called exactly once, when all that the answer rests on is durable; may be NULL */
+    loom_reply_fn reply; /* called exactly once, when all that the answer rests on is durable; may be NULL */
     void *ctx;
 };
 /* Takes the request; reply comes later, never inside this call. */
@@ -80,12 +81,13 @@ struct loom_event {
     int64_t id;            /* rises; for one actor: its journal cursor */
     struct loom_str actor; /* type/key */
     struct loom_str ns;
-    struct loom_str json;  /* {"actor", "cursor", "entry": {…}} */
+    struct loom_str json; /* {"actor", "cursor", "entry": {…}} */
 };
 typedef void (*loom_event_fn)(void *ctx, const struct loom_event *event);
 /* Committed journal entries as they come; actor absent: of all actors (of the namespace). from ≥ 0: first the recorded ones with an id > from
  * (of one actor: from its journal; of all: from the last 10,000). On the engine's thread. Answers a handle for loom_unsubscribe. */
-uint64_t loom_subscribe(struct loom *l, struct loom_str ns, struct loom_str actor, int64_t from, loom_event_fn fn, void *ctx);
+uint64_t loom_subscribe(struct loom *l, struct loom_str ns, struct loom_str actor, int64_t from, loom_event_fn fn,
+                        void *ctx);
 /* After it returns fn is not called any more. Not from within fn. */
 void loom_unsubscribe(struct loom *l, uint64_t handle);
 

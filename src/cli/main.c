@@ -54,7 +54,8 @@ static const struct command {
      "copy an actor as it was at a cursor under a new key"},
     {"modules", "", 0, 0, command_modules, "list WASM modules"},
     {"version", "", 0, 0, command_version, "print the version"},
-    {"help", "[COMMAND | ops]", 0, 1, command_help, "show this, one command's options, or the ops of guests and operators"},
+    {"help", "[COMMAND | ops]", 0, 1, command_help,
+     "show this, one command's options, or the ops of guests and operators"},
 };
 
 #define AT(field) offsetof(struct options, field)
@@ -195,7 +196,11 @@ static void print_options(const struct command *cmd) {
 static int help_ops(void) {
     static const char *const callers[] = {"actor", "activity", "operator"};
     for (size_t i = 0; i < COUNT(callers); i++) {
-        printf("%s%sOps of %s%s\n", i ? "\n" : "", paint(CYAN), i == 1 ? "activities" : i ? "operators" : "actors", paint(PLAIN));
+        printf("%s%sOps of %s%s\n", i ? "\n" : "", paint(CYAN),
+               i == 1 ? "activities"
+               : i    ? "operators"
+                      : "actors",
+               paint(PLAIN));
         for (const struct loom_op_doc *op = loom_ops(callers[i]); op->name; op++)
             printf("  %s%-14s%s %s\n  %14s %s\n", paint(BOLD), op->name, paint(PLAIN), op->argument, "", op->doc);
     }

@@ -84,11 +84,8 @@ static struct answer ask(struct loom *l, struct loom_request req) {
 /* A request about the actor "type/key". */
 static struct loom_request about(const char *op, const char *actor, const char *body) {
     const char *slash = strchr(actor, '/');
-    return (struct loom_request){.op = op,
-                                 .type = {actor, (size_t)(slash - actor)},
-                                 .key = text(slash + 1),
-                                 .body = text(body),
-                                 .at = -1};
+    return (struct loom_request){
+        .op = op, .type = {actor, (size_t)(slash - actor)}, .key = text(slash + 1), .body = text(body), .at = -1};
 }
 
 static void check(struct answer *a, int status, const char *body) {
@@ -173,15 +170,24 @@ static int entries_of(struct loom *l, const char *actor, const char *type) {
     return n;
 }
 
-static void deploy(struct loom *l, const char *kind_op, const char *name, const char *version, const char *doc, bool replace) {
-    struct answer a = ask(l, (struct loom_request){.op = kind_op, .type = text(name), .key = text(version), .body = text(doc), .replace = replace});
+static void deploy(struct loom *l, const char *kind_op, const char *name, const char *version, const char *doc,
+                   bool replace) {
+    struct answer a = ask(
+        l, (struct loom_request){
+               .op = kind_op, .type = text(name), .key = text(version), .body = text(doc), .replace = replace});
     if (a.status != 200 && a.status != 201) fail_msg("%s %s: %d %s", kind_op, name, a.status, a.body);
     answer_free(&a);
 }
 
 static void upload(struct loom *l, const char *name, const char *version, struct str wasm, bool replace) {
     struct answer a = {0};
-    loom_submit(l, &(struct loom_request){.op = "module.put", .type = text(name), .key = text(version), .body = {wasm.p, wasm.n}, .replace = replace, .reply = on_reply, .ctx = &a});
+    loom_submit(l, &(struct loom_request){.op = "module.put",
+                                          .type = text(name),
+                                          .key = text(version),
+                                          .body = {wasm.p, wasm.n},
+                                          .replace = replace,
+                                          .reply = on_reply,
+                                          .ctx = &a});
     await_answer(&a);
     if (a.status != 200 && a.status != 201) fail_msg("module %s: %d %s", name, a.status, a.body);
     answer_free(&a);
@@ -191,7 +197,8 @@ static void upload(struct loom *l, const char *name, const char *version, struct
 static void deploy_module(struct loom *l, bool activity, const char *name, struct str wasm, const char *extra) {
     char doc[2048];
     upload(l, name, "1", wasm, true);
-    snprintf(doc, sizeof doc, "{'%s':'%s','version':'1','wasmBlobUrl':'module:%s@1'%s%s}", activity ? "activityName" : "actorType", name, name, extra ? "," : "", extra ? extra : "");
+    snprintf(doc, sizeof doc, "{'%s':'%s','version':'1','wasmBlobUrl':'module:%s@1'%s%s}",
+             activity ? "activityName" : "actorType", name, name, extra ? "," : "", extra ? extra : "");
     deploy(l, activity ? "activity.put" : "actor-type.put", name, "1", doc, true);
 }
 
@@ -204,7 +211,10 @@ static void deploy_wat(struct loom *l, const char *name, const char *wat, const 
 /* The guest of script.h as WASM, made once. */
 static struct str script_wasm(void) {
     static struct buf wasm;
-    if (!wasm.n) wasm = guest_build("clang --target=wasm32 -std=c11 -O2 -mbulk-memory -nostdlib -Iinclude -I. -Wl,--no-entry %s -o %s", ".c", "#include <test/support/script.h>\n");
+    if (!wasm.n)
+        wasm = guest_build(
+            "clang --target=wasm32 -std=c11 -O2 -mbulk-memory -nostdlib -Iinclude -I. -Wl,--no-entry %s -o %s", ".c",
+            "#include <test/support/script.h>\n");
     return buf_view(&wasm);
 }
 

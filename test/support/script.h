@@ -9,11 +9,13 @@
 static void script_misbehave(loom_string op) {
 #ifdef __wasm__
     if (loom_same(op.p, op.n, "spin", 4))
-        for (volatile int i = 0;; i++) {}
+        for (volatile int i = 0;; i++) {
+        }
     if (loom_same(op.p, op.n, "trap", 4)) __builtin_trap();
 #endif
     if (loom_same(op.p, op.n, "grow", 4))
-        while (loom_alloc(65536)) {}
+        while (loom_alloc(65536)) {
+        }
 }
 
 static loom_json script_step(loom_json step) {
