@@ -201,7 +201,7 @@ static void cancel_a_turn(void **state) {
     submit(l,
            about("call", "script/a",
                  "[" WAIT_X ",['state.patch',[{'op':'add','path':'/"
-                            "undone','value':true}]],['timer',{'delayMs':1}],['await',{'promises':[2],'mode':'any'}]]"),
+                 "undone','value':true}]],['timer',{'delayMs':1}],['await',{'promises':[2],'mode':'any'}]]"),
            &a);
     wait_status(l, "script/a", "suspended");
     expect(l, "cancel", "script/a", "{'reason':'no'}", 202, NULL);
@@ -1631,8 +1631,7 @@ static void sends_in_order(void **state) {
                 strcmp(a.body, "{\"log\":[1,2,0,9]}") == 0);
     answer_free(&a);
     expect(l, "call", "script/a",
-           "[['actor.call',{'to':'script/c','ttlMs':5,'input':[" WAIT_X
-           "]}],['actor.call',{'to':'script/"
+           "[['actor.call',{'to':'script/c','ttlMs':5,'input':[" WAIT_X "]}],['actor.call',{'to':'script/"
            "c','ttlMs':5,'timeoutMs':0,'input':[]}],['await',{'promises':[2],'mode':'any'}]]",
            200,
            "[1,2,{'promise':2,'error':{'code':'expired','message':'its time to live ended before it was "
