@@ -125,9 +125,7 @@ static void do_message(struct loom *l, const struct loom_request *req) {
     yyjson_val *row = look(l, text), *reply = yyjson_obj_get(row, "reply"), *error = yyjson_obj_get(row, "error");
     struct resident *r = resident_by_id(l, full);
     bool running = r && r->a->turn && str_eq(json_str(yyjson_doc_get_root(r->a->turn->started), "messageId"), id);
-    struct str end = reply || error ? say(l, ",\"%s\":%j", reply ? "reply" : "error",
-                                          json_text_of(reply ? reply : error, &l->scratch))
-                                    : STR("");
+    struct str end = reply || error ? say(l, ",\"%s\":%v", reply ? "reply" : "error", reply ? reply : error) : STR("");
     reply_send(
         l, req, 200,
         say(l, "{\"messageId\":%q,\"status\":%q%j}", id, running ? STR("running") : json_str(row, "status"), end), id);
@@ -317,10 +315,9 @@ static bool read_actor(void *ctx, struct str key, struct str value) {
     bool wanted = (!q->type.p || str_eq(q->type, type)) && (!q->status.p || str_eq(q->status, status));
     q->more = wanted && q->count == q->limit;
     if (wanted && !q->more) {
-        buf_json(&q->out, "%s{\"id\":%q,\"actorType\":%q,\"status\":%q,\"suspendReason\":%Q,\"metadata\":%j}",
+        buf_json(&q->out, "%s{\"id\":%q,\"actorType\":%q,\"status\":%q,\"suspendReason\":%Q,\"metadata\":%v}",
                  q->count++ ? "," : "", json_str(doc, "id"), type, status, json_str(doc, "suspendReason"),
-                 json_int(yyjson_obj_get(doc, "journal"), "cursor", 0),
-                 json_text_of(yyjson_obj_get(doc, "metadata"), &mem));
+                 yyjson_obj_get(doc, "metadata"));
         q->last = arena_dup(&q->l->scratch, json_str(doc, "id"));
     }
     arena_free(&mem);

@@ -45,7 +45,7 @@ static void give(struct subscriber *s, int64_t id, struct str full, struct str t
 }
 
 static struct str event_text(struct arena *mem, struct str name, int64_t cursor, yyjson_val *entry) {
-    return arena_json(mem, "{\"actor\":%q,\"cursor\":%d,\"entry\":%j}", name, cursor, json_text_of(entry, mem));
+    return arena_json(mem, "{\"actor\":%q,\"cursor\":%d,\"entry\":%v}", name, cursor, entry);
 }
 
 static void publish(struct loom *l, struct str full, int64_t cursor, struct str text) {

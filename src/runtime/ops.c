@@ -82,7 +82,7 @@ static enum op_outcome give_promise(struct op_call *c) {
 /* ,"name":value of the argument's field; nothing when it is absent or null, unless it must be there. */
 static struct str field(struct op_call *c, const char *name, bool always) {
     yyjson_val *v = yyjson_obj_get(c->value, name);
-    if (v && !yyjson_is_null(v)) return say(c->l, ",%z:%j", name, json_text_of(v, &c->l->scratch));
+    if (v && !yyjson_is_null(v)) return say(c->l, ",%z:%v", name, v);
     return always ? say(c->l, ",%z:null", name) : STR("");
 }
 
@@ -166,8 +166,8 @@ static enum op_outcome op_state_patch(struct op_call *c) {
         buf_free(&inverse);
         return refuse(c);
     }
-    struct str body = say(c->l, "{\"type\":\"state_patches\",\"patches\":%j,\"inversePatches\":%j",
-                          json_text_of(c->value, &c->l->scratch), buf_view(&inverse));
+    struct str body = say(c->l, "{\"type\":\"state_patches\",\"patches\":%v,\"inversePatches\":%j", c->value,
+                          buf_view(&inverse));
     buf_free(&inverse);
     c->r->a->patch_bytes += body.n;
     return record(c, body) == STOPPED ? OP_ENDED : answer(c, STR("null"));

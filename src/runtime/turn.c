@@ -19,21 +19,19 @@ enum { OPS_PER_SLICE = 256 };
 static struct str started_entry(struct loom *l, struct resident *r, const struct definition *d, const char *module,
                                 yyjson_val *mail) {
     static const char *const carried[] = {"correlationId", "outside", "replyTo", "chain", "traceparent", "version"};
-    struct arena *mem = &l->scratch;
     yyjson_val *meta = yyjson_obj_get(mail, "metadata");
     char seed[33];
     struct str message = say(l, "{\"sender\":%Q,\"priority\":%d", json_str(meta, "sender"),
                              json_int(meta, "priority", 0));
     for (size_t i = 0; i < sizeof carried / sizeof *carried; i++)
         if (yyjson_obj_get(mail, carried[i]))
-            message = say(l, "%j,\"%s\":%j", message, carried[i], json_text_of(yyjson_obj_get(mail, carried[i]), mem));
+            message = say(l, "%j,\"%s\":%v", message, carried[i], yyjson_obj_get(mail, carried[i]));
     return say(l,
-               "{\"type\":\"turn_started\",\"turn\":%u,\"attempt\":%d,\"messageId\":%q,\"input\":%j,\"moduleHash\":%z,"
-               "\"definition\":%z,"
-               "\"limits\":{\"maxMemoryMB\":%u,\"maxExecutionMs\":%u},\"seed\":%z,\"message\":%j}",
+               "{\"type\":\"turn_started\",\"turn\":%u,\"attempt\":%d,\"messageId\":%q,\"input\":%v,\"moduleHash\":%z,"
+               "\"definition\":%z,\"limits\":{\"maxMemoryMB\":%u,\"maxExecutionMs\":%u},\"seed\":%z,\"message\":%j}",
                r->a->turns + 1, json_int(mail, "attempt", 1), json_str(mail, "messageId"),
-               json_text_of(yyjson_obj_get(yyjson_obj_get(mail, "payload"), "data"), mem), module, d->hash,
-               (uint64_t)d->limits.memory_mb, (uint64_t)d->limits.cpu_ms, loom_random_id(l, seed), message);
+               yyjson_obj_get(yyjson_obj_get(mail, "payload"), "data"), module, d->hash, (uint64_t)d->limits.memory_mb,
+               (uint64_t)d->limits.cpu_ms, loom_random_id(l, seed), message);
 }
 
 static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
