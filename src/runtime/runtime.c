@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { RUNS_PER_PASS = 256, IDLE_MS = 60000, IDLE_CHECK_MS = 1000 };
+enum { RUNS_PER_PASS = 256, PASS_US = 4000, IDLE_MS = 60000, IDLE_CHECK_MS = 1000 };
 
 int64_t loom_now(struct loom *l) {
     return l->env->now_ms(l->env);
@@ -99,7 +99,9 @@ static struct item *take_inbox(struct loom *l, bool may_wait) {
 }
 
 static void run_actors(struct loom *l) {
+    int64_t from = l->env->mono_us(l->env);
     for (int i = 0; i < RUNS_PER_PASS && l->run_head && !batch_full(l); i++) {
+        if (!l->flight && l->env->mono_us(l->env) - from > PASS_US) return; /* the disk waits for a batch */
         struct resident *r = l->run_head;
         l->run_head = r->run_next;
         if (!l->run_head) l->run_tail = &l->run_head;

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPS_PER_SLICE = 256 };
+enum { OPS_PER_SLICE = 256, SLICE_US = 2000 };
 
 /* ---- start ---- */
 
@@ -177,6 +177,7 @@ static void run_slice(struct loom *l, struct resident *r) {
     struct error err;
     int64_t from = l->env->mono_us(l->env);
     for (int i = 0; i < OPS_PER_SLICE; i++) {
+        if (i % 16 == 15 && l->env->mono_us(l->env) - from > SLICE_US) break;
         switch (exec_run(r->exec)) {
         case EXEC_OP:
             if (!serve_op(l, r)) return;
