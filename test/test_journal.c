@@ -10,6 +10,16 @@
     "{\"type\":\"turn_started\",\"turn\":1,\"attempt\":1,\"messageId\":\"m\",\"input\":null,\"seed\":" \
     "\"000102030405060708090a0b0c0d0e0f\",\"message\":{}"
 
+static void appendf(struct actor *a, int64_t now_ms, const char *fmt, ...) {
+    struct buf body = {0};
+    va_list ap;
+    va_start(ap, fmt);
+    buf_json_v(&body, fmt, ap);
+    va_end(ap);
+    journal_append(a, now_ms, buf_view(&body));
+    buf_free(&body);
+}
+
 static struct actor *fresh(void) {
     return actor_new(STR("default"), STR("order"), STR("7"));
 }
@@ -42,7 +52,7 @@ static void patch(struct actor *a, const char *ops) {
     struct buf inverse = {0};
     yyjson_doc *doc = yyjson_read(ops, strlen(ops), YYJSON_READ_BIGNUM_AS_RAW);
     assert_int_equal(state_patch(a, yyjson_doc_get_root(doc), &inverse, NULL), 0);
-    journal_appendf(a, 5, "{\"type\":\"state_patches\",\"patches\":%s,\"inversePatches\":%j", ops, buf_view(&inverse));
+    appendf(a, 5, "{\"type\":\"state_patches\",\"patches\":%s,\"inversePatches\":%j", ops, buf_view(&inverse));
     yyjson_doc_free(doc);
     buf_free(&inverse);
 }
@@ -90,7 +100,7 @@ static void awaiting(void **state) {
     bool cancel;
     append(a, 1, STARTED);
     for (int i = 1; i <= 3; i++)
-        journal_appendf(a, 1, "{\"type\":\"event_awaited\",\"promise\":%d,\"event\":\"x\"", (int64_t)i);
+        appendf(a, 1, "{\"type\":\"event_awaited\",\"promise\":%d,\"event\":\"x\"", (int64_t)i);
     struct turn *t = a->turn;
     t->await = mem_alloc(3 * sizeof *t->await);
     memcpy(t->await, (uint32_t[]){1, 2, 3}, 3 * sizeof *t->await);
@@ -190,7 +200,7 @@ static void damaged_rows(void **state) {
     struct buf key[3] = {{0}, {0}, {0}}, row[3] = {{0}, {0}, {0}};
     append(a, 1, STARTED);
     for (int i = 0; i < 3; i++) {
-        journal_appendf(a, 1, "{\"type\":\"emitted\",\"channel\":\"c\",\"data\":%d", (int64_t)i);
+        appendf(a, 1, "{\"type\":\"emitted\",\"channel\":\"c\",\"data\":%d", (int64_t)i);
         close_row(a, &key[i], &row[i]);
     }
     struct error err;

@@ -1,7 +1,7 @@
 /* actor.h: an actor, its open turn and its journal as data. Pure: this room knows neither engine, store nor guest.
  *
  * The journal is the truth. Whatever happens to a turn is first an entry (a JSON object with `type` and `at`), and
- * journal_fold() is the only code that lets an entry change the turn: live, right after the entry was appended, and at
+ * fold() in journal.c is the only code that lets an entry change the turn: live, right after the entry was appended, and at
  * load, entry by entry. So live state and recovered state cannot differ.
  */
 #ifndef LOOM_ACTOR_H
@@ -121,7 +121,6 @@ int actor_read(struct actor *a, struct str text, struct error *err);
 /* ---- journal.c ---- */
 /* Appends an entry to the open batch's tail and folds it. `body` is the entry without its closing brace and `at`. */
 void journal_append(struct actor *a, int64_t now_ms, struct str body);
-void journal_appendf(struct actor *a, int64_t now_ms, const char *fmt, ...); /* buf_json's template */
 /* Compares an op of a replaying guest with its entry: 1 repeated (fold already knows it), 0 the guest is live: append it,
  * MISMATCH with both sides in err. */
 int journal_repeat(struct actor *a, struct str body, struct error *err);

@@ -239,16 +239,6 @@ void journal_append(struct actor *a, int64_t now_ms, struct str body) {
     yyjson_doc_free(doc);
 }
 
-void journal_appendf(struct actor *a, int64_t now_ms, const char *fmt, ...) {
-    struct buf body = {0};
-    va_list ap;
-    va_start(ap, fmt);
-    buf_json_v(&body, fmt, ap);
-    va_end(ap);
-    journal_append(a, now_ms, buf_view(&body));
-    buf_free(&body);
-}
-
 bool journal_replaying(const struct actor *a) {
     return a->turn->op_next < a->turn->op_count;
 }
