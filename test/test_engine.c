@@ -1250,6 +1250,11 @@ static void bad_requests(void **state) {
     expect_code(l, about("call", "script/a", "{'a':1,'a':2}"), 400, "invalid_json");
     expect_code(l, about("get", "script/a", NULL), 404, "not_found");
     expect_code(l, about("nonsense", "script/a", NULL), 404, "not_found");
+    char *outside = quoted("{'activityName':'x','version':'1','wasmBlobUrl':"
+                           "'sha256:../../../../../../../../../../../../../../../../../../../../etc/x'}");
+    struct loom_request escaping = {.op = "activity.put", .type = text("x"), .key = text("1"), .body = text(outside)};
+    expect_code(l, escaping, 400, "invalid_document");
+    free(outside);
     struct loom_request early = about("send", "script/a", "1");
     early.delay_ms = -1;
     expect_code(l, early, 400, "invalid_argument");

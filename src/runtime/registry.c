@@ -153,13 +153,13 @@ static int module_look_up(struct loom *l, const struct definition *d, char hash[
     if (!url.p) url = STR("");
     const char *at = memchr(url.p, '@', url.n);
     if (url.n == 71 && str_starts(url, STR("sha256:"))) {
-        memcpy(hash, url.p + 7, 64);
-        return 0;
+        snprintf(hash, 65, "%.64s", url.p + 7);
+        if (strspn(hash, "0123456789abcdef") == 64) return 0;
     }
     if (!str_starts(url, STR("module:")) || !at)
         return error_set(err, LOOM_E_INVALID_DOCUMENT,
-                         "wasmBlobUrl of %s is \"%.*s\"; use module:NAME@VERSION or sha256:HEX (loom deploy turns a "
-                         "file name into one)",
+                         "wasmBlobUrl of %s is \"%.*s\"; use module:NAME@VERSION or sha256: and 64 hex digits "
+                         "(loom deploy turns a file name into one)",
                          d->name.p, (int)url.n, url.p);
     struct str name = {url.p + 7, (size_t)(at - url.p) - 7}, version = {at + 1, url.n - name.n - 8};
     struct str row = rows_get(l, ROW_MODULE, say(l, "%j/%j/%j", d->ns, name, version));
