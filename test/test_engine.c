@@ -1251,7 +1251,7 @@ static void bad_requests(void **state) {
     expect_code(l, about("get", "script/a", NULL), 404, "not_found");
     expect_code(l, about("nonsense", "script/a", NULL), 404, "not_found");
     char *outside = quoted("{'activityName':'x','version':'1','wasmBlobUrl':"
-                           "'sha256:../../../../../../../../../../../../../../../../../../../../etc/x'}");
+                           "'sha256:../../../../../../../../../../../../../../../../../../../../etcx'}");
     struct loom_request escaping = {.op = "activity.put", .type = text("x"), .key = text("1"), .body = text(outside)};
     expect_code(l, escaping, 400, "invalid_document");
     free(outside);
