@@ -312,7 +312,7 @@ def poison():
     try:
         deps = subprocess.run([f"{ROOT}/scripts/deps", "--path"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
         built = subprocess.run(["gcc", "-std=c11", "-D_GNU_SOURCE", f"-I{ROOT}/include", f"{ROOT}/test/guests/poison.c", library, f"{deps}/lib/libloomdeps.a", "-fuse-ld=lld",
-                                "-levent_extra", "-levent_core", "-levent_pthreads", "-lcurl", "-lssl", "-lcrypto", "-lpthread", "-ldl", "-lm", *os.environ.get("LOOM_TEST_CFLAGS", "").split(),
+                                "-lcurl", "-lssl", "-lcrypto", "-lpthread", "-ldl", "-lm", *os.environ.get("LOOM_TEST_CFLAGS", "").split(),
                                 "-o", f"{folder}/poison"],
                                capture_output=True, text=True)
         if not check(built.returncode == 0, "a program with native guests is built on libloom.a", built.stderr):
