@@ -262,15 +262,10 @@ void exec_trap(const struct exec *x, struct error *err) {
 
 /* Linear memory counts as far as its pages are there; mincore() looks at 16 MB at a time. */
 size_t exec_bytes(const struct exec *x) {
-    wasmtime_extern_t memory;
-    size_t bytes = INSTANCE_BYTES + x->result.cap, size = 0;
-    uint8_t *base = NULL;
+    size_t bytes = INSTANCE_BYTES + x->result.cap;
     unsigned char there[4096];
-    if (x->store && x->phase > PHASE_START &&
-        wasmtime_instance_export_get(x->context, &x->instance, "memory", 6, &memory)) {
-        base = wasmtime_memory_data(x->context, &memory.of.memory);
-        size = wasmtime_memory_data_size(x->context, &memory.of.memory);
-    }
+    uint8_t *base = x->memory_known ? wasmtime_memory_data(x->context, &x->memory) : NULL;
+    size_t size = x->memory_known ? wasmtime_memory_data_size(x->context, &x->memory) : 0;
     for (size_t n; size > 0; base += n, size -= n) {
         n = size < sizeof there << 12 ? size : sizeof there << 12;
         if (mincore(base, n, there)) break;

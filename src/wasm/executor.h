@@ -64,6 +64,8 @@ struct exec {
     wasmtime_call_future_t *future; /* of the phase; it keeps pointers to the four below */
     wasmtime_instance_t instance;
     wasmtime_func_t func;
+    wasmtime_memory_t memory; /* once the guest has passed a pointer */
+    bool memory_known;
     wasm_trap_t *trap_ret;
     wasmtime_error_t *error_ret;
     int64_t used_us; /* CPU time of this stretch */

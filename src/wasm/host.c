@@ -8,11 +8,14 @@
 #include <string.h>
 
 uint8_t *host_memory(struct exec *x, wasmtime_caller_t *caller, uint32_t ptr, uint64_t len) {
-    wasmtime_extern_t memory;
-    bool found = wasmtime_caller_export_get(caller, "memory", 6, &memory);
-    assert(found); /* exec_module_load() has seen it */
-    size_t size = wasmtime_memory_data_size(x->context, &memory.of.memory);
-    if (len <= size && ptr <= size - len) return wasmtime_memory_data(x->context, &memory.of.memory) + ptr;
+    wasmtime_extern_t export;
+    if (!x->memory_known) {
+        x->memory_known = wasmtime_caller_export_get(caller, "memory", 6, &export);
+        assert(x->memory_known); /* exec_module_load() has seen it */
+        x->memory = export.of.memory;
+    }
+    size_t size = wasmtime_memory_data_size(x->context, &x->memory);
+    if (len <= size && ptr <= size - len) return wasmtime_memory_data(x->context, &x->memory) + ptr;
     error_set(exec_trapping(x), LOOM_E_BAD_POINTER, "%u + %llu is beyond the guest's memory of %zu bytes", ptr,
               (unsigned long long)len, size);
     return NULL;
