@@ -224,6 +224,7 @@ static void serve_stop(struct served *s, bool dev) {
     if (s->subscription) loom_unsubscribe(s->loom, s->subscription);
     if (s->loom) loom_close(s->loom);
     if (s->http) http_stop(s->http);
+    if (s->http && !dev) log_event(LOG_INFO, "stopped", "");
     if (dev) show_feed(s);
     view_free(&s->view);
     buf_free(&s->feed_text);
