@@ -11,7 +11,7 @@ def refused(answer, status, code, words):
     problem = answer.json if answer.body.startswith("{") else {}
     return answer.status == status and problem.get("code") == code and all(w in problem.get("detail", "") for w in words)
 
-# ---- odd JSON (FAULTS 25, 26) ----
+# ---- odd JSON ----
 
 def odd_json(w):
     def call(body, **headers):
@@ -48,7 +48,7 @@ def odd_json(w):
     schema = call({"id": 7})
     check(refused(schema, 400, "invalid_input", ["id"]), "an input against the schema is refused, naming the field", schema)
 
-# ---- names (FAULTS 30) ----
+# ---- names ----
 
 def files_of(root):
     return {os.path.join(d, f) for d, _, names in os.walk(root) for f in names}
@@ -79,7 +79,7 @@ def hostile_names(w):
     after = {f for f in files_of(w.project) if not f.startswith(w.store)}
     check(after - before <= {w.log}, "no file has appeared outside the store", after - before)
 
-# ---- modules (FAULTS 22) ----
+# ---- modules ----
 
 def bad_modules(w):
     with open(f"{w.project}/actors/tally/tally.wasm", "rb") as f:
@@ -133,7 +133,7 @@ def bad_documents(w):
     answer = put("/v1/activities/x/1", {"activityName": "x", "version": "1", "wasmBlobUrl": "module:actor.tally@1.0.0", "inputSchema": {"type": 7}})
     check(refused(answer, 400, "invalid_document", ["inputSchema"]), "a schema that is none is refused by name", answer)
 
-# ---- starting (FAULTS 10, the bad input) ----
+# ---- starting ----
 
 def bad_starts(w):
     def start(*args, dir=None):
@@ -165,7 +165,7 @@ def bad_starts(w):
             check(code == 1 and word in text, f"a loom.json with {what} is refused, naming it", text)
     check(w.get("/readyz").status == 200, "the first worker is unharmed")
 
-# ---- secrets (FAULTS 32) ----
+# ---- secrets ----
 
 def canary(w, bank):
     answer = w.post("/v1/workflows/leak/runs?key=spy", {})
@@ -186,7 +186,7 @@ def canary(w, bank):
         hits += [form for form in forms for text in seen if form in text]
     check(not hits, f"it stands nowhere in {len(seen)} replies, logs and files of the store, neither raw, base64 nor hex", hits[:3])
 
-# ---- a damaged store, a restored one (FAULTS 7, 8) ----
+# ---- a damaged store, a restored one ----
 
 def damaged(w):
     for actor in "abc":
@@ -242,7 +242,7 @@ def graceful(w, bank):
     check(answers[1].status == 200 and answers[1].json["count"] == 1, "after the restart the same key gets the reply", answers[1])
     check(len(bank.inputs) == 1, "and the activity went on under its idempotency key", bank.inputs)
 
-# ---- a full disk (FAULTS 4) ----
+# ---- a full disk ----
 
 def disk_full(project, bank):
     disk = tempfile.mkdtemp(prefix="loom-disk-")
@@ -305,7 +305,7 @@ def fill_disk(w, disk, bank):
     w.start()
     check(w.get("/v1/actors/tally/d/state").json["ids"] == ids, "and after a kill -9")
 
-# ---- a guest that takes the worker down (FAULTS 16) ----
+# ---- a guest that takes the worker down ----
 
 def poison():
     library, folder = os.path.join(os.path.dirname(LOOM), "libloom.a"), tempfile.mkdtemp(prefix="loom-test-")
