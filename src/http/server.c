@@ -7,8 +7,8 @@
  * Deadlines, looked at once a second: a request arrives within 10 s plus 1 s per 64 KiB that has come (408); a connection may
  * idle for 75 s; bytes to send make progress every 30 s; after the last answer the client closes within 2 s.
  *
- * Why not evhttp: it accepts what must be refused (two lengths, folded lines, odd codings), so every byte would have to be parsed
- * before it, and that parser is most of a server. TLS is left to a proxy.
+ * Why not evhttp: it accepts what must be refused (two lengths, folded lines, odd codings), so every byte would have to be
+ * parsed before it, and that parser is most of a server. TLS is left to a proxy.
  */
 #include "http/internal.h"
 #include "observe/observe.h"
