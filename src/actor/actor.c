@@ -88,6 +88,12 @@ int actor_check_key(struct str key, struct error *err) {
     return actor_check_text(key, "a key", err);
 }
 
+int actor_check_id(struct str ns, struct str type, struct str key, struct error *err) {
+    int rc = actor_check_name(ns, "the namespace", err);
+    if (rc == 0) rc = actor_check_name(type, "the actor type", err);
+    return rc == 0 ? actor_check_key(key, err) : rc;
+}
+
 void actor_document(const struct actor *a, struct str entries, struct str state, struct buf *out) {
     buf_json(out, "{\"id\":%q,\"partitionKey\":%q,\"actorType\":%q,\"status\":%z,\"suspendReason\":%Q,\"journal\":{",
              a->name, a->ns, a->type, actor_status_name(a->status), a->reason[0] ? str_of(a->reason) : STR_NONE);

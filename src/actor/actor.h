@@ -111,6 +111,7 @@ void actor_free(struct actor *a); /* also its turn */
 /* Names: type [a-z0-9][a-z0-9._-]{0,63} (a namespace too), key 1–256 bytes of UTF-8 without control characters or '/'. */
 int actor_check_name(struct str name, const char *what, struct error *err);
 int actor_check_key(struct str key, struct error *err);
+int actor_check_id(struct str ns, struct str type, struct str key, struct error *err);
 int actor_check_text(struct str text, const char *what, struct error *err); /* a key that may hold a '/' */
 /* Document text as stored (entries.p NULL: no entries, but what load needs) or as GET answers it (entries: JSON array).
  * state.p NULL: left out. */

@@ -13,8 +13,7 @@
 static struct resident *target(struct loom *l, const struct loom_request *req) {
     struct error err;
     struct resident *r = NULL;
-    if (actor_check_name(ns_of(req), "the namespace", &err) == 0 &&
-        actor_check_name(lent(req->type), "the actor type", &err) == 0 && actor_check_key(lent(req->key), &err) == 0)
+    if (actor_check_id(ns_of(req), lent(req->type), lent(req->key), &err) == 0)
         r = resident_get(l, ns_of(req), lent(req->type), lent(req->key), false, &err);
     if (!r) reply_error(l, req, &err);
     return r;
@@ -136,9 +135,7 @@ static void do_message(struct loom *l, const struct loom_request *req) {
 /* Reads show the last commit: the rows of the store, no guest and nothing speculative. */
 static struct actor *stored_actor(struct loom *l, const struct loom_request *req, struct error *err) {
     struct buf text = {0};
-    if (actor_check_name(ns_of(req), "the namespace", err) < 0 ||
-        actor_check_name(lent(req->type), "the actor type", err) < 0 || actor_check_key(lent(req->key), err) < 0)
-        return NULL;
+    if (actor_check_id(ns_of(req), lent(req->type), lent(req->key), err) < 0) return NULL;
     struct actor *a = actor_new(ns_of(req), lent(req->type), lent(req->key));
     int rc = rows_stored(l, ROW_ACTOR, a->full, &text, err);
     if (rc == 0) rc = error_set(err, LOOM_E_NOT_FOUND, "there is no actor %s", a->id);
@@ -226,10 +223,9 @@ static int state_after(struct loom *l, struct actor *a, uint64_t at, struct str 
     if (rc >= 0) rc = journal_rows(l, a, back ? 0 : a->from, collect_patches, &p, err);
     for (size_t i = 0; i < p.count; i++) patch_apply(a->state, p.list[back ? p.count - 1 - i : i], NULL, NULL);
     json_write_mut(yyjson_mut_doc_get_root(a->state), &text);
-    *out = arena_dup(&l->scratch, buf_view(&text));
+    *out = kept(l, &text);
     free(p.list);
     arena_free(&p.mem);
-    buf_free(&text);
     return rc;
 }
 
@@ -355,9 +351,7 @@ static struct str body_of(struct loom *l, const struct loom_request *req) {
     struct error err;
     int rc = json_normalize(req->body.p ? lent(req->body) : STR("null"), &text, &err);
     if (rc < 0) reply_error(l, req, &err);
-    struct str body = rc < 0 ? STR_NONE : arena_dup(&l->scratch, buf_view(&text));
-    buf_free(&text);
-    return body;
+    return rc < 0 ? STR_NONE : kept(l, &text);
 }
 
 static void do_cancel(struct loom *l, const struct loom_request *req) {

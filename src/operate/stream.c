@@ -120,8 +120,8 @@ static void catch_up(struct loom *l, struct subscriber *s) {
         struct stream_event *e = &l->ring[id % RING];
         if (e->text.p) give(s, (int64_t)id, e->full, e->text);
     }
-    if (s->actor && l->store->ops->scan(l->store, ROW_JOURNAL, journal_key(&l->scratch, full, 0),
-                                        journal_key(&l->scratch, full, UINT64_MAX), give_recorded, s, &err) < 0)
+    if (s->actor && rows_scan(l, ROW_JOURNAL, journal_key(&l->scratch, full, 0),
+                              journal_key(&l->scratch, full, UINT64_MAX), give_recorded, s, &err) < 0)
         log_event(LOG_ERROR, "stream cannot read the journal", "\"detail\":%z", err.message);
 }
 
@@ -203,9 +203,7 @@ void stream_free(struct loom *l) {
         next = s->next;
         subscriber_free(s);
     }
-    for (size_t i = 0; i < RING; i++) {
-        arena_free(&l->ring[i].mem);
-    }
+    for (size_t i = 0; i < RING; i++) arena_free(&l->ring[i].mem);
     free(l->ring);
     pthread_mutex_destroy(&l->stream_lock);
 }

@@ -25,7 +25,6 @@ struct pending {
 };
 struct commit_job {
     struct item item; /* comes back through the inbox */
-    struct loom *l;
     struct batch batch;
     struct buf *blobs; /* texts that point to blobs, one per large row */
     enum commit_outcome outcome;
@@ -177,7 +176,7 @@ void effect_add(struct loom *l, void (*release)(struct loom *, void *, bool), vo
     l->effects[(l->effect_head + l->effect_count++) % l->effect_cap] = (struct effect){l->open_seq, release, ctx};
 }
 
-static struct effect effect_take(struct loom *l) {
+struct effect effect_take(struct loom *l) {
     struct effect e = l->effects[l->effect_head];
     l->effect_head = (l->effect_head + 1) % l->effect_cap;
     l->effect_count--;
@@ -293,7 +292,6 @@ static struct str bare(const struct pending_row *row) {
 static struct commit_job *job_new(struct loom *l, struct pending *p) {
     struct commit_job *job = mem_alloc(sizeof *job);
     job->item.fn = job_done;
-    job->l = l;
     job->batch = (struct batch){.term = l->term, .seq = l->open_seq};
     job->batch.rows = mem_alloc((p->rows.count + 1) * sizeof *job->batch.rows);
     struct pending_row *row;

@@ -153,9 +153,7 @@ static struct str write_message(struct loom *l, const struct message *m, const s
     if (m->version.p) buf_json(&b, ",\"version\":%q", m->version);
     if (m->traceparent.p) buf_json(&b, ",\"traceparent\":%q", m->traceparent);
     buf_json(&b, ",\"due\":%d,\"attempt\":%d,\"outside\":%b}", due, (int64_t)(m->attempt ? m->attempt : 1), m->outside);
-    struct str text = arena_dup(&l->scratch, buf_view(&b));
-    buf_free(&b);
-    return text;
+    return kept(l, &b);
 }
 
 /* The open wait that takes the event at once; 0: none. */
@@ -171,9 +169,7 @@ static uint64_t open_wait(struct loom *l, const struct resident *r, const struct
 }
 
 static int check_target(struct loom *l, const struct message *m, struct error *err) {
-    if (actor_check_name(m->ns, "the namespace", err) < 0 || actor_check_name(m->type, "the actor type", err) < 0 ||
-        actor_check_key(m->key, err) < 0)
-        return LOOM_E_INVALID_ARGUMENT;
+    if (actor_check_id(m->ns, m->type, m->key, err) < 0) return LOOM_E_INVALID_ARGUMENT;
     struct definition *d = registry_find(l, "actor-type", m->ns, m->type, m->version);
     if (!d)
         return error_set(

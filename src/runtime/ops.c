@@ -155,9 +155,7 @@ static enum op_outcome op_state_get(struct op_call *c) {
     yyjson_mut_val *v = json_mut_at(yyjson_mut_doc_get_root(c->r->a->state), pointer);
     struct buf text = {0};
     if (v) json_write_mut(v, &text);
-    enum op_outcome o = answer(c, v ? arena_dup(&c->l->scratch, buf_view(&text)) : STR("null"));
-    buf_free(&text);
-    return o;
+    return answer(c, v ? kept(c->l, &text) : STR("null"));
 }
 
 static enum op_outcome op_state_patch(struct op_call *c) {

@@ -45,17 +45,15 @@ static void count_start(struct loom *l, struct resident *r) {
     bool still = (uint64_t)json_int(row, "cursor", 0) == r->a->cursor;
     r->starts = still ? (int32_t)json_int(row, "starts", 0) : 0;
     if (r->starts++ < 3) return;
-    struct str poison = STR("{\"code\":\"poison\",\"message\":\"the worker died 3 times while this message ran; it was "
-                            "given up\",\"retryable\":false}");
+    static const char why[] = "the worker died 3 times while this message ran; it was given up";
     log_event(LOG_ERROR, "poison message given up", "\"actor\":%q", r->a->full);
     metric_add(METRIC_DEAD_LETTERS, 1);
     r->starts = 0;
     if (r->a->turn) {
         r->a->turn->op_count = r->a->turn->op_next = 0;
-        turn_end(l, r, END_FAIL, poison);
+        turn_end(l, r, END_FAIL, say(l, "{\"code\":\"poison\",\"message\":%z,\"retryable\":false}", why));
     } else if (r->mail_count > 0) {
-        mail_dead_letter(l, r, &r->mail[0], "poison",
-                         "the worker died 3 times while this message ran; it was given up");
+        mail_dead_letter(l, r, &r->mail[0], "poison", why);
     }
 }
 

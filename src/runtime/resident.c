@@ -42,7 +42,6 @@ void resident_queue(struct loom *l, struct resident *r) {
     r->run_next = NULL;
     *l->run_tail = r;
     l->run_tail = &r->run_next;
-    l->run_count++;
 }
 
 void resident_status(struct loom *l, struct resident *r, enum actor_status status, struct str reason) {
@@ -171,9 +170,8 @@ struct resident *resident_by_id(struct loom *l, struct str full) {
 static struct str flush_state(struct loom *l, struct actor *a) {
     struct buf b = {0};
     state_text_stored(a, &b);
-    struct str state = arena_dup(&l->scratch, buf_view(&b));
+    struct str state = kept(l, &b);
     bool small = state.n < STATE_SMALL, was_apart = a->state_apart;
-    buf_free(&b);
     a->state_apart = !small;
     if (!small && was_apart && a->patch_bytes <= state.n / 2) return STR_NONE;
     a->state_at = a->turn ? a->turn->first - 1 : a->cursor;
@@ -271,10 +269,14 @@ struct resident *resident_again(struct loom *l, struct resident *r) {
 }
 
 void residents_evict(struct loom *l, size_t at_least) {
-    int64_t idle = l->env->mono_ms(l->env) - l->config.idle_ms;
+    int64_t now = l->env->mono_ms(l->env), idle = now - l->config.idle_ms;
     size_t dropped = 0, steps = EVICT_STEPS;
-    for (struct resident *r = l->oldest, *next; r && steps-- > 0; r = next) {
+    bool pressed = at_least > 0 || l->guest_bytes > l->config.memory_budget;
+    if (!pressed && now < l->idle_at) return; /* most passes: nothing became idle since the last look */
+    l->idle_at = now + IDLE_CHECK_MS;
+    for (struct resident *r = l->oldest, *next; r && steps > 0; r = next) {
         next = r->newer;
+        steps -= pressed; /* else only drops count, so that idle actors behind waiting guests are reached */
         bool over = l->guest_bytes > l->config.memory_budget || dropped < at_least;
         if (r->used_at > idle && !over) break;
         if (!droppable(l, r) || (r->used_at > idle && !r->exec)) continue;
@@ -282,6 +284,8 @@ void residents_evict(struct loom *l, size_t at_least) {
         dropped += r->exec != NULL;
         metric_add(METRIC_EVICTIONS, r->exec != NULL);
         drop(l, r);
+        l->idle_at = now; /* there may be more */
+        steps -= !pressed;
     }
     metric_set(METRIC_GUESTS_RESIDENT, (int64_t)l->guests);
     metric_set(METRIC_GUEST_BYTES, (int64_t)l->guest_bytes);
@@ -294,5 +298,4 @@ void resident_drop_all(struct loom *l) {
     l->oldest = l->newest = l->dirty_head = l->run_head = NULL;
     l->dirty_tail = &l->dirty_head;
     l->run_tail = &l->run_head;
-    l->run_count = 0;
 }

@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { RUNS_PER_PASS = 256, PASS_US = 4000, IDLE_MS = 60000, IDLE_CHECK_MS = 1000 };
+enum { RUNS_PER_PASS = 256, PASS_US = 4000, IDLE_MS = 60000 };
 
 int64_t loom_now(struct loom *l) {
     return l->env->now_ms(l->env);
@@ -48,6 +48,12 @@ const char *loom_message_id(struct loom *l, char out[33]) {
     loom_random_id(l, out);
     memcpy(out, time, 12);
     return out;
+}
+
+struct str kept(struct loom *l, struct buf *b) {
+    struct str s = arena_dup(&l->scratch, buf_view(b));
+    buf_free(b);
+    return s.p ? s : STR("");
 }
 
 struct str ns_of(const struct loom_request *req) {
@@ -98,6 +104,17 @@ static struct item *take_inbox(struct loom *l, bool may_wait) {
     return items;
 }
 
+/* Runs what the inbox holds; how many there were. */
+static size_t run_inbox(struct loom *l, bool may_wait) {
+    size_t count = 0;
+    for (struct item *items = take_inbox(l, may_wait), *next; items; items = next, count++) {
+        next = items->next;
+        items->fn(l, items);
+        arena_reset(&l->scratch);
+    }
+    return count;
+}
+
 static void run_actors(struct loom *l) {
     int64_t from = l->env->mono_us(l->env);
     for (int i = 0; i < RUNS_PER_PASS && l->run_head && !batch_full(l); i++) {
@@ -105,7 +122,6 @@ static void run_actors(struct loom *l) {
         struct resident *r = l->run_head;
         l->run_head = r->run_next;
         if (!l->run_head) l->run_tail = &l->run_head;
-        l->run_count--;
         r->queued = false;
         turn_step(l, r);
         arena_reset(&l->scratch);
@@ -118,13 +134,7 @@ static bool busy(struct loom *l) {
 }
 
 static void pass(struct loom *l) {
-    struct item *items = take_inbox(l, !busy(l)), *next;
-    size_t count = 0;
-    for (; items; items = next, count++) {
-        next = items->next;
-        items->fn(l, items);
-        arena_reset(&l->scratch);
-    }
+    size_t count = run_inbox(l, !busy(l));
     waiters_timeout(l);
     if (l->failed) {
         batch_probe(l);
@@ -146,10 +156,7 @@ static void pass(struct loom *l) {
 static void *loop_main(void *arg) {
     struct loom *l = arg;
     while (!l->stop) pass(l);
-    for (struct item *items = take_inbox(l, false), *next; items; items = next) {
-        next = items->next;
-        items->fn(l, items);
-    }
+    run_inbox(l, false);
     return NULL;
 }
 
@@ -207,14 +214,9 @@ static int open_parts(struct loom *l, struct error *err) {
 static void release(struct loom *l) {
     if (l->pool) activity_pool_free(l->pool);
     if (l->net) net_client_free(l->net);
-    for (struct item *items = take_inbox(l, false), *next; items; items = next) {
-        next = items->next;
-        items->fn(l, items);
-    }
+    run_inbox(l, false);
     while (l->effect_count > 0) { /* answers to what came too late */
-        struct effect e = l->effects[l->effect_head];
-        l->effect_head = (l->effect_head + 1) % l->effect_cap;
-        l->effect_count--;
+        struct effect e = effect_take(l);
         e.release(l, e.ctx, true);
     }
     resident_drop_all(l);
@@ -299,10 +301,7 @@ void loom_close(struct loom *l) {
     pthread_mutex_unlock(&l->lock);
     pthread_join(l->writer, NULL);
     attempts_resume(l);
-    for (struct item *items = take_inbox(l, false), *next; items; items = next) {
-        next = items->next;
-        items->fn(l, items);
-    }
+    run_inbox(l, false);
     if (!l->failed) {
         recover_lease(l, true);
         batch_close(l, true);

@@ -23,6 +23,7 @@ enum {
     BATCH_ROWS_MAX = 10000,
     BLOB_MIN = 256 << 10,
     MAILBOX_MAX = 10000,
+    IDLE_CHECK_MS = 1000,
     BODY_MAX = 2 << 20
 };
 
@@ -134,7 +135,8 @@ struct loom {
     struct map actors; /* full id → struct resident */
     struct resident *run_head, **run_tail, *dirty_head, **dirty_tail;
     struct resident *oldest, *newest;
-    size_t run_count, guests;
+    int64_t idle_at; /* monotonic: when idle actors are looked for again */
+    size_t guests;
     size_t guest_bytes;
 
     struct alarm *alarms; /* heap by due */
@@ -171,6 +173,7 @@ static inline yyjson_val *look(struct loom *l, struct str text) {
 static inline struct str lent(struct loom_str s) {
     return (struct str){s.p, s.n};
 }
+struct str kept(struct loom *l, struct buf *b); /* its bytes, moved into the scratch */
 struct str ns_of(const struct loom_request *req);
 void loom_post(struct loom *l, struct item *item); /* any thread */
 struct resident *resident_get(struct loom *l, struct str ns, struct str type, struct str key, bool create,
@@ -245,6 +248,7 @@ bool batch_idle(const struct loom *l); /* nothing uncommitted */
 void batch_probe(struct loom *l);      /* after a failure: does the store take a batch again? */
 void *writer_main(void *loom);
 void effect_add(struct loom *l, void (*release)(struct loom *, void *, bool), void *ctx);
+struct effect effect_take(struct loom *l); /* the oldest one */
 void effects_release(struct loom *l);
 struct pending *pending_new(void);
 void pending_free(struct pending *p);
