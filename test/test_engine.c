@@ -1219,6 +1219,22 @@ static void stream_without_gaps(void **state) {
     loom_close(l);
 }
 
+static void stream_of_large_rows(void **state) {
+    (void)state; /* A subscriber gets the recorded entries also where a row is so large that it is kept as a blob. */
+    struct loom *l = open_scripts("memory");
+    struct watch w = {0};
+    char *in = repeated("[['state.patch',[{'op':'add','path':'','value':'", 400000, "'}]],['finish',1]]");
+    expect(l, "call", "script/a", in, 200, "1");
+    uint64_t handle = loom_subscribe(l, text(NULL), text("script/a"), 0, on_event, &w);
+    expect(l, "state", "script/b", NULL, 404, NULL); /* answered behind the subscription */
+    loom_unsubscribe(l, handle);
+    assert_int_equal(w.count, 3);
+    assert_int_equal(w.gaps, 0);
+    assert_true(w.completed);
+    free(in);
+    loom_close(l);
+}
+
 /* ---- the end ---- */
 
 static void graceful_shutdown(void **state) {
@@ -1723,6 +1739,7 @@ static int group(void) {
         cmocka_unit_test(idle_actors_leave),
         cmocka_unit_test(namespaces),
         cmocka_unit_test(stream_without_gaps),
+        cmocka_unit_test(stream_of_large_rows),
         cmocka_unit_test(graceful_shutdown),
         cmocka_unit_test(bad_requests),
         cmocka_unit_test(full_disk),
