@@ -71,7 +71,7 @@ static bool is_utf8(struct str s) {
 
 int actor_check_text(struct str text, const char *what, struct error *err) {
     bool ascii = true;
-    if (text.n < 1 || text.n > 256)
+    if (!text.p || text.n < 1 || text.n > 256)
         return error_set(err, LOOM_E_INVALID_ARGUMENT, "%s has 1 to 256 bytes, this one has %zu", what, text.n);
     for (size_t i = 0; i < text.n; i++) {
         ascii &= (unsigned char)text.p[i] < 0x80;
