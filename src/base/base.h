@@ -70,7 +70,7 @@ struct map {
     size_t count, cap; /* cap is a power of two or 0 */
     uint64_t seed;     /* what map_seed was when the map got its first slots */
 };
-/* env_system sets it from a secure source, once: nobody outside can compute keys that collide. Without it (0) the order
+/* Set from a secure source when the program starts: nobody outside can compute keys that collide. Without it (0) the order
  * of iteration repeats from run to run, which the simulator wants. */
 extern uint64_t map_seed;
 void *map_get(const struct map *m, struct str key);
@@ -180,12 +180,18 @@ void hex_encode(const uint8_t *p, size_t n, char *out /* 2n + 1 bytes */);
 void sha256_hex(struct str s, char out[65]);
 uint64_t hash64(struct str s, uint64_t seed); /* not for security: tables and row checksums */
 
-/* ---- env: the one door to time and randomness; the simulator brings its own ---- */
+/* ---- env: the one door to time, randomness and threads; the simulator brings its own ---- */
 struct env {
     int64_t (*now_ms)(struct env *);                   /* wall clock, ms since 1970 */
     int64_t (*mono_ms)(struct env *);                  /* monotonic */
     int64_t (*mono_us)(struct env *);                  /* the same in microseconds */
     void (*random)(struct env *, void *out, size_t n); /* secure */
+    /* Starts a thread. False: there are none here, and who wanted one does the work himself, step by step. */
+    bool (*thread)(struct env *, unsigned long *id, void *(*fn)(void *), void *arg);
+    int (*pause)(unsigned us); /* sleeps */
+    void (*die)(int code);     /* ends the process at once; where it returns, nothing may leave any more */
+    /* Sends a request, checked, its headers (a curl_slist) with secrets in place; net_answer comes later. NULL: curl does. */
+    void (*send)(struct env *, uint64_t id, struct str url, void *headers, struct str body);
 };
 struct env *env_system(void);
 

@@ -1,10 +1,13 @@
-/* env.c: time and randomness of the real machine. The simulator brings its own env. */
+/* env.c: time, randomness and threads of the real machine. The simulator brings its own env. */
 #include "base/base.h"
 
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/random.h>
 #include <time.h>
+#include <unistd.h>
+
+#pragma GCC diagnostic ignored "-Wunused-parameter" /* there is one machine: no function looks at its env */
 
 static int64_t clock_us(clockid_t id) {
     struct timespec t;
@@ -13,37 +16,35 @@ static int64_t clock_us(clockid_t id) {
 }
 
 static int64_t now_ms(struct env *env) {
-    (void)env;
     return clock_us(CLOCK_REALTIME) / 1000;
 }
 
 static int64_t mono_ms(struct env *env) {
-    (void)env;
     return clock_us(CLOCK_MONOTONIC) / 1000;
 }
 
 static int64_t mono_us(struct env *env) {
-    (void)env;
     return clock_us(CLOCK_MONOTONIC);
 }
 
 /* Up to 256 bytes come whole from the kernel or, before it has any, not at all. */
 static void secure_random(struct env *env, void *out, size_t n) {
-    (void)env;
     for (char *p = out, *end = p + n; p < end; p += 256) {
         size_t part = end - p < 256 ? (size_t)(end - p) : 256;
         if (getrandom(p, part, 0) != (ssize_t)part) abort();
     }
 }
 
-static struct env machine = {now_ms, mono_ms, mono_us, secure_random};
+static bool start_thread(struct env *env, unsigned long *id, void *(*fn)(void *), void *arg) {
+    return pthread_create(id, NULL, fn, arg) == 0;
+}
 
-static void seed_maps(void) {
+static struct env machine = {now_ms, mono_ms, mono_us, secure_random, start_thread, usleep, _exit, NULL};
+
+__attribute__((constructor)) static void seed_maps(void) {
     secure_random(&machine, &map_seed, sizeof map_seed);
 }
 
 struct env *env_system(void) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, seed_maps);
     return &machine;
 }

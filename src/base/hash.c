@@ -6,19 +6,16 @@
 
 #include <assert.h>
 #include <openssl/evp.h>
-#include <pthread.h>
 #include <string.h>
 
 static EVP_MD
     *sha256_md; /* looked up once: EVP_sha256() would be looked up at each digest, which takes as long again */
 
-static void sha256_init(void) {
+__attribute__((constructor)) static void sha256_init(void) {
     sha256_md = EVP_MD_fetch(NULL, "SHA256", NULL);
 }
 
 void sha256(struct str s, uint8_t out[32]) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, sha256_init);
     int ok = EVP_Digest(s.p, s.n, out, NULL, sha256_md, NULL);
     assert(ok);
 }

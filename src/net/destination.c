@@ -49,31 +49,26 @@ bool host_listed(yyjson_val *rules, const struct destination *to) {
 
 /* ---- addresses ---- */
 
+/* The first 32 bits of an address are enough for all of them. 0xa83f8110 is Azure's host; of IPv6 only 2000::/3 is global. */
 static const struct range {
-    int family;
-    uint32_t prefix; /* the first 32 bits of an address are enough for all of them */
+    uint32_t prefix;
     int bits;
-} private_ranges[] = {
-    {AF_INET, 0x00000000, 8},   {AF_INET, 0x0a000000, 8},   {AF_INET, 0x64400000, 10},  {AF_INET, 0x7f000000, 8},
-    {AF_INET, 0xa83f8110, 32}, /* Azure's host */
-    {AF_INET, 0xa9fe0000, 16},  {AF_INET, 0xac100000, 12},  {AF_INET, 0xc0000000, 24},  {AF_INET, 0xc0000200, 24},
-    {AF_INET, 0xc0586300, 24},  {AF_INET, 0xc0a80000, 16},  {AF_INET, 0xc6120000, 15},  {AF_INET, 0xc6336400, 24},
-    {AF_INET, 0xcb007100, 24},  {AF_INET, 0xe0000000, 3},   {AF_INET6, 0x00000000, 3},  {AF_INET6, 0x40000000, 2},
-    {AF_INET6, 0x80000000, 1}, /* all but 2000::/3: the global ones */
-    {AF_INET6, 0x20010000, 23}, {AF_INET6, 0x20010db8, 32}, {AF_INET6, 0x20020000, 16}, {AF_INET6, 0x3fff0000, 20},
-};
+} private_v4[] = {{0x00000000, 8},  {0x0a000000, 8},  {0x64400000, 10}, {0x7f000000, 8},
+                  {0xa83f8110, 32}, {0xa9fe0000, 16}, {0xac100000, 12}, {0xc0000000, 24},
+                  {0xc0000200, 24}, {0xc0586300, 24}, {0xc0a80000, 16}, {0xc6120000, 15},
+                  {0xc6336400, 24}, {0xcb007100, 24}, {0xe0000000, 3},  {0}},
+  private_v6[] = {{0x00000000, 3},  {0x40000000, 2},  {0x80000000, 1},  {0x20010000, 23},
+                  {0x20010db8, 32}, {0x20020000, 16}, {0x3fff0000, 20}, {0}};
 
 unsigned address_reach(const struct sockaddr *address) {
     int family = address->sa_family;
     size_t at = family == AF_INET ? offsetof(struct sockaddr_in, sin_addr) : offsetof(struct sockaddr_in6, sin6_addr);
-    bool private = family != AF_INET && family != AF_INET6;
+    bool inside = family != AF_INET && family != AF_INET6;
     uint32_t top;
     memcpy(&top, (const char *)address + at, sizeof top);
-    for (size_t i = 0; i < sizeof private_ranges / sizeof *private_ranges; i++) {
-        const struct range *r = &private_ranges[i];
-        private = private || (r->family == family && (ntohl(top) ^ r->prefix) >> (32 - r->bits) == 0);
-    }
-    return private ? REACH_PRIVATE : REACH_PUBLIC;
+    for (const struct range *r = family == AF_INET ? private_v4 : private_v6; r->bits; r++)
+        inside |= (ntohl(top) ^ r->prefix) >> (32 - r->bits) == 0;
+    return inside ? REACH_PRIVATE : REACH_PUBLIC;
 }
 
 /* ---- URLs ---- */

@@ -273,7 +273,19 @@ static void answer_write(struct transfer *t, struct buf *out) {
     buf_char(out, '}');
 }
 
-/* The only end of a transfer: with its answer, or with t->error. */
+/* The only end of a transfer. */
+static void transfer_done(struct transfer *t, bool ok, struct str json) {
+    map_remove(&t->client->open, (struct str){(char *)&t->id, sizeof t->id});
+    curl_multi_remove_handle(t->client->multi, t->easy);
+    t->done(t->ctx, ok, secrets_redact(t, json));
+    curl_easy_cleanup(t->easy);
+    curl_mime_free(t->mime);
+    buf_free(&t->answer);
+    arena_free(&t->arena);
+    free(t);
+}
+
+/* With its answer, or with t->error. */
 static void transfer_end(struct transfer *t, bool ok) {
     struct buf json = {0};
     if (!ok)
@@ -282,15 +294,13 @@ static void transfer_end(struct transfer *t, bool ok) {
         answer_write(t, &json);
     else
         buf_str(&json, STR("{\"status\":250,\"headers\":{},\"body\":null}"));
-    map_remove(&t->client->open, (struct str){(char *)&t->id, sizeof t->id});
-    curl_multi_remove_handle(t->client->multi, t->easy);
-    t->done(t->ctx, ok, secrets_redact(t, buf_view(&json)));
-    curl_easy_cleanup(t->easy);
-    curl_mime_free(t->mime);
-    buf_free(&t->answer);
+    transfer_done(t, ok, buf_view(&json));
     buf_free(&json);
-    arena_free(&t->arena);
-    free(t);
+}
+
+void net_answer(struct net_client *c, uint64_t id, bool ok, struct str json) {
+    struct transfer *t = map_get(&c->open, (struct str){(char *)&id, sizeof id});
+    if (t) transfer_done(t, ok, json);
 }
 
 static void failed(struct transfer *t, CURLcode rc, long status) {
@@ -323,11 +333,13 @@ static int redirect(struct transfer *t, const char *url, long status) {
     return 0;
 }
 
-static void transfer_ended(struct transfer *t, CURLcode rc) {
+static void hop_ended(CURL *easy, CURLcode rc) {
+    struct transfer *t;
     long status = 0;
     char *url = NULL;
-    curl_easy_getinfo(t->easy, CURLINFO_RESPONSE_CODE, &status);
-    curl_easy_getinfo(t->easy, CURLINFO_REDIRECT_URL, &url);
+    curl_easy_getinfo(easy, CURLINFO_PRIVATE, &t);
+    curl_easy_getinfo(easy, CURLINFO_RESPONSE_CODE, &status);
+    curl_easy_getinfo(easy, CURLINFO_REDIRECT_URL, &url);
     if (rc != CURLE_OK) failed(t, rc, status);
     if (rc != CURLE_OK || !url || redirect(t, url, status) != 0) transfer_end(t, rc == CURLE_OK && !url);
 }
@@ -340,15 +352,17 @@ static void transfer_cancel(struct transfer *t, const char *why) {
 }
 
 static void transfer_start(struct transfer *t) {
+    struct env *env = t->client->env;
     map_put(&t->client->open, (struct str){(char *)&t->id, sizeof t->id}, t);
     if (t->error.code[0])
         transfer_end(t, false);
+    else if (env->send)
+        env->send(env, t->id, t->to.url, t->lines, t->body);
     else
         hop_start(t);
 }
 
-/* Does what others ordered since the last pass; false: the client stops. */
-static bool orders_take(struct net_client *c) {
+bool net_step(struct net_client *c) {
     bool go = true;
     pthread_mutex_lock(&c->lock);
     struct buf orders = c->orders;
@@ -366,21 +380,16 @@ static bool orders_take(struct net_client *c) {
 
 static void *net_thread(void *ctx) {
     struct net_client *c = ctx;
-    struct transfer *t;
     sigset_t all;
     sigfillset(&all); /* signals are for the program's own threads; a broken pipe is for nobody */
     pthread_sigmask(SIG_SETMASK, &all, NULL);
-    while (orders_take(c)) {
+    while (net_step(c)) {
         int running, left;
         CURLMsg *m;
         curl_multi_perform(c->multi, &running);
-        while ((m = curl_multi_info_read(c->multi, &left)) != NULL) {
-            curl_easy_getinfo(m->easy_handle, CURLINFO_PRIVATE, &t);
-            transfer_ended(t, m->data.result);
-        }
+        while ((m = curl_multi_info_read(c->multi, &left)) != NULL) hop_ended(m->easy_handle, m->data.result);
         curl_multi_poll(c->multi, NULL, 0, 60000, NULL);
     }
-    for (size_t i = 0; (t = map_next(&c->open, &i)) != NULL; i = 0) transfer_cancel(t, "the worker stops");
     return NULL;
 }
 
@@ -399,9 +408,7 @@ static uint64_t order(struct net_client *c, struct transfer *start, uint64_t id)
 
 uint64_t net_send(struct net_client *c, const struct net_request *r) {
     struct transfer *t = mem_alloc(sizeof *t);
-    *t = (struct transfer){.client = c, .secrets = &c->secrets, .policy = r->policy};
-    t->ctx = r->ctx;
-    t->done = r->done;
+    *t = (struct transfer){.client = c, .secrets = &c->secrets, .policy = r->policy, .ctx = r->ctx, .done = r->done};
     t->easy = curl_easy_init();
     t->deadline = c->env->mono_ms(c->env) + (r->timeout_ms > 0 ? r->timeout_ms : TIMEOUT_MS);
     if (!t->easy) abort(); /* out of memory */
@@ -449,14 +456,17 @@ struct net_client *net_client_new(struct env *env, yyjson_val *config, const cha
     pthread_mutex_init(&c->lock, NULL);
     c->multi = curl_multi_init();
     curl_multi_setopt(c->multi, CURLMOPT_MAXCONNECTS, (long)IDLE_CONNECTIONS);
-    if (!c->multi || pthread_create(&c->thread, NULL, net_thread, c)) abort(); /* out of memory */
+    if (!c->multi || (!env->send && !env->thread(env, &c->thread, net_thread, c))) abort(); /* out of memory */
     return c;
 }
 
 void net_client_free(struct net_client *c) {
     if (!c) return;
+    struct transfer *t;
     order(c, NULL, 0);
-    pthread_join(c->thread, NULL);
+    if (!c->env->send) pthread_join(c->thread, NULL);
+    net_step(c);
+    for (size_t i = 0; (t = map_next(&c->open, &i)) != NULL; i = 0) transfer_cancel(t, "the worker stops");
     curl_multi_cleanup(c->multi);
     curl_global_cleanup();
     pthread_mutex_destroy(&c->lock);

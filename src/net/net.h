@@ -23,6 +23,10 @@ struct net_client;
 /* config: the parsed loom.json or NULL; dir: what relative paths in it refer to. INVALID_DOCUMENT names the field. */
 struct net_client *net_client_new(struct env *env, yyjson_val *config, const char *dir, struct error *err);
 void net_client_free(struct net_client *c); /* ends open requests with `cancelled` */
+/* Where env sends: begins and cancels what was ordered; false: the client stops. And the end of a request, as done() gets
+ * it; nothing happens when it is over already. */
+bool net_step(struct net_client *c);
+void net_answer(struct net_client *c, uint64_t id, bool ok, struct str json);
 
 struct net_request {
     const struct net_policy *policy; /* must live until done(); NULL: nothing is allowed */

@@ -51,11 +51,13 @@ const char *path_in(const char *dir, struct str path, struct arena *a);
 /* ---- http_client.c ---- */
 
 struct transfer {
-    uint64_t id;
     struct net_client *client;
-    struct arena arena; /* also of the lists for curl */
-    const struct net_policy *policy;
     const struct secrets *secrets;
+    const struct net_policy *policy;
+    void *ctx;
+    void (*done)(void *ctx, bool ok, struct str json);
+    uint64_t id;
+    struct arena arena; /* also of the lists for curl */
     struct destination to;
     const char *method; /* NULL: a mail */
     struct str body;    /* .p NULL: none */
@@ -69,8 +71,6 @@ struct transfer {
     struct buf answer;  /* HTTP: the body; SMTP: the server's last line */
     struct error error; /* .code set: refused before the start, or by a callback */
     char detail[CURL_ERROR_SIZE];
-    void *ctx;
-    void (*done)(void *ctx, bool ok, struct str json);
 };
 
 void list_add(struct arena *a, struct curl_slist **list, const char *text); /* text: in the arena */

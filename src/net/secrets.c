@@ -7,11 +7,11 @@
  * enters a journal. Not found there: values that the remote side encoded (base64, hex) or cut before echoing them.
  */
 #include "net/parts.h"
-#include <stdio.h>
+#include "storage/storage.h"
 #include <stdlib.h>
 #include <string.h>
 
-enum { SECRET_BYTES_MIN = 6, SECRET_BYTES_MAX = 65536 }; /* shorter ones would be found everywhere in answers */
+enum { SECRET_BYTES_MIN = 6 }; /* shorter ones would be found everywhere in answers */
 
 bool secret_mentioned(struct str text) {
     return text.n && memmem(text.p, text.n, SECRET_HANDLE, sizeof SECRET_HANDLE - 1);
@@ -95,16 +95,14 @@ struct str secrets_redact(struct transfer *t, struct str text) {
 
 static int value_read(yyjson_val *doc, const char *dir, struct arena *a, struct secret *s, struct error *err) {
     struct str env = json_str(doc, "env");
-    char *bytes = arena_alloc(a, SECRET_BYTES_MAX + 1);
     const char *source = env.p ? env.p : path_in(dir, json_str(doc, "file"), a);
-    FILE *f = env.p ? NULL : fopen(source, "re");
-    if (env.p && getenv(source)) snprintf(bytes, SECRET_BYTES_MAX, "%s", getenv(source));
-    if (f) {
-        bytes[fread(bytes, 1, SECRET_BYTES_MAX, f)] = 0;
-        fclose(f);
-    }
-    s->value = (struct str){bytes, strcspn(bytes, CONTROLS)};
-    if (s->value.n >= SECRET_BYTES_MIN && strchr("\r\n", bytes[s->value.n])) return 0;
+    struct buf bytes = {0};
+    buf_str(&bytes, str_of(env.p ? getenv(source) : NULL));
+    if (!env.p) path_read(source, &bytes);
+    s->value = arena_json(a, "%j", buf_view(&bytes));
+    buf_free(&bytes);
+    s->value.n = s->value.p ? strcspn(s->value.p, CONTROLS) : 0;
+    if (s->value.n >= SECRET_BYTES_MIN && strchr("\r\n", s->value.p[s->value.n])) return 0;
     return error_set(err, LOOM_E_INVALID_DOCUMENT,
                      "secret %s: the %s %s must hold a line of 6 bytes or more; set it and start again", s->name.p,
                      env.p ? "environment variable" : "file", source);

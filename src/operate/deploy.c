@@ -194,7 +194,7 @@ void deploy_module(struct loom *l, const struct loom_request *req) {
     u->name = arena_dup(&u->mem, name);
     u->version = arena_dup(&u->mem, version);
     u->bytes = arena_dup(&u->mem, lent(req->body));
-    if (pthread_create(&thread, NULL, upload_main, u) == 0)
+    if (l->env->thread(l->env, &thread, upload_main, u))
         pthread_detach(thread);
     else
         upload_main(u);

@@ -12,8 +12,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 struct pending_row {
     struct str key, value; /* key with the kind as first byte; value.p NULL: deleted */
@@ -250,7 +248,8 @@ static void commit_failed(struct loom *l, struct commit_job *job) {
                       ? "the disk lost a write; Loom stops, and checks the store at its next start"
                       : "another worker owns the store; this one stops",
                   "");
-        _exit(70);
+        l->env->die(70);
+        return;
     }
     l->failed = true;
     l->modules_put++; /* what was resolved may rest on what did not commit */
@@ -337,26 +336,31 @@ void batch_probe(struct loom *l) {
         log_event(LOG_INFO, "the store takes batches again", "");
         if (recover(l, &err) < 0) {
             log_event(LOG_FATAL, "recovery failed", "\"detail\":%z", err.message);
-            _exit(70);
+            l->env->die(70);
         }
         attempts_resume(l);
     }
     buf_free(&value);
 }
 
-void *writer_main(void *arg) {
-    struct loom *l = arg;
+static struct commit_job *job_take(struct loom *l, bool wait) {
     pthread_mutex_lock(&l->lock);
-    for (;;) {
-        while (!l->job && !l->writer_stop) pthread_cond_wait(&l->writer_wake, &l->lock);
-        struct commit_job *job = l->job;
-        if (!job) break;
-        l->job = NULL;
-        pthread_mutex_unlock(&l->lock);
-        job_run(l, job);
-        loom_post(l, &job->item);
-        pthread_mutex_lock(&l->lock);
-    }
+    while (wait && !l->job && !l->writer_stop) pthread_cond_wait(&l->writer_wake, &l->lock);
+    struct commit_job *job = l->job;
+    l->job = NULL;
     pthread_mutex_unlock(&l->lock);
-    return NULL;
+    return job;
+}
+
+bool batch_write(struct loom *l, bool wait) {
+    struct commit_job *job = job_take(l, wait);
+    if (!job) return false;
+    job_run(l, job);
+    loom_post(l, &job->item);
+    return true;
+}
+
+void batch_drop(struct loom *l) {
+    struct commit_job *job = job_take(l, false);
+    if (job) job_free(job);
 }

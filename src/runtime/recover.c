@@ -9,7 +9,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 struct found {
     struct map ids;
@@ -109,8 +108,8 @@ int recover(struct loom *l, struct error *err) {
 }
 
 void recover_lease(struct loom *l, bool clean) {
-    rows_put(l, ROW_LEASE, STR("worker"),
-             say(l, "{\"pid\":%d,\"clean\":%b,\"at\":%d}", (int64_t)getpid(), clean, loom_now(l)), false);
+    rows_put(l, ROW_LEASE, STR("worker"), say(l, "{\"pid\":%s,\"clean\":%b,\"at\":%d}", l->name, clean, loom_now(l)),
+             false);
 }
 
 int recover_start(struct loom *l, struct error *err) {

@@ -10,12 +10,10 @@
  */
 #include "runtime/runtime.h"
 
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 const char kind_activity[] = "activity", kind_actor[] = "actor-type";
 
@@ -187,25 +185,6 @@ static int module_resolve(struct loom *l, struct definition *d, char hash[65], s
     return 0;
 }
 
-static bool read_file(const char *path, struct buf *out) {
-    char chunk[65536];
-    ssize_t n = -1;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    while (fd >= 0 && (n = read(fd, chunk, sizeof chunk)) > 0) buf_add(out, chunk, (size_t)n);
-    if (fd >= 0) close(fd);
-    return n == 0;
-}
-
-static void write_file(const char *path, struct str bytes) {
-    struct arena mem = {0};
-    const char *part = arena_json(&mem, "%s.%d", path, (int64_t)gettid()).p;
-    int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    bool whole = fd >= 0 && write(fd, bytes.p, bytes.n) == (ssize_t)bytes.n && fsync(fd) == 0;
-    if (fd >= 0) close(fd);
-    if (!whole || rename(part, path) < 0) unlink(part);
-    arena_free(&mem);
-}
-
 static int module_bytes(struct loom *l, const char *hash, struct buf *wasm, struct error *err) {
     for (size_t i = 0; i < builtin_module_count; i++) {
         char own[65];
@@ -221,7 +200,7 @@ static int module_bytes(struct loom *l, const char *hash, struct buf *wasm, stru
 /* Wasmtime trusts what it loads, so in the cache the artefact's SHA-256 stands behind it. */
 static bool read_sealed(const char *path, struct buf *out) {
     uint8_t sum[32];
-    if (!read_file(path, out) || out->n < sizeof sum) return false;
+    if (!path_read(path, out) || out->n < sizeof sum) return false;
     out->n -= sizeof sum;
     sha256(buf_view(out), sum);
     return memcmp(sum, out->p + out->n, sizeof sum) == 0;
@@ -231,7 +210,7 @@ static void write_sealed(const char *path, struct buf *bytes) {
     uint8_t sum[32];
     sha256(buf_view(bytes), sum);
     buf_add(bytes, sum, sizeof sum);
-    write_file(path, buf_view(bytes));
+    path_write(path, buf_view(bytes));
     bytes->n -= sizeof sum;
 }
 
@@ -240,14 +219,15 @@ int module_artefact(struct loom *l, const char *hash, struct str wasm, bool anew
                     struct error *err) {
     struct arena mem = {0};
     struct buf bytes = {0};
-    const char *path = arena_json(&mem, "%s/%s-%s.cwasm", l->cache_dir, hash, exec_artefact_key(l->engine)).p;
+    const char *path = arena_json(&mem, "%s/%s-%s.cwasm", l->cache_dir, hash, exec_artefact_key(l->code->engine)).p;
     int rc = 0;
-    if (anew || !read_sealed(path, artefact)) {
+    if (anew || !l->cache_dir || !read_sealed(path, artefact)) {
         buf_clear(artefact);
         rc = wasm.p ? 0 : module_bytes(l, hash, &bytes, err);
         if (rc == 0)
-            rc = exec_compile_apart(l->engine, l->config.compiler, wasm.p ? wasm : buf_view(&bytes), artefact, err);
-        if (rc == 0) write_sealed(path, artefact);
+            rc = exec_compile_apart(l->code->engine, l->config.compiler, wasm.p ? wasm : buf_view(&bytes), artefact,
+                                    err);
+        if (rc == 0 && l->cache_dir) write_sealed(path, artefact);
     }
     buf_free(&bytes);
     arena_free(&mem);
@@ -257,7 +237,7 @@ int module_artefact(struct loom *l, const char *hash, struct str wasm, bool anew
 static int module_load(struct loom *l, const char *hash, bool anew, struct exec_module **out, struct error *err) {
     struct buf artefact = {0};
     int rc = module_artefact(l, hash, STR_NONE, anew, &artefact, err);
-    if (rc == 0) rc = exec_module_load(l->engine, buf_view(&artefact), out, err);
+    if (rc == 0) rc = exec_module_load(l->code->engine, buf_view(&artefact), out, err);
     buf_free(&artefact);
     return rc;
 }
@@ -267,15 +247,32 @@ struct loaded {
     struct exec_module *module;
 };
 
+struct code *code_new(const struct exec_config *config, struct error *err) {
+    struct exec_engine *engine = exec_engine_new(config, err);
+    if (!engine) return NULL;
+    struct code *c = mem_alloc(sizeof *c);
+    c->engine = engine;
+    return c;
+}
+
+void code_free(struct code *c) {
+    struct loaded *m;
+    for (size_t i = 0; c && (m = map_next(&c->modules, &i)) != NULL; free(m)) exec_module_unref(m->module);
+    if (!c) return;
+    map_free(&c->modules);
+    exec_engine_free(c->engine);
+    free(c);
+}
+
 /* An artefact of the cache that does not load (another processor made it) is made anew. */
 static struct exec_module *module_get(struct loom *l, const char *hash, struct error *err) {
-    struct loaded *m = map_get(&l->modules, str_of(hash));
+    struct loaded *m = map_get(&l->code->modules, str_of(hash));
     struct exec_module *module = m ? m->module : NULL;
     if (!m && (module_load(l, hash, false, &module, err) == 0 || module_load(l, hash, true, &module, err) == 0)) {
         m = mem_alloc(sizeof *m);
         memcpy(m->hash, hash, sizeof m->hash);
         m->module = module;
-        map_put(&l->modules, str_of(m->hash), m);
+        map_put(&l->code->modules, str_of(m->hash), m);
     }
     return m ? exec_module_ref(module) : NULL;
 }
@@ -399,10 +396,7 @@ int registry_open(struct loom *l, struct error *err) {
 }
 
 void registry_free(struct loom *l) {
-    struct loaded *m;
     struct definition *d;
-    for (size_t i = 0; (m = map_next(&l->modules, &i)) != NULL; free(m)) exec_module_unref(m->module);
-    map_free(&l->modules);
     for (size_t i = 0; (d = map_next(&l->definitions, &i)) != NULL;)
         for (struct definition *older; d; d = older) {
             older = d->older;

@@ -6,14 +6,10 @@
  */
 #include "runtime/runtime.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
 
 enum { RUNS_PER_PASS = 256, PASS_US = 4000, IDLE_MS = 60000 };
 
@@ -74,8 +70,14 @@ void loom_post(struct loom *l, struct item *item) {
 
 /* ---- one pass ---- */
 
-static int64_t wait_ms(struct loom *l) {
+/* Has anything to do but wait for the disk or the inbox? */
+static bool busy(struct loom *l) {
+    return l->run_head && !l->failed && !(l->flight && batch_full(l));
+}
+
+int64_t loom_rests(struct loom *l) {
     int64_t now = loom_now(l), wait = alarms_next(l) - now;
+    if (l->inbox || busy(l)) return 0;
     if (l->waiters.count > 0 && l->waiters_due - l->env->mono_ms(l->env) < wait)
         wait = l->waiters_due - l->env->mono_ms(l->env);
     int64_t check = l->guest_bytes > l->config.memory_budget ? 10 : IDLE_CHECK_MS;
@@ -83,20 +85,8 @@ static int64_t wait_ms(struct loom *l) {
     return l->failed ? 100 : wait < 0 ? 0 : wait;
 }
 
-static struct item *take_inbox(struct loom *l, bool may_wait) {
+static struct item *take_inbox(struct loom *l) {
     pthread_mutex_lock(&l->lock);
-    if (!l->inbox && may_wait && !l->stop) {
-        struct timespec until;
-        int64_t ms = wait_ms(l);
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_sec += ms / 1000;
-        until.tv_nsec += ms % 1000 * 1000000;
-        if (until.tv_nsec >= 1000000000) {
-            until.tv_sec++;
-            until.tv_nsec -= 1000000000;
-        }
-        pthread_cond_timedwait(&l->wake, &l->lock, &until);
-    }
     struct item *items = l->inbox;
     l->inbox = NULL;
     l->inbox_tail = &l->inbox;
@@ -105,9 +95,9 @@ static struct item *take_inbox(struct loom *l, bool may_wait) {
 }
 
 /* Runs what the inbox holds; how many there were. */
-static size_t run_inbox(struct loom *l, bool may_wait) {
+static size_t run_inbox(struct loom *l) {
     size_t count = 0;
-    for (struct item *items = take_inbox(l, may_wait), *next; items; items = next, count++) {
+    for (struct item *items = take_inbox(l), *next; items; items = next, count++) {
         next = items->next;
         items->fn(l, items);
         arena_reset(&l->scratch);
@@ -128,13 +118,8 @@ static void run_actors(struct loom *l) {
     }
 }
 
-/* Has anything to do but wait for the disk or the inbox? */
-static bool busy(struct loom *l) {
-    return l->run_head && !l->failed && !(l->flight && batch_full(l));
-}
-
-static void pass(struct loom *l) {
-    size_t count = run_inbox(l, !busy(l));
+void loom_pass(struct loom *l) {
+    size_t count = run_inbox(l);
     waiters_timeout(l);
     if (l->failed) {
         batch_probe(l);
@@ -151,81 +136,59 @@ static void pass(struct loom *l) {
     l->released = false;
 }
 
-/* ---- the loop's thread ---- */
+/* ---- the threads ---- */
+
+static void wait(struct loom *l) {
+    pthread_mutex_lock(&l->lock);
+    int64_t ms = loom_rests(l), until = ms > 0 ? l->env->mono_us(l->env) + ms * 1000 : 0;
+    if (ms > 0) pthread_cond_timedwait(&l->wake, &l->lock, &(struct timespec){until / 1000000, until % 1000000 * 1000});
+    pthread_mutex_unlock(&l->lock);
+}
 
 static void *loop_main(void *arg) {
     struct loom *l = arg;
-    while (!l->stop) pass(l);
-    run_inbox(l, false);
+    for (; !l->stop; loom_pass(l)) wait(l);
+    run_inbox(l);
+    return NULL;
+}
+
+static void *writer_main(void *arg) {
+    while (batch_write(arg, true)) continue;
     return NULL;
 }
 
 /* ---- open and close ---- */
 
-static char *path_in(const char *dir, const char *name) {
-    struct buf path = {0};
-    buf_json(&path, "%s/%s", dir, name);
-    buf_char(&path, '\0');
-    return path.p;
-}
-
-static int make_dir(const char *path, struct error *err) {
-    for (const char *slash = strchr(path + 1, '/');; slash = strchr(slash + 1, '/')) {
-        char *part = slash ? str_dup((struct str){path, (size_t)(slash - path)}) : str_dup(str_of(path));
-        int rc = mkdir(part, 0700);
-        int why = errno;
-        free(part);
-        if (rc < 0 && why != EEXIST)
-            return error_set(err, LOOM_E_STORE, "folder %s cannot be made: %s", path, strerror(why));
-        if (!slash) return 0;
-    }
-}
-
-static int open_store(struct loom *l, struct error *err) {
-    bool memory = strcmp(l->config.store, "memory") == 0;
-    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    l->cache_dir = cache && cache[0] == '/' ? path_in(cache, "loom/modules")
-                                            : path_in(home ? home : "/tmp", ".cache/loom/modules");
-    if (make_dir(l->cache_dir, err) < 0 || (!memory && make_dir(l->config.store, err) < 0)) return LOOM_E_STORE;
-    char *file = path_in(l->config.store, "loom.db"), *blobs = path_in(l->config.store, "blobs");
-    l->store = store_sqlite_open(memory ? NULL : file, l->env, l->config.accept_restored, err);
-    l->blobs = l->store ? blob_file_open(memory ? NULL : blobs, err) : NULL;
-    free(file);
-    free(blobs);
-    if (!l->blobs) return LOOM_E_STORE;
-    char writer[64];
-    int n = snprintf(writer, sizeof writer, "%d", (int)getpid());
-    int rc = l->store->ops->claim(l->store, (struct str){writer, (size_t)n}, &l->term, &l->committed, err);
-    l->open_seq = l->committed + 1;
-    return rc;
-}
-
-static int open_parts(struct loom *l, struct error *err) {
+static int open_parts(struct loom *l, const struct loom_parts *parts, struct error *err) {
     yyjson_doc *project = l->config.project ? json_parse(str_of(l->config.project), err) : NULL;
     if (l->config.project && !project) return LOOM_E_INVALID_DOCUMENT;
-    l->net = net_client_new(l->env, yyjson_doc_get_root(project), l->config.project_dir, err);
+    int rc = l->store->ops->claim(l->store, str_of(l->name), &l->term, &l->committed, err);
+    l->open_seq = l->committed + 1;
+    l->net = rc < 0 ? NULL : net_client_new(l->env, yyjson_doc_get_root(project), l->config.project_dir, err);
     yyjson_doc_free(project);
-    l->engine = l->net ? exec_engine_new(&(struct exec_config){0}, err) : NULL;
-    if (!l->engine) return LOOM_E_INTERNAL;
+    l->code = parts->code || !l->net ? parts->code : code_new(&(struct exec_config){0}, err);
+    if (!l->net || !l->code) return LOOM_E_INTERNAL;
     l->pool = activity_pool_new(l->env, l->net, l->config.threads);
     return registry_open(l, err);
 }
 
-static void release(struct loom *l) {
+/* Nothing is written. committed: what is still in flight has been. */
+static void release(struct loom *l, bool committed) {
     if (l->pool) activity_pool_free(l->pool);
     if (l->net) net_client_free(l->net);
-    run_inbox(l, false);
+    run_inbox(l);
     while (l->effect_count > 0) { /* answers to what came too late */
         struct effect e = effect_take(l);
-        e.release(l, e.ctx, true);
+        e.release(l, e.ctx, committed);
     }
+    run_inbox(l);
     resident_drop_all(l);
     alarms_free(l);
     registry_free(l);
     stream_free(l);
-    if (l->engine) exec_engine_free(l->engine);
-    if (l->store) l->store->ops->close(l->store);
-    if (l->blobs) l->blobs->ops->close(l->blobs);
+    if (l->own_code) code_free(l->code);
+    l->store->ops->close(l->store);
+    l->blobs->ops->close(l->blobs);
     pending_free(l->open);
     pending_free(l->flight);
     map_free(&l->attempts);
@@ -235,7 +198,6 @@ static void release(struct loom *l) {
     buf_free(&l->saying);
     free(l->effects);
     free(l->cache_dir);
-    free((char *)l->config.store);
     free((char *)l->config.project);
     free((char *)l->config.project_dir);
     free((char *)l->config.compiler);
@@ -246,17 +208,21 @@ static const char *copy_or_null(const char *z) {
     return z ? str_dup(str_of(z)) : NULL;
 }
 
-static struct loom *engine_new(const struct loom_config *config) {
+static struct loom *engine_new(const struct loom_config *config, const struct loom_parts *parts) {
     struct loom *l = mem_alloc(sizeof *l);
     pthread_condattr_t monotonic;
     l->config = *config;
-    l->config.store = copy_or_null(config->store ? config->store : "memory");
     l->config.project = copy_or_null(config->project);
     l->config.project_dir = copy_or_null(config->project_dir);
     l->config.compiler = copy_or_null(config->compiler);
     l->config.memory_budget = config->memory_budget ? config->memory_budget : 256u << 20;
     l->config.idle_ms = config->idle_ms ? config->idle_ms : IDLE_MS;
-    l->env = env_system();
+    l->env = parts->env;
+    l->store = parts->store;
+    l->blobs = parts->blobs;
+    l->own_code = !parts->code;
+    l->cache_dir = parts->cache_dir;
+    snprintf(l->name, sizeof l->name, "%d", (int)parts->name);
     pthread_mutex_init(&l->lock, NULL);
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -272,16 +238,13 @@ static struct loom *engine_new(const struct loom_config *config) {
     return l;
 }
 
-struct loom *loom_open(const struct loom_config *config, char *message, size_t message_cap) {
-    struct loom *l = engine_new(config);
-    struct error err = {0};
-    if (open_store(l, &err) < 0 || open_parts(l, &err) < 0 || recover_start(l, &err) < 0) {
-        snprintf(message, message_cap, "%s", err.message);
-        release(l);
+struct loom *loom_open_in(const struct loom_config *config, const struct loom_parts *parts, struct error *err) {
+    struct loom *l = engine_new(config, parts);
+    if (open_parts(l, parts, err) < 0 || recover_start(l, err) < 0) {
+        release(l, false);
         return NULL;
     }
-    pthread_create(&l->writer, NULL, writer_main, l);
-    pthread_create(&l->loop, NULL, loop_main, l);
+    l->threads = l->env->thread(l->env, &l->writer, writer_main, l) && l->env->thread(l->env, &l->loop, loop_main, l);
     return l;
 }
 
@@ -294,14 +257,20 @@ void loom_close(struct loom *l) {
     struct item *item = mem_alloc(sizeof *item);
     item->fn = stop_now;
     loom_post(l, item);
-    pthread_join(l->loop, NULL);
+    if (l->threads)
+        pthread_join(l->loop, NULL);
+    else
+        loop_main(l);
     pthread_mutex_lock(&l->lock);
     l->writer_stop = true;
     pthread_cond_signal(&l->writer_wake);
     pthread_mutex_unlock(&l->lock);
-    pthread_join(l->writer, NULL);
+    if (l->threads)
+        pthread_join(l->writer, NULL);
+    else
+        writer_main(l);
     attempts_resume(l);
-    run_inbox(l, false);
+    run_inbox(l);
     if (!l->failed) {
         recover_lease(l, true);
         batch_close(l, true);
@@ -309,5 +278,13 @@ void loom_close(struct loom *l) {
     waiters_fail(l, true);
     effects_release(l);
     if (l->config.flushed) l->config.flushed(l->config.flushed_ctx);
-    release(l);
+    release(l, true);
+}
+
+void loom_abandon(struct loom *l) {
+    l->stop = true;
+    batch_drop(l);
+    attempts_resume(l);
+    waiters_fail(l, true);
+    release(l, false);
 }

@@ -46,6 +46,14 @@ struct definition {
     struct arena mem;         /* holds all of it, the struct too */
 };
 
+/* Compiled modules and what runs them; engines of one process may share it. */
+struct code {
+    struct exec_engine *engine;
+    struct map modules; /* hash → loaded module (registry.c) */
+};
+struct code *code_new(const struct exec_config *config, struct error *err);
+void code_free(struct code *c); /* NULL is fine */
+
 /* ---- one message, waiting ---- */
 struct mail {
     struct str key, text; /* row */
@@ -108,7 +116,8 @@ struct loom {
     struct env *env;
     struct store *store;
     struct blob_store *blobs;
-    struct exec_engine *engine;
+    struct code *code;
+    bool own_code;
     struct net_client *net;
     struct activity_pool *pool;
     char *cache_dir; /* compiled artefacts; NULL: memory only */
@@ -117,8 +126,9 @@ struct loom {
     pthread_cond_t wake, writer_wake;
     struct item *inbox, **inbox_tail;
     size_t inbox_count;
-    bool stop, writer_stop;
+    bool stop, writer_stop, threads;
     pthread_t loop, writer;
+    char name[16]; /* of this process, in the store */
 
     /* batch.c */
     uint64_t term, open_seq, committed; /* the open batch's number; the last one that committed */
@@ -143,12 +153,12 @@ struct loom {
     size_t alarm_count, alarm_cap;
     int64_t horizon; /* durable alarms due before it are in the heap */
 
-    uint64_t modules_put;            /* counts uploads, from 1 */
-    struct map definitions, modules; /* registry.c: kind/ns/name → newest definition; hash → loaded module */
-    struct buf saying;               /* say()'s room */
-    struct arena scratch;            /* texts and documents that live until the current item or slice is done */
-    struct map attempts;             /* idempotency key → struct attempt (attempt.c) */
-    int64_t sweep_at; /* mailbox.c: when the next slice of dedup rows is looked at, and where it begins */
+    uint64_t modules_put;   /* counts uploads, from 1 */
+    struct map definitions; /* registry.c: kind/ns/name → newest definition */
+    struct buf saying;      /* say()'s room */
+    struct arena scratch;   /* texts and documents that live until the current item or slice is done */
+    struct map attempts;    /* idempotency key → struct attempt (attempt.c) */
+    int64_t sweep_at;       /* mailbox.c: when the next slice of dedup rows is looked at, and where it begins */
     char *sweep_from;
     struct map waiters;             /* callers that wait for a reply (mailbox.c) */
     int64_t waiters_due;            /* no waiter times out before it (monotonic) */
@@ -162,6 +172,21 @@ struct loom {
 };
 
 /* ---- runtime.c: loop, activation, residency ---- */
+/* loom_open (src/operate/open.c) on parts that are given; l owns the store and the blobs from here on, also when it fails. Where env
+ * starts no threads, whoever opened it does their steps, in any order, as the simulator does: loom_pass, batch_write,
+ * activity_step(l->pool) and net_step(l->net) with net_answer. */
+struct loom_parts {
+    struct env *env;
+    struct store *store;
+    struct blob_store *blobs;
+    struct code *code; /* NULL: the engine makes its own, with the cache folder */
+    char *cache_dir;   /* malloc'd, or NULL: compiled artefacts are not kept */
+    int64_t name;      /* of the process: its pid */
+};
+struct loom *loom_open_in(const struct loom_config *config, const struct loom_parts *parts, struct error *err);
+void loom_pass(struct loom *l);     /* one pass of the loop; never waits */
+int64_t loom_rests(struct loom *l); /* ms until a pass has something to do unless the inbox gets an item; 0: now */
+void loom_abandon(struct loom *l);  /* a crash: everything is freed, nothing written; what would have left is dropped */
 int64_t loom_now(struct loom *l);
 const char *loom_message_id(struct loom *l, char out[33]); /* as the next, but rising with time */
 const char *loom_random_id(struct loom *l, char out[33]);  /* 128 random bits in hex */
@@ -244,9 +269,10 @@ int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to
 int rows_prefix(struct loom *l, enum row_kind kind, struct str prefix, row_fn fn, void *ctx, struct error *err);
 void batch_close(struct loom *l, bool here); /* hands the open batch to the writer, or commits it here */
 bool batch_full(const struct loom *l);
-bool batch_idle(const struct loom *l); /* nothing uncommitted */
-void batch_probe(struct loom *l);      /* after a failure: does the store take a batch again? */
-void *writer_main(void *loom);
+bool batch_idle(const struct loom *l);       /* nothing uncommitted */
+void batch_probe(struct loom *l);            /* after a failure: does the store take a batch again? */
+bool batch_write(struct loom *l, bool wait); /* the writer: commits what it was handed; false: nothing (more) */
+void batch_drop(struct loom *l);             /* what it was handed is never written */
 void effect_add(struct loom *l, void (*release)(struct loom *, void *, bool), void *ctx);
 struct effect effect_take(struct loom *l); /* the oldest one */
 void effects_release(struct loom *l);

@@ -320,7 +320,7 @@ static bool is_over(struct activity *a) {
 
 /* An instance for the attempt; while all are in use it stays queued. */
 static enum phase get_instance(struct activity *a) {
-    if (a->starved) usleep(1000);
+    if (a->starved) a->pool->env->pause(1000);
     if (a->spec.reuse) take_idle(a);
     if (!a->exec) a->exec = exec_new(a->spec.module, a->spec.limits, &a->error);
     a->starved = !a->exec && !strcmp(a->error.code, "busy");
@@ -379,30 +379,33 @@ static enum phase run(struct activity *a) {
     return next;
 }
 
+bool activity_step(struct activity_pool *p, bool wait) {
+    struct activity *a;
+    pthread_mutex_lock(&p->mutex);
+    while (!(a = TAILQ_FIRST(&p->in[QUEUED])) && wait && !(atomic_load(&p->stopping) && !p->live))
+        pthread_cond_wait(&p->wake, &p->mutex);
+    if (a) move(a, RUNNING);
+    pthread_mutex_unlock(&p->mutex);
+    if (a) run(a);
+    return a;
+}
+
 static void *thread_main(void *arg) {
-    struct activity_pool *p = arg;
-    for (;;) {
-        pthread_mutex_lock(&p->mutex);
-        struct activity *a;
-        while (!(a = TAILQ_FIRST(&p->in[QUEUED])) && !(atomic_load(&p->stopping) && !p->live))
-            pthread_cond_wait(&p->wake, &p->mutex);
-        if (a) move(a, RUNNING);
-        pthread_mutex_unlock(&p->mutex);
-        if (!a) return NULL;
-        run(a);
-    }
+    while (activity_step(arg, true)) continue;
+    return NULL;
 }
 
 struct activity_pool *activity_pool_new(struct env *env, struct net_client *net, unsigned threads) {
     struct activity_pool *p = mem_alloc(sizeof *p);
     p->env = env;
     p->net = net;
-    p->thread_count = threads ? threads : (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
-    p->threads = mem_alloc(p->thread_count * sizeof *p->threads);
+    if (!threads) threads = (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
+    p->threads = mem_alloc(threads * sizeof *p->threads);
     for (int i = 0; i < ENDED; i++) TAILQ_INIT(&p->in[i]);
     pthread_mutex_init(&p->mutex, NULL);
     pthread_cond_init(&p->wake, NULL);
-    for (unsigned i = 0; i < p->thread_count; i++) pthread_create(&p->threads[i], NULL, thread_main, p);
+    while (p->thread_count < threads && env->thread(env, &p->threads[p->thread_count], thread_main, p))
+        p->thread_count++;
     return p;
 }
 
@@ -415,6 +418,10 @@ void activity_pool_free(struct activity_pool *p) {
     for (a = TAILQ_FIRST(&p->in[PARKED]); a; a = TAILQ_NEXT(a, link)) net_cancel(p->net, a->net_id);
     pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->mutex);
+    while (!p->thread_count && p->live) {
+        net_step(p->net);
+        activity_step(p, false);
+    }
     for (unsigned i = 0; i < p->thread_count; i++) pthread_join(p->threads[i], NULL);
     for (struct activity *i = TAILQ_FIRST(&p->in[IDLE]); i; i = a) {
         a = TAILQ_NEXT(i, link);

@@ -4,7 +4,7 @@
  * over memory); only what a guest touches costs memory. What a freed slot keeps covers the stack of 32 KB that our linking
  * puts first, and the data behind it: madvise and the faults after it would be 40 % of an instance's cost.
  * The ticker raises the epoch twice a slice while an instance runs. When none has run for IDLE_TICKS it sleeps, so that an
- * idle server wakes never; who finds it asleep wakes it.
+ * idle server wakes never; who finds it asleep wakes it. With slices by fuel there is no ticker.
  *
  * When a guest is gone its pages are not given back: that, and the page faults of the next one, took two thirds of the time
  * of a short guest, and on several threads more (each must forget them). Only what was written is put right.
@@ -123,7 +123,7 @@ struct exec_engine *exec_engine_new(const struct exec_config *config, struct err
     snprintf(e->artefact_key, sizeof e->artefact_key, "wasmtime-" WASMTIME_VERSION "-%u-%s", e->config.memory_mb,
              e->config.fuel ? "fuel" : "epoch");
     sem_init(&e->wake, 0, 0);
-    pthread_create(&e->ticker, NULL, ticker_main, e);
+    if (!config->fuel) pthread_create(&e->ticker, NULL, ticker_main, e);
     return e;
 }
 
@@ -131,7 +131,7 @@ void exec_engine_free(struct exec_engine *e) {
     if (!e) return;
     atomic_store(&e->stop, true);
     engine_enter(e);
-    pthread_join(e->ticker, NULL);
+    if (!e->config.fuel) pthread_join(e->ticker, NULL);
     sem_destroy(&e->wake);
     wasmtime_linker_delete(e->linker);
     wasm_engine_delete(e->wasm);

@@ -89,8 +89,10 @@ struct activity_spec {
     /* Log line or progress details of the guest, on any thread (level 0: progress). May be NULL. */
     void (*note)(void *ctx, int level, struct str json);
 };
-/* threads 0: one per core. */
+/* threads 0: one per core; where env starts none, activity_step is theirs to do. */
 struct activity_pool *activity_pool_new(struct env *env, struct net_client *net, unsigned threads);
+/* Lets one attempt run for its share of a thread. False: none is runnable; wait: until one is, or the pool stops. */
+bool activity_step(struct activity_pool *p, bool wait);
 void activity_pool_free(struct activity_pool *p); /* stops all attempts: done() with `interrupted` */
 /* Starts an attempt. inline_slice: its first slice runs on the caller's thread before this returns, and done() may be
  * called inside; only for specs without a policy. NULL when done() was already called. */
