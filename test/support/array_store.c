@@ -151,6 +151,20 @@ void array_damage(struct array_faults *d, enum row_kind kind, struct str key) {
         ((char *)(uintptr_t)d->rows[i].value.p)[d->rows[i].value.n - 1] ^= 1;
 }
 
+void array_copy(struct array_faults *to, const struct array_faults *from) {
+    *to = (struct array_faults){.term = from->term, .seq = from->seq, .count = from->count, .cap = from->count + 1};
+    to->rows = mem_alloc(to->cap * sizeof *to->rows);
+    for (size_t i = 0; i < from->count; i++) {
+        const struct array_row *r = &from->rows[i];
+        to->rows[i] = (struct array_row){r->kind, copy(r->key), copy(r->value), r->sum};
+    }
+}
+
+bool array_any(const struct array_faults *d, enum row_kind kind, struct str prefix) {
+    size_t i = lower(d, kind, prefix);
+    return i < d->count && d->rows[i].kind == kind && str_starts(d->rows[i].key, prefix);
+}
+
 void array_free(struct array_faults *d) {
     for (size_t i = 0; i < d->count; i++) row_free(&d->rows[i]);
     free(d->rows);

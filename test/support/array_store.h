@@ -22,6 +22,10 @@ struct array_faults {
 struct store *store_array_open(struct array_faults *disk);
 /* Changes the last byte of a stored value without its checksum. */
 void array_damage(struct array_faults *disk, enum row_kind kind, struct str key);
+/* The same rows, term and seq; the knobs are not copied. */
+void array_copy(struct array_faults *to, const struct array_faults *from);
+/* Whether there is a row whose key begins so. */
+bool array_any(const struct array_faults *disk, enum row_kind kind, struct str prefix);
 void array_free(struct array_faults *disk);
 
 #endif
