@@ -34,6 +34,7 @@ struct loom_config {
     uint32_t threads;        /* activity threads; 0: one per core */
     bool evict_always;       /* evict each guest at every await: every await is then a replay (for tests) */
     bool accept_restored;    /* start although the store is older than what was seen here before */
+    bool debug;              /* allow the op `debug` to make this worker fail: panic, stall */
     void (*flushed)(
         void *ctx); /* after each group of replies, on the engine's thread: wake your own loop once; may be NULL */
     void *flushed_ctx;

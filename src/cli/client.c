@@ -32,6 +32,7 @@ static const struct route {
     {"workflow.put", "PUT", "/v1/workflows/%t/%k?replace"},
     {"definitions", "GET", "/v1/workflows"},
     {"run", "POST", "/v1/workflows/%t/runs?key&version"},
+    {"debug", "POST", "/v1/debug/%t?actor&delayMs"},
     {"ready", "GET", "/readyz"},
 };
 
@@ -104,6 +105,7 @@ static void add_url(struct buf *url, const struct door *d, const struct route *r
     for (const struct option *q = options; q->name; q++)
         if (q->query) add_query(url, p, q->query, option_text(q, o, &a));
     add_query(url, p, "key", (struct str){r->key.p, r->key.n});
+    add_query(url, p, "actor", (struct str){r->key.p, r->key.n});
     buf_char(url, '\0');
     arena_free(&a);
 }

@@ -187,8 +187,11 @@ static struct str builtin_text(const char *path) {
 static bool serve_start(struct served *s, bool dev) {
     const struct options *o = &s->cli->o;
     struct error err;
-    struct loom_config config = {
-        .store = o->store, .accept_restored = o->accept_restored, .flushed = http_flushed, .flushed_ctx = &s->http};
+    struct loom_config config = {.store = o->store,
+                                 .accept_restored = o->accept_restored,
+                                 .debug = o->debug,
+                                 .flushed = http_flushed,
+                                 .flushed_ctx = &s->http};
     if (o->keys && !file_read(o->keys, &s->keys))
         return fail("cannot read %s: %s", o->keys, strerror(errno)) == EXIT_OK;
     if (dev ? !build_and_deploy(s) : !project_open(&s->project, s->dir, false)) return false;

@@ -87,8 +87,9 @@ static const struct http_key *require_key(struct http_conn *c) {
     return NULL;
 }
 
-bool http_authorize(struct http_conn *c, bool open_to_all, bool admin_only) {
+bool http_authorize(struct http_conn *c, const struct http_route *route) {
     struct http_server *s = c->server;
+    bool all = route && route->all, admin_only = all || str_eq(c->head.method, STR("PUT"));
     struct str host = c->head.headers[HTTP_HOST], origin = c->head.headers[HTTP_ORIGIN],
                ns = c->head.headers[HTTP_NAMESPACE];
     if (s->loopback && ((host.p && !host_is_local(host)) || (origin.p && !origin_is_local(origin)))) {
@@ -96,13 +97,14 @@ bool http_authorize(struct http_conn *c, bool open_to_all, bool admin_only) {
                      "Host and Origin must be localhost, 127.0.0.1 or [::1]: this worker listens on loopback only");
         return false;
     }
-    if (s->keys.count && !open_to_all) {
+    if (s->keys.count && !(route && route->open)) {
         const struct http_key *key = require_key(c);
         if (!key) return false;
         struct str bound = str_of(key->ns);
-        if ((admin_only && !key->admin) || (bound.n && ns.p && !str_eq(ns, bound))) {
+        if ((admin_only && !key->admin) || (bound.n && (all || (ns.p && !str_eq(ns, bound))))) {
             http_problem(c, 0, LOOM_E_FORBIDDEN,
                          admin_only && !key->admin ? "This needs a key with the role admin"
+                         : all                     ? "This needs a key that is bound to no namespace"
                                                    : "This API key is bound to another namespace");
             return false;
         }

@@ -79,8 +79,9 @@ struct http_keys {
     size_t count;
 };
 int http_keys_read(struct str json, struct http_keys *out, struct error *err);
-/* May this request be made? Sets its namespace. false: answered. */
-bool http_authorize(struct http_conn *c, bool open_to_all, bool admin_only);
+struct http_route;
+/* May this request be made? Sets its namespace. route NULL: there is none. false: answered. */
+bool http_authorize(struct http_conn *c, const struct http_route *route);
 
 /* ---- server.c ---- */
 
@@ -98,6 +99,7 @@ struct http_route { /* a row of the table in routes.c */
     const char *ok;    /* statuses of success */
     bool open;         /* needs no key */
     bool keyed;        /* Idempotency-Key becomes the message id */
+    bool all;          /* it shows or changes all namespaces: needs an admin's key that is bound to none */
     const char *doc;
 };
 

@@ -63,6 +63,9 @@ static const struct http_route routes[] = {
     ENGINE("POST", "/v1/workflows/{name}/runs", "t", "run", BODY_JSON_OR_NULL, "key version", "202",
            "Start a run of a workflow; the body is its input", .keyed = true),
     ENGINE("GET", "/v1/workflows/{name}/runs/{id}", "tk", "get", BODY_NONE, "", "200", "A run", .type = "workflow."),
+    ENGINE("POST", "/v1/debug/{verb}", "t", "debug", BODY_JSON_OR_NULL, "actor delayMs", "200",
+           "Examine the store: digest, verify, replay, dump; or make a worker fail that allows it: panic, stall",
+           .all = true),
     ENGINE("GET", "/readyz", "", "ready", BODY_NONE, "", "200", "Requests are taken", .open = true),
     LOCAL("/healthz", answer_health, NULL, "", "The process lives", .open = true),
     LOCAL("/metrics", answer_metrics, "text/plain; version=0.0.4", "", "Metrics for Prometheus"),
@@ -288,7 +291,7 @@ bool http_admit(struct http_conn *c) {
     struct str vars[3];
     c->request = (struct loom_request){.at = -1};
     const struct http_route *r = c->route = find_route(c->head.method, c->head.path, vars, &c->extra);
-    if (!http_authorize(c, r && r->open, str_eq(c->head.method, STR("PUT")))) return false;
+    if (!http_authorize(c, r)) return false;
     if (!r) return no_route(c);
     if (r->local == http_stream_open) c->request.from = -1;
     return read_query(c) && read_path(c, vars) && read_headers(c) && check_body(c);

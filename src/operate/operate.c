@@ -537,6 +537,8 @@ static const struct operator_row {
     {"definitions", deploy_list, true, "type = activity | actor-type | workflow", "What is deployed."},
     {"definition", deploy_get, true, "type = kind, key = name; version", "A definition's document."},
     {"ready", do_ready, false, "", "Answers when Loom takes work."},
+    {"debug", debug_store, true, "type = digest | verify | replay | dump | panic | stall; key = actor, delay_ms",
+     "Examines the store, or makes a worker fail that was started with `debug`."},
 };
 enum { OPERATOR_OPS = sizeof operator_ops / sizeof *operator_ops };
 

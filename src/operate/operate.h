@@ -11,4 +11,7 @@ void deploy_modules(struct loom *l, const struct loom_request *req);
 void deploy_list(struct loom *l, const struct loom_request *req);
 void deploy_get(struct loom *l, const struct loom_request *req);
 
+/* ---- debug.c ---- */
+void debug_store(struct loom *l, const struct loom_request *req);
+
 #endif

@@ -270,7 +270,7 @@ void loom_close(struct loom *l) {
     else
         writer_main(l);
     attempts_resume(l);
-    run_inbox(l);
+    while (run_inbox(l), l->helpers > 0) usleep(1000);
     if (!l->failed) {
         recover_lease(l, true);
         batch_close(l, true);

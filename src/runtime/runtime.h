@@ -127,6 +127,7 @@ struct loom {
     struct item *inbox, **inbox_tail;
     size_t inbox_count;
     bool stop, writer_stop, threads;
+    uint32_t helpers; /* threads that will still post an item */
     pthread_t loop, writer;
     char name[16]; /* of this process, in the store */
 

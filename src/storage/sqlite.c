@@ -101,7 +101,7 @@ static void release(struct side *side, sqlite3_stmt *q) {
     pthread_mutex_unlock(&side->lock);
 }
 
-static const char recover_hint[] = "; stop Loom, save what is readable with `sqlite3 FILE .recover`";
+static const char recover_hint[] = "; stop Loom, save what is readable with `loom debug dump --store DIR`";
 
 static int read_error(struct side *side, struct error *err) {
     int rc = sqlite3_errcode(side->db) & 0xFF;
