@@ -57,7 +57,8 @@ def fill(w):
     w.post("/v1/workflows/order/runs?key=o1", {"id": "o1"}, Idempotency_Key="o1")
     w.post("/v1/workflows/sleepy/runs?key=s1", {}, Idempotency_Key="s1")
     w.post("/v1/workflows/parent/runs?key=p1", {}, Idempotency_Key="p1")
-    until(10, lambda: all(w.get(f"/v1/actors/{a}").json["status"] == "suspended" for a in ("ear/e", "workflow.order/o1", "workflow.sleepy/s1", "workflow.parent/p1")))
+    w.post("/v1/actors/workflow.sleepy/s1/fork", {"key": "s2"}, Idempotency_Key="s2")
+    until(10, lambda: all(w.get(f"/v1/actors/{a}").json["status"] == "suspended" for a in ("ear/e", "workflow.order/o1", "workflow.sleepy/s1", "workflow.sleepy/s2", "workflow.parent/p1")))
 
 def workflow(w, name, *steps):
     answer = w.request("PUT", f"/v1/workflows/{name}/1", {"name": name, "version": "1", "steps": list(steps)})

@@ -1079,6 +1079,11 @@ static void forking(void **state) {
     expect_code(l, about("fork", "script/a", "{'key':'c','from':99}"), 400, "invalid_argument");
     expect_code(l, about("fork", "script/a", "{}"), 400, "invalid_argument");
     expect_call(l, "script/b", "[]", "[]");
+    expect_call(l, "script/t", "[['timer',{'delayMs':20}],['await',{'promises':[1]}]]",
+                "[1,[{'promise':1,'ok':null}]]");
+    expect(l, "fork", "script/t", "{'key':'u','from':2}", 202, NULL); /* its timer fires, too */
+    wait_status(l, "script/u", "idle");
+    assert_int_equal(entries_of(l, "script/u", "timer_fired"), 1);
     loom_close(l);
 }
 

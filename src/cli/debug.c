@@ -401,35 +401,38 @@ static int restore_lines(struct restore *r, FILE *in) {
     return rc == 0 ? restore_flush(r) : rc;
 }
 
-static int restore(const struct cli *c) {
+static int restore_into(FILE *in, const char *folder) {
     struct arena mem = {0};
-    const char *folder = c->o.store ? c->o.store : "", *file = arena_json(&mem, "%s/loom.db", folder).p;
     struct restore r = {.batch.rows = mem_alloc(BATCH_ROWS_MAX * sizeof(struct row))};
-    FILE *in = strcmp(c->args[1], "-") ? fopen(c->args[1], "re") : stdin;
-    int code = EXIT_OK, rc = LOOM_E_STORE;
+    const char *file = arena_json(&mem, "%s/loom.db", folder).p;
     uint64_t seq;
-    if (!c->o.store)
-        code = fail_usage(c, "restore needs --store DIR: the folder of the new store");
-    else if (!in)
-        code = fail("cannot read %s: %s", c->args[1], strerror(errno));
-    else if (access(file, F_OK) == 0)
-        code = fail("%s exists; choose a new folder", file);
-    if (code == EXIT_OK) {
-        mkdir(folder, 0700);
+    int rc = LOOM_E_STORE;
+    mkdir(folder, 0700);
+    if (access(file, F_OK) == 0)
+        error_set(&r.err, rc, "%s exists; choose a new folder", file);
+    else
         r.store = store_sqlite_open(file, env_system(), false, &r.err);
-        r.blobs = r.store ? blob_file_open(arena_json(&mem, "%s/blobs", folder).p, &r.err) : NULL;
-        if (r.blobs) rc = r.store->ops->claim(r.store, STR("restore"), &r.batch.term, &seq, &r.err);
-        if (rc == 0) rc = restore_lines(&r, in);
-        code = rc == 0 ? EXIT_OK : fail("%s", r.err.message);
-    }
-    if (rc == 0 && r.passed)
-        code = fail("%" PRId64 " rows of the dump were damaged and are not in %s", r.passed, folder);
-    if (rc == 0) printf("%" PRId64 " rows are in %s\n", r.rows, folder);
+    r.blobs = r.store ? blob_file_open(arena_json(&mem, "%s/blobs", folder).p, &r.err) : NULL;
+    if (r.blobs) rc = r.store->ops->claim(r.store, STR("restore"), &r.batch.term, &seq, &r.err);
+    if (rc == 0) rc = restore_lines(&r, in);
+    if (rc < 0)
+        fail("%s", r.err.message);
+    else
+        printf("%" PRId64 " rows are in %s\n", r.rows, folder);
+    if (r.passed) fail("%" PRId64 " rows of the dump were damaged and are not there", r.passed);
     if (r.store) r.store->ops->close(r.store);
     if (r.blobs) r.blobs->ops->close(r.blobs);
-    if (in && in != stdin) fclose(in);
     free(r.batch.rows);
     arena_free(&mem);
+    return rc == 0 && r.passed == 0 ? EXIT_OK : EXIT_FAILED;
+}
+
+static int restore(const struct cli *c, const char *path) {
+    FILE *in = strcmp(path, "-") ? fopen(path, "re") : stdin;
+    int code = !c->o.store ? fail_usage(c, "restore needs --store DIR: the folder of the new store")
+               : in        ? restore_into(in, c->o.store)
+                           : fail("cannot read %s: %s", path, strerror(errno));
+    if (in && in != stdin) fclose(in);
     return code;
 }
 
@@ -536,6 +539,6 @@ int command_debug(struct cli *c) {
     if (verbs[v].takes && !c->args[1] && !(c->o.all && strcmp(verb, "replay") == 0))
         return fail_usage(c, "loom debug %s: an argument is missing", verb);
     if (verbs[v].fails && c->o.store) return fail_usage(c, "a folder cannot %s; give the worker's --url", verb);
-    if (strcmp(verb, "restore") == 0) return restore(c);
+    if (strcmp(verb, "restore") == 0 && c->args[1]) return restore(c, c->args[1]);
     return c->o.store ? examine(c) : ask_worker(c);
 }

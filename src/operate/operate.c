@@ -372,13 +372,7 @@ static void do_cancel(struct loom *l, const struct loom_request *req) {
 
 /* A paused actor goes on: its deadlines count again, attempts that ended meanwhile are made anew. */
 static void unpause(struct loom *l, struct resident *r) {
-    struct turn *t = r->a->turn;
-    resident_status(l, r, t ? ACTOR_RUNNING : ACTOR_IDLE, STR_NONE);
-    for (uint64_t i = 1; t && i <= t->promise_count; i++) {
-        struct promise *p = turn_promise(t, i);
-        if (p->done_at == ENTRY_NEVER && p->deadline && (p->kind == PROMISE_EVENT || p->kind == PROMISE_TIMER))
-            alarm_set(l, p->deadline, ALARM_PROMISE, r->a->full, t->number, i, true);
-    }
+    resident_status(l, r, r->a->turn ? ACTOR_RUNNING : ACTOR_IDLE, STR_NONE);
     attempt_recover(l, r);
     resident_queue(l, r);
 }

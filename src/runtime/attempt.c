@@ -238,8 +238,9 @@ void attempt_recover(struct loom *l, struct resident *r) {
     for (uint64_t id = 1; t && id <= t->promise_count; id++) {
         struct promise *p = turn_promise(t, id);
         if (p->done_at != ENTRY_NEVER) continue;
-        if (p->deadline && (p->kind == PROMISE_ACTIVITY || p->kind == PROMISE_CALL))
-            alarm_set(l, p->deadline, ALARM_PROMISE, r->a->full, t->number, id, false);
+        if (p->deadline) /* timers and waits have a row already, but not those of a fork */
+            alarm_set(l, p->deadline, ALARM_PROMISE, r->a->full, t->number, id,
+                      p->kind == PROMISE_TIMER || p->kind == PROMISE_EVENT);
         if (p->kind != PROMISE_ACTIVITY || map_get(&l->attempts, activity_key(l, r->a, id))) continue;
         if (p->due > loom_now(l))
             attempt_schedule(l, r, id);
