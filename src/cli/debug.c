@@ -8,6 +8,7 @@
  * cannot read, and {"blob": SHA-256, "hex"} for each module. restore makes a store of these lines.
  */
 #include "cli/cli.h"
+#include "cli/image.h"
 #include "runtime/runtime.h"
 #include <dirent.h>
 #include <errno.h>

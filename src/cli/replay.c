@@ -7,6 +7,7 @@
  * Not replayed: a turn that its worker ended (limit_time, poison, cancelled while paused), and native guests.
  */
 #include "cli/cli.h"
+#include "cli/image.h"
 #include "observe/observe.h"
 #include "runtime/runtime.h"
 #include <semaphore.h>

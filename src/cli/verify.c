@@ -6,7 +6,7 @@
  * what names actors and modules: messages, deduplication, timers, definitions.
  */
 #include "actor/actor.h"
-#include "cli/cli.h"
+#include "cli/image.h"
 #include "runtime/runtime.h"
 #include <inttypes.h>
 #include <stdlib.h>
