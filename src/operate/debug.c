@@ -91,7 +91,7 @@ static void start(struct loom *l, const struct loom_request *req, const char *ve
                            actor ? actor : "--all"};
     memcpy(x->argv, words, sizeof words);
     l->helpers++;
-    if (pthread_create(&thread, NULL, examine, x) == 0)
+    if (l->env->thread(l->env, &thread, examine, x))
         pthread_detach(thread);
     else
         examine(x);

@@ -270,7 +270,7 @@ void loom_close(struct loom *l) {
     else
         writer_main(l);
     attempts_resume(l);
-    while (run_inbox(l), l->helpers > 0) usleep(1000);
+    for (run_inbox(l); l->helpers > 0; run_inbox(l)) wait(l);
     if (!l->failed) {
         recover_lease(l, true);
         batch_close(l, true);
