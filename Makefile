@@ -121,7 +121,7 @@ bench: all $(BENCHES:%.c=$(O)/%)
 
 # Style: each file is checked again only when it or a header of it has changed.
 GUESTSRC := $(wildcard builtin/*/*.c)
-FORMATTED := $(wildcard src/*/*.[ch] include/loom/*.h builtin/*/*.[ch] test/*.[ch] test/support/*.[ch] bench/*.[ch] scripts/*.c)
+FORMATTED := $(wildcard src/*/*.[ch] include/loom/*.h builtin/*/*.[ch] test/*.[ch] test/*/*.[ch] bench/*.[ch] scripts/*.c)
 format:
 	clang-format -i $(FORMATTED)
 tidy: $(SRC:%.c=$(O)/tidy/%.ok) $(GUESTSRC:%.c=$(O)/tidy/%.ok) $(O)/loom $(O)/api-tables

@@ -783,7 +783,7 @@ static void restart_during_attempt(void **state) {
     "(data (i32.const 0) \"inputawaitreturn{]nonsuch\")" body ")"
 #define RUN(body) WAT("(func (export \"run\") " body ")")
 
-static void misbehaving_guests(void **state) {
+static void fault_18_to_24_misbehaving_guests(void **state) {
     (void)
         state; /* A guest that traps, loops, overflows, asks for nonsense or returns garbage fails its own turn with the right code; others go on. */
     struct loom *l = open_scripts("memory");
@@ -877,7 +877,7 @@ static void long_program(void) {
     loom_return("'long'");
 }
 
-static void changed_program(void **state) {
+static void fault_27_changed_program(void **state) {
     (void)
         state; /* A program that does not fit its journal is paused with both sides shown and no effect; the old version, resumed, goes on. */
     char *dir = make_folder();
@@ -1472,7 +1472,7 @@ static int child_main(const char *dir, bool first) {
     _exit(0);
 }
 
-static void poison(void **state) {
+static void fault_16_poison(void **state) {
     (void)
         state; /* A message that takes the worker down three times is given up, with its reason; other mail goes on. */
     char *dir = make_folder();
@@ -1491,7 +1491,7 @@ static void poison(void **state) {
 
 /* ---- corners ---- */
 
-static void determinism(void **state) {
+static void fault_23_determinism(void **state) {
     (void)
         state; /* Randomness, time and ids are the same in every replay: patches made of them always fit the journal. */
     static const char source[] =
@@ -1732,9 +1732,9 @@ static int group(void) {
         cmocka_unit_test(activity_timeout),
         cmocka_unit_test(restart_during_backoff),
         cmocka_unit_test(restart_during_attempt),
-        cmocka_unit_test(misbehaving_guests),
+        cmocka_unit_test(fault_18_to_24_misbehaving_guests),
         cmocka_unit_test(guest_arguments),
-        cmocka_unit_test(changed_program),
+        cmocka_unit_test(fault_27_changed_program),
         cmocka_unit_test(hot_reload),
         cmocka_unit_test(large_state),
         cmocka_unit_test(large_payload),
@@ -1749,8 +1749,8 @@ static int group(void) {
         cmocka_unit_test(bad_requests),
         cmocka_unit_test(full_disk),
         cmocka_unit_test(failing_commits),
-        cmocka_unit_test(poison),
-        cmocka_unit_test(determinism),
+        cmocka_unit_test(fault_16_poison),
+        cmocka_unit_test(fault_23_determinism),
         cmocka_unit_test(cancel_a_running_activity),
         cmocka_unit_test(cancel_paused),
         cmocka_unit_test(pauses_survive),

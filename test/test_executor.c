@@ -139,7 +139,7 @@ static const char pointers[] = GUEST(
     "(drop (call $op (i32.load (i32.const 0)) (i32.load (i32.const 4)) (i32.load (i32.const 8)) (i32.load (i32.const "
     "12)))))");
 
-static void bad_pointers(void **state) {
+static void fault_21_bad_pointers(void **state) {
     (void)state; /* Every pointer and length is checked in 64 bits, empty ranges too; name and argument alike. */
     static const uint32_t edges[] = {0, 1, 65535, 65536, UINT32_MAX};
     struct exec_module *m = load_in(engine, pointers);
@@ -160,7 +160,7 @@ static void bad_pointers(void **state) {
     exec_module_unref(m);
 }
 
-static void take_out_of_bounds(void **state) {
+static void fault_21_take_out_of_bounds(void **state) {
     (void)state; /* The result must fit where the guest wants it, to the byte. */
     static const struct {
         const char *to;
@@ -187,7 +187,7 @@ static void take_out_of_bounds(void **state) {
 
 /* ---- limits ---- */
 
-static void endless_loops(void **state) {
+static void fault_18_endless_loops(void **state) {
     (void)state; /* A guest that never pauses is stopped at its limit, wherever it loops, and the others go on. */
     static const char *const loops[] = {
         GUEST("(func (export \"run\") (loop $l (br $l)))"),
@@ -213,7 +213,7 @@ static void endless_loops(void **state) {
     exec_free(other);
 }
 
-static void loop_around_ops(void **state) {
+static void fault_18_loop_around_ops(void **state) {
     (void)state; /* Ops that are answered at once do not stop the clock; a suspension does. */
     const char *wat = GUEST("(func (export \"run\") (loop $l (drop (call $op (i32.const 0) (i32.const 0)"
                             "(i32.const 0) (i32.const 0))) (br $l)))");
@@ -232,7 +232,7 @@ static void loop_around_ops(void **state) {
     exec_free(x);
 }
 
-static void memory_limits(void **state) {
+static void fault_19_memory_and_table_limits(void **state) {
     (void)state; /* memory.grow gives −1 at the limit, not a trap; a guest that begins beyond it is told so. */
     const char *grow = "(module " IMPORTS "(memory (export \"memory\") 1) (func (export \"run\")"
                        "(if (i32.ne (memory.grow (i32.const 14)) (i32.const 1)) (then unreachable))"
@@ -252,7 +252,7 @@ static void memory_limits(void **state) {
     exec_free(x);
 }
 
-static void traps(void **state) {
+static void fault_20_traps(void **state) {
     (void)state; /* A trap tells its reason and the functions that led to it, the innermost first. */
     trap_of(GUEST("(func $inner unreachable) (func $outer (call $inner)) (func (export \"run\") (call $outer))"),
             "trap", "wasm `unreachable` instruction executed in inner < outer < ");
@@ -367,7 +367,7 @@ static void resident_bytes(void **state) {
     exec_free(x);
 }
 
-static void deterministic(void **state) {
+static void fault_23_deterministic(void **state) {
     (void)state; /* With fuel a run repeats to the slice; NaNs are canonical always. */
     struct error err;
     struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 2, .fuel = true}, &err);
@@ -454,7 +454,7 @@ static void refusals(void **state) {
     refuse_wat("(module (memory (export \"memory\") 1) (func (export \"run\") (drop (v128.const i64x2 0 0))))", "SIMD");
 }
 
-static void mangled_modules(void **state) {
+static void fault_22_mangled_modules(void **state) {
     (void)state; /* A module cut anywhere, or with any byte changed, is refused or runs; nothing else happens. */
     struct buf wasm = guest_wat(pointers), artefact = {0};
     for (size_t n = 8; n < wasm.n; n++) {
@@ -689,21 +689,21 @@ int main(int argc, char **argv) {
         cmocka_unit_test(op_and_take),
         cmocka_unit_test(ops_before_run),
         cmocka_unit_test(take_too_early),
-        cmocka_unit_test(bad_pointers),
-        cmocka_unit_test(take_out_of_bounds),
-        cmocka_unit_test(endless_loops),
-        cmocka_unit_test(loop_around_ops),
-        cmocka_unit_test(memory_limits),
-        cmocka_unit_test(traps),
+        cmocka_unit_test(fault_21_bad_pointers),
+        cmocka_unit_test(fault_21_take_out_of_bounds),
+        cmocka_unit_test(fault_18_endless_loops),
+        cmocka_unit_test(fault_18_loop_around_ops),
+        cmocka_unit_test(fault_19_memory_and_table_limits),
+        cmocka_unit_test(fault_20_traps),
         cmocka_unit_test(slots),
         cmocka_unit_test(fresh_memory),
         cmocka_unit_test(between_threads),
         cmocka_unit_test(many_threads),
         cmocka_unit_test(resident_bytes),
-        cmocka_unit_test(deterministic),
+        cmocka_unit_test(fault_23_deterministic),
         cmocka_unit_test(idle_engine_sleeps),
         cmocka_unit_test(refusals),
-        cmocka_unit_test(mangled_modules),
+        cmocka_unit_test(fault_22_mangled_modules),
         cmocka_unit_test(foreign_artefact),
         cmocka_unit_test(compile_apart),
         cmocka_unit_test(wasi_output),

@@ -28,7 +28,7 @@ static void refused(struct str text, const char *words) {
 }
 
 /* Goal: good text comes out minified and otherwise the same. */
-static void good_text_is_kept(void **state) {
+static void fault_26_good_text_is_kept(void **state) {
     (void)state;
     const struct {
         struct str in, out;
@@ -49,7 +49,7 @@ static void good_text_is_kept(void **state) {
 }
 
 /* Goal: what I-JSON forbids is refused, with the reason. */
-static void bad_text_is_refused(void **state) {
+static void fault_26_bad_text_is_refused(void **state) {
     (void)state;
     refused(STR_NONE, "not JSON");
     refused(STR(""), "not JSON");
@@ -95,7 +95,7 @@ static char *nested(size_t depth, const char *open, const char *middle, const ch
 }
 
 /* Goal: 100 levels are read, 101 and a million are refused without recursion. */
-static void depth_is_limited(void **state) {
+static void fault_25_depth_is_limited(void **state) {
     (void)state;
     const struct {
         size_t depth;
@@ -218,10 +218,10 @@ static void unwritable_values_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(good_text_is_kept),
-        cmocka_unit_test(bad_text_is_refused),
+        cmocka_unit_test(fault_26_good_text_is_kept),
+        cmocka_unit_test(fault_26_bad_text_is_refused),
         cmocka_unit_test(huge_integers),
-        cmocka_unit_test(depth_is_limited),
+        cmocka_unit_test(fault_25_depth_is_limited),
         cmocka_unit_test(duplicates_are_found_in_large_objects),
         cmocka_unit_test(pointers_lead),
         cmocka_unit_test(fields_have_defaults),

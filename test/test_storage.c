@@ -378,7 +378,7 @@ static void array_store_fails_on_order(void **state) {
 }
 
 /* Goal: a second process is refused and told who holds the store. */
-static void second_process_is_refused(void **state) {
+static void fault_10_second_process_is_refused(void **state) {
     struct fixture *f = *state;
     char pid[32];
     snprintf(pid, sizeof pid, "in use by process %d", (int)getpid());

@@ -145,6 +145,15 @@ static struct str builtin_bytes(const struct builtin_module *b) {
     return (struct str){(const char *)b->start, (size_t)(b->end - b->start)};
 }
 
+/* Into the blobs, too: a turn that it begins must find it there when another version of Loom goes on with it. */
+static int builtin_keep(struct loom *l, const struct builtin_module *b, char hash[65], struct error *err) {
+    struct buf there = {0};
+    sha256_hex(builtin_bytes(b), hash);
+    int rc = l->blobs->ops->get(l->blobs, hash, &there, NULL);
+    buf_free(&there);
+    return rc == 0 ? 0 : l->blobs->ops->put(l->blobs, builtin_bytes(b), hash, err);
+}
+
 /* The hash that wasmBlobUrl names now. */
 static int module_look_up(struct loom *l, const struct definition *d, char hash[65], struct error *err) {
     struct str url = json_str(d->doc, "wasmBlobUrl");
@@ -166,10 +175,7 @@ static int module_look_up(struct loom *l, const struct definition *d, char hash[
         return 0;
     }
     for (size_t i = 0; i < builtin_module_count; i++)
-        if (str_eq(str_of(builtin_modules[i].name), name)) {
-            sha256_hex(builtin_bytes(&builtin_modules[i]), hash);
-            return 0;
-        }
+        if (str_eq(str_of(builtin_modules[i].name), name)) return builtin_keep(l, &builtin_modules[i], hash, err);
     return error_set(err, LOOM_E_NOT_FOUND, "%s needs %.*s, which was not uploaded; PUT /v1/modules/NAME/VERSION first",
                      d->name.p, (int)url.n, url.p);
 }
