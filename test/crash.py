@@ -7,7 +7,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "sup
 import loomtest
 from loomtest import LOOM, Bank, Project, Worker, broken_chains, check, until
 
-CYCLES = int(os.environ.get("LOOM_CRASH_CYCLES", "40"))
+CYCLES = int(os.environ.get("LOOM_CRASH_CYCLES", "200"))
 SEED = int(os.environ.get("LOOM_SEED", str(random.randrange(1 << 30))))
 CLIENTS, ACTORS = 6, 12
 
@@ -148,10 +148,15 @@ def with_turn(entries):
         turn = e["turn"] if e["type"] == "turn_started" else turn
         yield turn, e
 
+def examined(worker, broken, *what):
+    done = subprocess.run([LOOM, "debug", *what, "--store", worker.store], capture_output=True, text=True)
+    if done.returncode:
+        broken.append((what, done.stdout[-2000:], done.stderr))
+
 def killed_deploys(project, dice):
     """What a killed deploy left behind does not hinder the next one, and what it said is stored is there."""
     worker, stored, lost = Worker(project, store=f"{project.dir}/deploys"), set(), set()
-    for _ in range(max(CYCLES // 4, 4)):
+    for _ in range(max(CYCLES // 8, 4)):
         worker.start()
         lost |= stored - {d["name"] for kind in ("activities", "actor-types", "workflows") for d in worker.get(f"/v1/{kind}").json["definitions"]}
         deploy = subprocess.Popen([LOOM, "deploy", project.dir, "--url", f"http://127.0.0.1:{worker.port}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -172,14 +177,16 @@ def main():
     worker.deploy()
     worker.post("/v1/actors/ear/e/send", None, Idempotency_Key="listen")
     load = Load(worker)
-    starts = []
+    starts, broken = [], []
     for cycle in range(CYCLES):
-        time.sleep(dice.choice([0.02, 0.1, 0.3, 0.6]))
+        time.sleep(dice.choice([0.01, 0.05, 0.1, 0.3]))
         worker.kill()
+        if cycle % 20 == 10:
+            examined(worker, broken, "verify")
         begin = time.monotonic()
         worker.start()
         starts.append(time.monotonic() - begin)
-        if cycle % 4 == 0:
+        if cycle % 20 == 0:
             remember(worker, [f"tally/t{i}" for i in range(ACTORS)] if cycle else [], seen, changed)
     check(True, f"killed {CYCLES} times under load; the longest restart took {max(starts) * 1000:.0f} ms")
     stops = []
@@ -194,6 +201,9 @@ def main():
     check(worker.stop() is not None, "it stops")
     wrong, rows = broken_chains(worker.store)
     check(not wrong, f"{rows} rows of journal in the store are dense and linked", wrong[:5])
+    for what in (["verify"], ["replay", "--all"]):
+        examined(worker, broken, *what)
+    check(not broken, "loom debug verify finds nothing wrong with what a kill leaves, and replay leads to the same states and replies", broken[:3])
     print(f"# {load.repeats} requests repeated", flush=True)
     killed_deploys(project, dice)
     loomtest.end()

@@ -835,6 +835,57 @@ static void fault_18_to_24_misbehaving_guests(void **state) {
     loom_close(l);
 }
 
+/* A guest that gives the text to an op, which must refuse it, and then returns it. */
+static void deploy_teller(struct loom *l, const char *name, struct str said) {
+    struct buf wat = {0};
+    buf_str(&wat, STR("(module (import \"loom\" \"op\" (func $op (param i32 i32 i32 i32) (result i32)))"
+                      "(memory (export \"memory\") 4) (data (i32.const 0) \"emitreturn\") (data (i32.const 16) \""));
+    for (size_t i = 0; i < said.n; i++) {
+        char hex[4];
+        snprintf(hex, sizeof hex, "\\%02x", (unsigned char)said.p[i]);
+        buf_add(&wat, hex, 3);
+    }
+    buf_json(&wat,
+             "\") (func (export \"run\") (if (i32.ge_s (call $op (i32.const 0) (i32.const 4) (i32.const 16) (i32.const "
+             "%u)) (i32.const 0)) (then unreachable)) (drop (call $op (i32.const 4) (i32.const 6) (i32.const 16) "
+             "(i32.const %u)))))",
+             (uint64_t)said.n, (uint64_t)said.n);
+    buf_char(&wat, 0);
+    deploy_wat(l, name, wat.p, "'retryPolicy':{'maxAttempts':3,'backoffMs':1}");
+    buf_free(&wat);
+}
+
+static void fault_24_to_26_odd_json_from_a_guest(void **state) {
+    (void)
+        state; /* What a guest says is checked as what comes from outside: to an op it is an error that the guest sees; as
+                  * a result it fails the turn, finally, with its first bytes in the journal. */
+    struct loom *l = open_scripts("memory");
+    char *deep = mem_alloc(100000);
+    memset(deep, '[', 100000);
+    struct str texts[] = {STR("{]"),
+                          STR("'single'"),
+                          STR("\"\xff\""),
+                          STR("\"\xed\xa0\x80\""),
+                          STR("\"\\ud800\""),
+                          STR("[1e400]"),
+                          STR("{\"channel\":\"c\",\"channel\":\"d\"}"),
+                          STR("{} {}"),
+                          {deep, 100000}};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        char name[16], actor[20];
+        snprintf(name, sizeof name, "teller%zu", i);
+        snprintf(actor, sizeof actor, "%s/a", name);
+        deploy_teller(l, name, texts[i]);
+        expect_code(l, about("call", actor, "null"), 422, "invalid_output");
+        assert_int_equal(entries_of(l, actor, "turn_started"), 1);
+        struct answer a = ask(l, about("journal", actor, NULL));
+        assert_non_null(strstr(a.body, "it begins with "));
+        answer_free(&a);
+    }
+    free(deep);
+    loom_close(l);
+}
+
 static void guest_arguments(void **state) {
     (void)state; /* Bad arguments of ops are errors that the guest sees, and leave no entry. */
     struct loom *l = open_scripts("memory");
@@ -1733,6 +1784,7 @@ static int group(void) {
         cmocka_unit_test(restart_during_backoff),
         cmocka_unit_test(restart_during_attempt),
         cmocka_unit_test(fault_18_to_24_misbehaving_guests),
+        cmocka_unit_test(fault_24_to_26_odd_json_from_a_guest),
         cmocka_unit_test(guest_arguments),
         cmocka_unit_test(fault_27_changed_program),
         cmocka_unit_test(hot_reload),
