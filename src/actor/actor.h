@@ -126,6 +126,8 @@ void journal_append(struct actor *a, int64_t now_ms, struct str body);
  * MISMATCH with both sides in err. */
 int journal_repeat(struct actor *a, struct str body, struct error *err);
 bool journal_replaying(const struct actor *a);
+const char *entry_settling(enum promise_kind kind, bool ok); /* the type of the entry that does */
+const char *promise_field(enum promise_kind kind);           /* where an entry names its promise */
 /* The row of the tail: {"prev":HEX,"entries":[…]}; journal_key: the row's key, in the arena. */
 void journal_row(const struct actor *a, struct buf *out);
 struct str journal_key(struct arena *mem, struct str actor_id, uint64_t number);

@@ -20,46 +20,55 @@ struct entry_type {
     const char *name;
     bool op;
     enum act act;
-    enum promise_kind kind;
-    const char *id; /* the field with the promise's id */
+    enum promise_kind kind; /* of the promise that it opens, retries or settles */
 };
 
 static const struct entry_type entry_types[] = {
-    {"activity_scheduled", true, ACT_OPEN, PROMISE_ACTIVITY, "activityId"},
-    {"activity_completed", false, ACT_OK, 0, "activityId"},
-    {"state_patches", true, ACT_NONE, 0, NULL},
-    {"turn_started", false, ACT_START, 0, NULL},
-    {"turn_completed", false, ACT_END, 0, NULL},
-    {"turn_finished", false, ACT_END, 0, NULL},
-    {"turn_continued", false, ACT_END, 0, NULL},
-    {"turn_failed", false, ACT_END, 0, NULL},
-    {"turn_cancelled", false, ACT_END, 0, NULL},
-    {"activity_failed", false, ACT_ERROR, 0, "activityId"},
-    {"activity_retry", false, ACT_RETRY, 0, "activityId"},
-    {"call_sent", true, ACT_OPEN, PROMISE_CALL, "promise"},
-    {"call_completed", false, ACT_OK, 0, "promise"},
-    {"call_failed", false, ACT_ERROR, 0, "promise"},
-    {"message_sent", true, ACT_NONE, 0, NULL},
-    {"child_spawned", true, ACT_OPEN, PROMISE_CHILD, "promise"},
-    {"child_completed", false, ACT_OK, 0, "promise"},
-    {"child_failed", false, ACT_ERROR, 0, "promise"},
-    {"event_awaited", true, ACT_OPEN, PROMISE_EVENT, "promise"},
-    {"event_received", false, ACT_OK, 0, "promise"},
-    {"event_timed_out", false, ACT_ERROR, 0, "promise"},
-    {"timer_set", true, ACT_OPEN, PROMISE_TIMER, "promise"},
-    {"timer_fired", false, ACT_OK, 0, "promise"},
-    {"suspended", false, ACT_NONE, 0, NULL},
-    {"person_awaited", true, ACT_OPEN, PROMISE_SUSPEND, "promise"},
-    {"resumed", false, ACT_OK, 0, "promise"},
-    {"promise_cancelled", true, ACT_DROP, 0, "promise"},
-    {"cancel_requested", false, ACT_CANCEL, 0, NULL},
-    {"emitted", true, ACT_NONE, 0, NULL},
+    {"activity_scheduled", true, ACT_OPEN, PROMISE_ACTIVITY},
+    {"activity_completed", false, ACT_OK, PROMISE_ACTIVITY},
+    {"state_patches", true, ACT_NONE, 0},
+    {"turn_started", false, ACT_START, 0},
+    {"turn_completed", false, ACT_END, 0},
+    {"turn_finished", false, ACT_END, 0},
+    {"turn_continued", false, ACT_END, 0},
+    {"turn_failed", false, ACT_END, 0},
+    {"turn_cancelled", false, ACT_END, 0},
+    {"activity_failed", false, ACT_ERROR, PROMISE_ACTIVITY},
+    {"activity_retry", false, ACT_RETRY, PROMISE_ACTIVITY},
+    {"call_sent", true, ACT_OPEN, PROMISE_CALL},
+    {"call_completed", false, ACT_OK, PROMISE_CALL},
+    {"call_failed", false, ACT_ERROR, PROMISE_CALL},
+    {"message_sent", true, ACT_NONE, 0},
+    {"child_spawned", true, ACT_OPEN, PROMISE_CHILD},
+    {"child_completed", false, ACT_OK, PROMISE_CHILD},
+    {"child_failed", false, ACT_ERROR, PROMISE_CHILD},
+    {"event_awaited", true, ACT_OPEN, PROMISE_EVENT},
+    {"event_received", false, ACT_OK, PROMISE_EVENT},
+    {"event_timed_out", false, ACT_ERROR, PROMISE_EVENT},
+    {"timer_set", true, ACT_OPEN, PROMISE_TIMER},
+    {"timer_fired", false, ACT_OK, PROMISE_TIMER},
+    {"suspended", false, ACT_NONE, 0},
+    {"person_awaited", true, ACT_OPEN, PROMISE_SUSPEND},
+    {"resumed", false, ACT_OK, PROMISE_SUSPEND},
+    {"promise_cancelled", true, ACT_DROP, 0},
+    {"cancel_requested", false, ACT_CANCEL, 0},
+    {"emitted", true, ACT_NONE, 0},
 };
 
 static const struct entry_type *find_type(struct str name) {
     for (size_t i = 0; i < sizeof entry_types / sizeof *entry_types; i++)
         if (str_eq(name, str_of(entry_types[i].name))) return &entry_types[i];
     return NULL;
+}
+
+const char *promise_field(enum promise_kind kind) {
+    return kind == PROMISE_ACTIVITY ? "activityId" : "promise";
+}
+
+const char *entry_settling(enum promise_kind kind, bool ok) {
+    const struct entry_type *type = entry_types;
+    while (type->kind != kind || type->act != (ok ? ACT_OK : ACT_ERROR)) type++;
+    return type->name;
 }
 
 /* ---- the turn ---- */
@@ -194,7 +203,7 @@ static void fold(struct actor *a, yyjson_val *entry, uint64_t number, bool loadi
     t->entries++;
     t->suspend_written = !type->op && (t->suspend_written || type == find_type(STR("suspended")));
     if (loading && type->op) record_op(t, entry, number);
-    struct promise *p = type->id ? turn_promise(t, (uint64_t)json_int(entry, type->id, 0)) : NULL;
+    struct promise *p = turn_promise(t, (uint64_t)json_int(entry, promise_field(type->kind), 0));
     switch (type->act) {
     case ACT_OPEN: promise_open(t, type->kind, entry); break;
     case ACT_RETRY: promise_retry(p, entry); break;

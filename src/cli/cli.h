@@ -7,6 +7,7 @@
 
 #include "base/base.h"
 #include "loom/loom.h"
+#include "storage/storage.h"
 #include <stdio.h>
 
 enum { EXIT_OK, EXIT_FAILED, EXIT_USAGE };
@@ -35,8 +36,7 @@ int fail_usage(const struct cli *c, const char *fmt, ...)
 int fail(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* answers EXIT_FAILED */
 /* JSON of an argument: text, @FILE or - (stdin), checked. false: the error has been printed. */
 bool json_argument(const char *arg, struct buf *out);
-bool file_read(const char *path, struct buf *out); /* appended; false: errno says why */
-const char *own_path(void);                        /* of this executable */
+const char *own_path(void); /* of this executable */
 
 /* ---- view.c: the terminal ---- */
 enum paint { PLAIN, BOLD, DIM, RED, GREEN, YELLOW, BLUE, CYAN };

@@ -192,7 +192,7 @@ static bool serve_start(struct served *s, bool dev) {
                                  .debug = o->debug,
                                  .flushed = http_flushed,
                                  .flushed_ctx = &s->http};
-    if (o->keys && !file_read(o->keys, &s->keys))
+    if (o->keys && !path_read(o->keys, &s->keys))
         return fail("cannot read %s: %s", o->keys, strerror(errno)) == EXIT_OK;
     if (dev ? !build_and_deploy(s) : !project_open(&s->project, s->dir, false)) return false;
     s->started = env_system()->now_ms(env_system());

@@ -118,23 +118,11 @@ int fail_usage(const struct cli *c, const char *fmt, ...) {
     return EXIT_USAGE;
 }
 
-bool file_read(const char *path, struct buf *out) {
-    FILE *f = strcmp(path, "-") ? fopen(path, "rb") : stdin;
-    if (!f) return false;
-    char part[65536];
-    for (size_t n; (n = fread(part, 1, sizeof part, f)) > 0;) buf_add(out, part, n);
-    bool ok = !ferror(f); /* a folder opens, but does not read */
-    int why = errno;
-    if (f != stdin) fclose(f);
-    errno = why;
-    return ok;
-}
-
 bool json_argument(const char *arg, struct buf *out) {
-    const char *file = arg[0] == '@' ? arg + 1 : strcmp(arg, "-") ? NULL : "-";
+    const char *file = arg[0] == '@' ? arg + 1 : strcmp(arg, "-") ? NULL : "/dev/stdin";
     struct buf text = {0};
     struct error err;
-    if (file && !file_read(file, &text)) {
+    if (file && !path_read(file, &text)) {
         fail("cannot read %s: %s", file, strerror(errno));
         return false;
     }

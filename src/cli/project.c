@@ -48,7 +48,7 @@ static const char *join(struct arena *a, const char *dir, const char *name) {
 static yyjson_doc *read_json(struct project *p, const char *path, struct str *text) {
     struct buf b = {0};
     struct error err;
-    if (!file_read(path, &b)) {
+    if (!path_read(path, &b)) {
         fail("cannot read %s: %s", path, strerror(errno));
         return NULL;
     }
@@ -158,7 +158,7 @@ static glob_t files_of(const struct unit *u, const char *pattern, struct arena *
 
 static bool write_changed(const char *path, struct str text) {
     struct buf old = {0};
-    bool same = file_read(path, &old) && str_eq(buf_view(&old), text);
+    bool same = path_read(path, &old) && str_eq(buf_view(&old), text);
     buf_free(&old);
     FILE *out = same ? NULL : fopen(path, "wb");
     if (same || (out && fwrite(text.p, 1, text.n, out) == text.n && !fclose(out))) return true;
@@ -204,7 +204,7 @@ static bool build_c(const struct unit *u, const glob_t *sources, const char *sdk
     for (size_t i = 0; i < sources->gl_pathc; i++) {
         struct buf text = {0};
         yyjson = yyjson ||
-                 (file_read(sources->gl_pathv[i], &text) && text.n && memmem(text.p, text.n, "guest_yyjson.h", 14));
+                 (path_read(sources->gl_pathv[i], &text) && text.n && memmem(text.p, text.n, "guest_yyjson.h", 14));
         buf_free(&text);
         *arg++ = sources->gl_pathv[i];
     }
@@ -277,7 +277,7 @@ static int put(const struct door *d, const char *op, const struct unit *u, struc
 static bool put_module(const struct door *d, const struct unit *u, bool replace, struct buf *definition) {
     struct buf bytes = {0}, url = {0};
     struct answer a;
-    if (!file_read(u->wasm, &bytes))
+    if (!path_read(u->wasm, &bytes))
         return fail("cannot read %s: %s; build it with `loom build`", u->wasm, strerror(errno)) == EXIT_OK;
     bool ok = put(d, "module.put", u, buf_view(&bytes), replace, &a) != 0;
     yyjson_doc *text = yyjson_read(u->text.p, u->text.n, YYJSON_READ_BIGNUM_AS_RAW);

@@ -138,7 +138,7 @@ static bool test_unit(struct tested *t, const struct unit *u) {
     struct buf text = {0};
     struct error err = {0};
     const char *path = arena_json(&a, "%s/test.json", u->folder).p;
-    bool there = u->wasm && file_read(path, &text);
+    bool there = u->wasm && path_read(path, &text);
     yyjson_doc *doc = there ? json_parse(buf_view(&text), &err) : NULL;
     yyjson_val *cases = yyjson_doc_get_root(doc), *test;
     bool ok = !there || yyjson_is_arr(cases);

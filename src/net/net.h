@@ -51,4 +51,7 @@ void net_cancel(struct net_client *c, uint64_t id);
 int net_secret_handle(struct net_client *c, const struct net_policy *policy, struct str name, struct buf *out,
                       struct error *err);
 
+/* Checks a value against a JSON Schema of ours (' for "); `code`, `what` and the place of the first mistake go to err. */
+int schema_check(const char *schema, yyjson_val *v, int code, const char *what, struct error *err);
+
 #endif

@@ -34,8 +34,6 @@ unsigned address_reach(const struct sockaddr *address);
 bool same_word(struct str a, struct str b);                  /* whatever the case */
 const char *word_in(const char *const *words, struct str s); /* as the NULL-ended table has it, whatever its case */
 struct str str_in(yyjson_val *string);                       /* absent when it is none */
-/* Checks a value against a JSON Schema; `code` and the place of the first mistake go to err. */
-int schema_check(const char *schema, yyjson_val *v, int code, const char *what, struct error *err);
 
 const char *path_in(const char *dir, struct str path, struct arena *a);
 

@@ -9,14 +9,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void deploy(struct loom *l, const struct loom_request *req, const char *kind, struct str ns, struct str name,
-                   struct str version, struct str text) {
+static void deploy(struct loom *l, const struct loom_request *req, const char *kind, struct str name, struct str text) {
     struct error err;
     bool created;
-    struct definition *d = registry_put(l, kind, ns, name, version, text, req->replace, &created, &err);
+    struct definition *d = registry_put(l, kind, req, name, text, &created, &err);
     if (d)
         reply_send(l, req, created ? 201 : 200,
-                   say(l, "{\"name\":%q,\"version\":%q,\"hash\":%z}", name, version, d->hash), STR_NONE);
+                   say(l, "{\"name\":%q,\"version\":%q,\"hash\":%z}", d->name, d->version, d->hash), STR_NONE);
     else
         reply_error(l, req, &err);
 }
@@ -27,7 +26,7 @@ struct workflow_check {
     struct loom *l;
     struct loom_request req;
     struct arena mem;
-    struct str ns, name, version, doc;
+    struct str doc;
     struct exec_module *code;
     bool ok;
     struct error err;
@@ -35,13 +34,13 @@ struct workflow_check {
 
 static void workflow_checked(struct loom *l, struct item *item) {
     struct workflow_check *c = (struct workflow_check *)item;
-    struct str type = say(l, "workflow.%j", c->name);
+    struct str type = say(l, "workflow.%j", lent(c->req.type)), version = lent(c->req.key);
     struct str schema = json_text_of(yyjson_obj_get(look(l, c->doc), "inputSchema"), &l->scratch);
     error_set(&c->err, c->ok ? LOOM_OK : LOOM_E_INVALID_DOCUMENT, "%s", say(l, "%s", c->err.message).p);
     if (c->ok)
-        deploy(l, &c->req, kind_actor, c->ns, type, c->version,
+        deploy(l, &c->req, kind_actor, type,
                say(l, "{\"actorType\":%q,\"version\":%q,\"wasmBlobUrl\":\"module:wdl@builtin\"%s%j,\"config\":%j}",
-                   type, c->version, schema.p ? ",\"inputSchema\":" : "", schema.p ? schema : STR(""), c->doc));
+                   type, version, schema.p ? ",\"inputSchema\":" : "", schema.p ? schema : STR(""), c->doc));
     else
         reply_error(l, &c->req, &c->err);
     exec_module_unref(c->code);
@@ -85,8 +84,8 @@ static int workflow_schema(yyjson_val *root, struct str doc, struct error *err) 
     return 0;
 }
 
-static void workflow_put(struct loom *l, const struct loom_request *req, struct str ns, struct str name,
-                         struct str version, struct str doc) {
+static void workflow_put(struct loom *l, const struct loom_request *req, struct str doc) {
+    struct str name = lent(req->type), version = lent(req->key);
     struct error err;
     struct definition *check = registry_find(l, kind_activity, STR(""), STR("wdl-check"), STR_NONE);
     struct exec_module *code = NULL;
@@ -102,15 +101,13 @@ static void workflow_put(struct loom *l, const struct loom_request *req, struct 
         return;
     }
     struct workflow_check *c = mem_alloc(sizeof *c);
-    *c = (struct workflow_check){.item.fn = workflow_checked, .l = l, .req = *req, .code = code};
-    c->ns = arena_dup(&c->mem, ns);
-    c->name = arena_dup(&c->mem, name);
-    c->version = arena_dup(&c->mem, version);
+    *c = (struct workflow_check){.item.fn = workflow_checked, .l = l, .code = code};
+    c->req = request_copy(&c->mem, req);
     c->doc = arena_dup(&c->mem, doc);
     struct activity_spec spec = {.module = code,
                                  .limits = check->limits,
                                  .key = STR("wdl-check"),
-                                 .ns = c->ns,
+                                 .ns = lent(c->req.ns),
                                  .name = check->name,
                                  .input = c->doc,
                                  .ctx = c,
@@ -127,10 +124,9 @@ void deploy_definition(struct loom *l, const struct loom_request *req, const cha
         actor_check_name(version, "the version", &err) < 0 || json_normalize(lent(req->body), &text, &err) < 0)
         reply_error(l, req, &err);
     else if (strcmp(kind, "workflow") == 0)
-        workflow_put(l, req, ns, name, version, buf_view(&text));
+        workflow_put(l, req, buf_view(&text));
     else
-        deploy(l, req, strcmp(kind, kind_activity) == 0 ? kind_activity : kind_actor, ns, name, version,
-               buf_view(&text));
+        deploy(l, req, strcmp(kind, kind_activity) == 0 ? kind_activity : kind_actor, name, buf_view(&text));
     buf_free(&text);
 }
 
@@ -141,7 +137,7 @@ struct upload {
     struct loom *l;
     struct loom_request req;
     struct arena mem;
-    struct str key, name, version, bytes;
+    struct str key;
     char hash[65];
     int rc;
     struct error err;
@@ -154,12 +150,12 @@ static void upload_done(struct loom *l, struct item *item) {
     if (u->rc == 0 && old.p && !same && !u->req.replace)
         u->rc = error_set(&u->err, LOOM_E_EXISTS,
                           "module %s version %s holds other bytes; give it a new version, or use ?replace=true",
-                          u->name.p, u->version.p);
+                          u->req.type.p, u->req.key.p);
     if (u->rc < 0) {
         reply_error(l, &u->req, &u->err);
     } else {
-        struct str row = say(l, "{\"name\":%q,\"version\":%q,\"sha256\":%z,\"size\":%u}", u->name, u->version, u->hash,
-                             (uint64_t)u->bytes.n);
+        struct str row = say(l, "{\"name\":%q,\"version\":%q,\"sha256\":%z,\"size\":%u}", lent(u->req.type),
+                             lent(u->req.key), u->hash, (uint64_t)u->req.body.n);
         rows_put(l, ROW_MODULE, u->key, row, false);
         l->modules_put++;
         reply_send(l, &u->req, same ? 200 : 201, row, STR_NONE);
@@ -171,9 +167,10 @@ static void upload_done(struct loom *l, struct item *item) {
 static void *upload_main(void *arg) {
     struct upload *u = arg;
     struct buf artefact = {0};
-    sha256_hex(u->bytes, u->hash);
-    u->rc = module_artefact(u->l, u->hash, u->bytes, false, &artefact, &u->err);
-    if (u->rc == 0) u->rc = u->l->blobs->ops->put(u->l->blobs, u->bytes, u->hash, &u->err);
+    struct str bytes = lent(u->req.body);
+    sha256_hex(bytes, u->hash);
+    u->rc = module_artefact(u->l, u->hash, bytes, false, &artefact, &u->err);
+    if (u->rc == 0) u->rc = u->l->blobs->ops->put(u->l->blobs, bytes, u->hash, &u->err);
     buf_free(&artefact);
     loom_post(u->l, &u->item);
     return NULL;
@@ -189,11 +186,9 @@ void deploy_module(struct loom *l, const struct loom_request *req) {
         return;
     }
     struct upload *u = mem_alloc(sizeof *u);
-    *u = (struct upload){.item.fn = upload_done, .l = l, .req = *req};
+    *u = (struct upload){.item.fn = upload_done, .l = l};
+    u->req = request_copy(&u->mem, req);
     u->key = arena_json(&u->mem, "%j/%j/%j", ns, name, version);
-    u->name = arena_dup(&u->mem, name);
-    u->version = arena_dup(&u->mem, version);
-    u->bytes = arena_dup(&u->mem, lent(req->body));
     if (l->env->thread(l->env, &thread, upload_main, u))
         pthread_detach(thread);
     else

@@ -400,7 +400,7 @@ static void do_resume(struct loom *l, const struct loom_request *req) {
     if (r->a->status == ACTOR_PAUSED)
         unpause(l, r);
     else
-        promise_done(l, r, promise, "resumed", true, data);
+        promise_done(l, r, promise, true, data);
     done(l, req, r);
 }
 
@@ -566,9 +566,18 @@ static const struct loom_op_doc *operator_op_docs(void) {
 struct submission {
     struct item item;
     struct loom_request req;
-    char op[24];
     struct arena mem;
 };
+
+struct loom_request request_copy(struct arena *mem, const struct loom_request *req) {
+    struct loom_request copy = *req;
+    struct loom_str *texts[] = {&copy.ns,          &copy.type,  &copy.key,     &copy.id,
+                                &copy.event_id,    &copy.body,  &copy.version, &copy.correlation,
+                                &copy.traceparent, &copy.after, &copy.status};
+    copy.op = arena_dup(mem, str_of(req->op)).p;
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) texts[i]->p = arena_dup(mem, lent(*texts[i])).p;
+    return copy;
+}
 
 static void submitted(struct loom *l, struct item *item) {
     struct submission *s = (struct submission *)item;
@@ -586,14 +595,7 @@ static void submitted(struct loom *l, struct item *item) {
 void loom_submit(struct loom *l, const struct loom_request *request) {
     struct submission *s = mem_alloc(sizeof *s);
     s->item.fn = submitted;
-    s->req = *request;
-    snprintf(s->op, sizeof s->op, "%s", request->op);
-    s->req.op = s->op;
-    struct loom_str *texts[] = {&s->req.ns,          &s->req.type,  &s->req.key,     &s->req.id,
-                                &s->req.event_id,    &s->req.body,  &s->req.version, &s->req.correlation,
-                                &s->req.traceparent, &s->req.after, &s->req.status};
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
-        if (texts[i]->p) texts[i]->p = arena_dup(&s->mem, (struct str){texts[i]->p, texts[i]->n}).p;
+    s->req = request_copy(&s->mem, request);
     loom_post(l, &s->item);
 }
 

@@ -4,6 +4,9 @@
 
 #include "runtime/runtime.h"
 
+/* With all that it points to in the arena. */
+struct loom_request request_copy(struct arena *mem, const struct loom_request *req);
+
 /* ---- deploy.c ---- */
 void deploy_definition(struct loom *l, const struct loom_request *req, const char *kind);
 void deploy_module(struct loom *l, const struct loom_request *req);

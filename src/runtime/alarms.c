@@ -70,6 +70,13 @@ void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct str a
     rows_delete(l, ROW_TIMER, alarm_key(l, due, kind, actor, turn, promise));
 }
 
+/* Waits and timers have a row, for nothing else brings their actor back. */
+void promise_deadline(struct loom *l, struct resident *r, uint64_t id) {
+    struct promise *p = turn_promise(r->a->turn, id);
+    if (p->done_at == ENTRY_NEVER && p->deadline)
+        alarm_set(l, p->deadline, ALARM_PROMISE, r->a->full, r->a->turn->number, id, p->kind >= PROMISE_EVENT);
+}
+
 int64_t alarms_next(struct loom *l) {
     return l->alarm_count > 0 && due_of(&l->alarms[0]) < l->horizon ? due_of(&l->alarms[0]) : l->horizon;
 }
@@ -107,12 +114,9 @@ void alarms_free(struct loom *l) {
 static void deadline_passed(struct loom *l, struct resident *r, uint64_t id) {
     struct promise *p = turn_promise(r->a->turn, id);
     if (!p || p->done_at != ENTRY_NEVER) return;
-    static const char *const types[] = {
-        [PROMISE_ACTIVITY] = "activity_failed", [PROMISE_CALL] = "call_failed",  [PROMISE_CHILD] = "child_failed",
-        [PROMISE_EVENT] = "event_timed_out",    [PROMISE_TIMER] = "timer_fired", [PROMISE_SUSPEND] = "resumed"};
     bool ok = p->kind == PROMISE_TIMER;
     promise_abandon(l, r, id);
-    promise_done(l, r, id, types[p->kind], ok,
+    promise_done(l, r, id, ok,
                  ok ? STR("null")
                     : STR("{\"code\":\"timeout\",\"message\":\"nothing came within timeoutMs\",\"retryable\":true}"));
 }

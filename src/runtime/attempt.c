@@ -75,7 +75,7 @@ static void attempt_failed(struct loom *l, struct resident *r, uint64_t id, cons
     int64_t wait = same ? 0 : retry_next(&policy, p->attempt, err->retryable, (double)(dice >> 11) * 0x1p-53);
     metric_add(METRIC_ACTIVITIES_FAILED, 1);
     if (wait < 0) {
-        promise_done(l, r, id, "activity_failed", false, error_text(l, err));
+        promise_done(l, r, id, false, error_text(l, err));
         return;
     }
     journal_append(
@@ -113,7 +113,7 @@ static void attempt_done(struct loom *l, struct item *item) {
     resident_touch(l, r, false);
     if (a->ok && definition_check(a->definition, false, buf_view(&a->result), &a->err) < 0) a->ok = false;
     if (a->ok)
-        promise_done(l, r, a->promise, "activity_completed", true, buf_view(&a->result));
+        promise_done(l, r, a->promise, true, buf_view(&a->result));
     else
         attempt_failed(l, r, a->promise, &a->err);
     effect_add(l, attempt_release, a);
@@ -228,7 +228,7 @@ void attempt_schedule(struct loom *l, struct resident *r, uint64_t id) {
     if (code)
         attempt_new(l, r, id, d, code, input);
     else
-        promise_done(l, r, id, "activity_failed", false, error_text(l, &err));
+        promise_done(l, r, id, false, error_text(l, &err));
 }
 
 void attempt_recover(struct loom *l, struct resident *r) {
@@ -238,9 +238,7 @@ void attempt_recover(struct loom *l, struct resident *r) {
     for (uint64_t id = 1; t && id <= t->promise_count; id++) {
         struct promise *p = turn_promise(t, id);
         if (p->done_at != ENTRY_NEVER) continue;
-        if (p->deadline) /* timers and waits have a row already, but not those of a fork */
-            alarm_set(l, p->deadline, ALARM_PROMISE, r->a->full, t->number, id,
-                      p->kind == PROMISE_TIMER || p->kind == PROMISE_EVENT);
+        promise_deadline(l, r, id); /* timers and waits have a row already, but not those of a fork */
         if (p->kind != PROMISE_ACTIVITY || map_get(&l->attempts, activity_key(l, r->a, id))) continue;
         if (p->due > loom_now(l))
             attempt_schedule(l, r, id);

@@ -287,14 +287,11 @@ static void reply_outside(struct loom *l, const struct actor *a, struct str mess
 }
 
 static void reply_to_actor(struct loom *l, yyjson_val *to, bool ok, struct str json) {
-    static const char *const types[][2] = {
-        [PROMISE_CALL] = {"call_failed", "call_completed"}, [PROMISE_CHILD] = {"child_failed", "child_completed"}};
     struct resident *caller = resident_by_id(l, json_str(to, "actor"));
     struct turn *t = caller ? caller->a->turn : NULL;
     uint64_t id = (uint64_t)json_int(to, "promise", 0);
     struct promise *p = t && t->number == (uint64_t)json_int(to, "turn", 0) ? turn_promise(t, id) : NULL;
-    if (p && (p->kind == PROMISE_CALL || p->kind == PROMISE_CHILD))
-        promise_done(l, caller, id, types[p->kind][ok], ok, json);
+    if (p && (p->kind == PROMISE_CALL || p->kind == PROMISE_CHILD)) promise_done(l, caller, id, ok, json);
 }
 
 void reply_to(struct loom *l, struct resident *r, yyjson_val *message, struct str message_id, bool ok,

@@ -37,11 +37,29 @@ static enum op_outcome bad(struct op_call *c, const char *fmt, ...) {
     return refuse(c);
 }
 
-enum record { REPEATED, LIVE, STOPPED };
+/* The argument's fields, each `,"name":value`; those that are absent or null are left out, or null after a '!'. */
+static struct str fields(struct op_call *c, const char *names) {
+    struct str all = STR("");
+    for (size_t n; *names; names += n + (names[n] == ' ')) {
+        n = strcspn(names, " ");
+        bool always = names[n - 1] == '!';
+        struct str name = {names, n - always};
+        yyjson_val *v = yyjson_obj_getn(c->value, name.p, name.n);
+        if (v && !yyjson_is_null(v))
+            all = say(c->l, "%j,%q:%v", all, name, v);
+        else if (always)
+            all = say(c->l, "%j,%q:null", all, name);
+    }
+    return all;
+}
 
-static enum record record(struct op_call *c, struct str body) {
+/* A journaled op: `body` and the argument's `more` fields are its entry. A replaying guest must repeat it word for word;
+ * for a live one it is appended, and then the op acts. Answers `out`, or without it the promise that the op gives. */
+static enum op_outcome journaled(struct op_call *c, struct str body, const char *more, void (*act)(struct op_call *c),
+                                 struct str out) {
     struct actor *a = c->r->a;
-    int rc = journal_repeat(a, body, &c->err);
+    struct str entry = say(c->l, "%j%j", body, fields(c, more));
+    int rc = journal_repeat(a, entry, &c->err);
     a->turn->ops_asked++;
     if (rc == 0 && (a->turn->entries >= ENTRIES_MAX || a->turn->bytes >= TURN_BYTES_MAX))
         rc = error_set(&c->err, LOOM_E_TOO_LARGE,
@@ -51,11 +69,13 @@ static enum record record(struct op_call *c, struct str body) {
                        a->id, a->turn->entries, a->turn->bytes, ENTRIES_MAX);
     if (rc < 0) {
         turn_pause(c->l, c->r, &c->err);
-        return STOPPED;
+        return OP_ENDED;
     }
-    if (rc == 1) return REPEATED;
-    journal_append(a, loom_now(c->l), body);
-    return LIVE;
+    if (rc == 0) {
+        journal_append(a, loom_now(c->l), entry);
+        if (act) act(c);
+    }
+    return answer(c, out.p ? out : say(c->l, "%u", ++a->turn->promises_given));
 }
 
 /* An id that is the same in every replay: from the actor, the turn and the place in it. */
@@ -69,27 +89,6 @@ static struct str place_id(struct loom *l, const struct actor *a, const char *wh
 
 struct str activity_key(struct loom *l, const struct actor *a, uint64_t promise) {
     return place_id(l, a, "activity", promise);
-}
-
-static uint64_t next_promise(const struct op_call *c) {
-    return c->r->a->turn->promises_given + 1;
-}
-
-static enum op_outcome give_promise(struct op_call *c) {
-    return answer(c, say(c->l, "%u", ++c->r->a->turn->promises_given));
-}
-
-/* ,"name":value of the argument's field; nothing when it is absent or null, unless it must be there. */
-static struct str field(struct op_call *c, const char *name, bool always) {
-    yyjson_val *v = yyjson_obj_get(c->value, name);
-    if (v && !yyjson_is_null(v)) return say(c->l, ",%z:%v", name, v);
-    return always ? say(c->l, ",%z:null", name) : STR("");
-}
-
-static struct str fields(struct op_call *c, const char *const *names) {
-    struct str all = STR("");
-    for (; *names; names++) all = say(c->l, "%j%j", all, field(c, *names, false));
-    return all;
 }
 
 /* ---- reading ---- */
@@ -168,59 +167,49 @@ static enum op_outcome op_state_patch(struct op_call *c) {
                           buf_view(&inverse));
     buf_free(&inverse);
     c->r->a->patch_bytes += body.n;
-    return record(c, body) == STOPPED ? OP_ENDED : answer(c, STR("null"));
+    return journaled(c, body, "", NULL, STR("null"));
 }
 
 /* ---- what finishes later ---- */
 
-static void set_deadline(struct op_call *c, uint64_t id, bool durable) {
-    struct promise *p = turn_promise(c->r->a->turn, id);
-    if (p->done_at == ENTRY_NEVER && p->deadline)
-        alarm_set(c->l, p->deadline, ALARM_PROMISE, c->r->a->full, c->r->a->turn->number, id, durable);
+static void begin_deadline(struct op_call *c) {
+    promise_deadline(c->l, c->r, c->id);
+}
+
+static void begin_activity(struct op_call *c) {
+    begin_deadline(c);
+    attempt_schedule(c->l, c->r, c->id);
 }
 
 static enum op_outcome op_activity(struct op_call *c) {
-    static const char *const optional[] = {"label", "version", "timeoutMs", "retry", NULL};
-    struct str name = json_str(c->value, "name");
-    uint64_t id = next_promise(c);
     yyjson_val *retry = yyjson_obj_get(c->value, "retry");
     struct retry_policy policy;
-    if (!name.p) return bad(c, "field name is missing: the activity's name");
     if (retry && retry_policy_read(retry, &retry_default, &policy, &c->err) < 0) return refuse(c);
-    enum record how = record(c, say(c->l, "{\"type\":\"activity_scheduled\",\"activityId\":%u,\"name\":%q%j%j", id,
-                                    name, fields(c, optional), field(c, "input", true)));
-    if (how == STOPPED) return OP_ENDED;
-    if (how == LIVE) {
-        set_deadline(c, id, false);
-        attempt_schedule(c->l, c->r, id);
-    }
-    return give_promise(c);
+    return journaled(c, say(c->l, "{\"type\":\"activity_scheduled\",\"activityId\":%u", c->id),
+                     "name label version timeoutMs retry input!", begin_activity, STR_NONE);
 }
 
 static enum op_outcome op_timer(struct op_call *c) {
     int64_t delay = json_int(c->value, "delayMs", -1);
-    uint64_t id = next_promise(c);
     if (delay < 0) return bad(c, "field delayMs is missing or negative: milliseconds until the timer fires");
-    enum record how = record(c, say(c->l, "{\"type\":\"timer_set\",\"promise\":%u,\"delayMs\":%d", id, delay));
-    if (how == LIVE) set_deadline(c, id, true);
-    return how == STOPPED ? OP_ENDED : give_promise(c);
+    return journaled(c, say(c->l, "{\"type\":\"timer_set\",\"promise\":%u,\"delayMs\":%d", c->id, delay), "",
+                     begin_deadline, STR_NONE);
+}
+
+static void begin_wait(struct op_call *c) {
+    struct mail *m = mail_event(c->l, c->r, json_str(c->value, "type"));
+    if (!m) {
+        begin_deadline(c);
+        return;
+    }
+    promise_event(c->l, c->r, c->id, m->id, text_or_null(c, yyjson_obj_get(yyjson_obj_get(m->doc, "payload"), "data")));
+    mail_remove(c->l, c->r, m);
 }
 
 static enum op_outcome op_event_wait(struct op_call *c) {
     struct str type = json_str(c->value, "type");
-    uint64_t id = next_promise(c);
-    if (type.n == 0) return bad(c, "field type is missing: the event's type");
-    enum record how = record(c, say(c->l, "{\"type\":\"event_awaited\",\"promise\":%u,\"event\":%q%j", id, type,
-                                    field(c, "timeoutMs", false)));
-    struct mail *m = how == LIVE ? mail_event(c->l, c->r, type) : NULL;
-    if (m) {
-        promise_event(c->l, c->r, id, m->id,
-                      text_or_null(c, yyjson_obj_get(yyjson_obj_get(m->doc, "payload"), "data")));
-        mail_remove(c->l, c->r, m);
-    } else if (how == LIVE) {
-        set_deadline(c, id, true);
-    }
-    return how == STOPPED ? OP_ENDED : give_promise(c);
+    return journaled(c, say(c->l, "{\"type\":\"event_awaited\",\"promise\":%u,\"event\":%q", c->id, type), "timeoutMs",
+                     begin_wait, STR_NONE);
 }
 
 /* ---- other actors ---- */
@@ -248,16 +237,15 @@ static struct str chain_with_self(struct op_call *c, struct str target, bool *me
     return say(c->l, "%j]", all);
 }
 
-enum sending { SEND_ONE_WAY, SEND_CALL, SEND_SPAWN };
-
 /* Delivers what a live op sends; a refusal settles its promise, or is a log line when nobody waits. */
-static void deliver(struct op_call *c, enum sending how, struct str to, struct str id, uint64_t promise) {
+static void deliver(struct op_call *c) {
     struct actor *a = c->r->a;
     yyjson_val *message = turn_message(a->turn);
-    bool spawn = how == SEND_SPAWN, member = false;
+    struct promise *p = turn_promise(a->turn, c->id); /* none: it goes one way */
+    bool spawn = p && p->kind == PROMISE_CHILD, member = false;
     struct message m = {
-        .ns = a->ns, .id = id, .data = text_or_null(c, yyjson_obj_get(c->value, "input")), .sender = a->name};
-    m.event = how == SEND_ONE_WAY ? json_str(c->value, "event") : STR_NONE;
+        .ns = a->ns, .id = c->message, .data = text_or_null(c, yyjson_obj_get(c->value, "input")), .sender = a->name};
+    m.event = p ? STR_NONE : json_str(c->value, "event");
     m.correlation = arena_dup(&c->l->scratch, json_str(message, "correlationId"));
     m.traceparent = arena_dup(&c->l->scratch, json_str(message, "traceparent"));
     m.delay_ms = json_int(c->value, "delayMs", 0);
@@ -265,58 +253,50 @@ static void deliver(struct op_call *c, enum sending how, struct str to, struct s
     m.priority = (int32_t)json_int(c->value, "priority", 0);
     m.run = m.spawn = spawn;
     m.parent = spawn ? a->name : STR_NONE;
-    split_target(to, &m.type, &m.key);
-    if (how != SEND_ONE_WAY)
-        m.reply_to = say(c->l, "{\"actor\":%q,\"turn\":%u,\"promise\":%u}", a->full, a->turn->number, promise);
-    if (how == SEND_CALL) m.chain = chain_with_self(c, to, &member);
+    split_target(c->to, &m.type, &m.key);
+    if (p) m.reply_to = say(c->l, "{\"actor\":%q,\"turn\":%u,\"promise\":%u}", a->full, a->turn->number, c->id);
+    if (p && !spawn) m.chain = chain_with_self(c, c->to, &member);
     struct str made;
     int rc = member ? error_set(&c->err, LOOM_E_DEADLOCK, "%.*s waits for this turn; the call would never return",
-                                (int)to.n, to.p)
+                                (int)c->to.n, c->to.p)
                     : mail_deliver(c->l, &m, &made, &c->err);
-    if (rc < 0 && how == SEND_ONE_WAY)
-        log_event(LOG_WARN, "message not delivered", "\"actor\":%q,\"to\":%q,\"code\":%z,\"detail\":%z", a->full, to,
+    if (rc < 0 && !p)
+        log_event(LOG_WARN, "message not delivered", "\"actor\":%q,\"to\":%q,\"code\":%z,\"detail\":%z", a->full, c->to,
                   c->err.code, c->err.message);
     else if (rc < 0)
-        promise_done(c->l, c->r, promise, spawn ? "child_failed" : "call_failed", false, error_text(c->l, &c->err));
+        promise_done(c->l, c->r, c->id, false, error_text(c->l, &c->err));
+    if (p) begin_deadline(c);
+}
+
+/* To whom the argument says, under an id of this place; false: it does not say. */
+static bool address(struct op_call *c) {
+    struct str type, key;
+    c->to = json_str(c->value, "to");
+    c->message = place_id(c->l, c->r->a, "message", c->r->a->turn->ops_asked);
+    return split_target(c->to, &type, &key);
 }
 
 static enum op_outcome op_call(struct op_call *c) {
-    static const char *const optional[] = {"delayMs", "priority", "ttlMs", NULL};
-    struct str to = json_str(c->value, "to"), type, key;
-    uint64_t id = next_promise(c);
-    if (!split_target(to, &type, &key)) return bad(c, "field to is missing or not \"type/key\"");
-    struct str message = place_id(c->l, c->r->a, "message", c->r->a->turn->ops_asked);
-    enum record how = record(
-        c, say(c->l, "{\"type\":\"call_sent\",\"promise\":%u,\"messageId\":%q,\"to\":%q,\"timeoutMs\":%d%j%j", id,
-               message, to, json_int(c->value, "timeoutMs", 60000), fields(c, optional), field(c, "input", true)));
-    if (how == LIVE) {
-        deliver(c, SEND_CALL, to, message, id);
-        set_deadline(c, id, false);
-    }
-    return how == STOPPED ? OP_ENDED : give_promise(c);
+    if (!address(c)) return bad(c, "field to is not \"type/key\"");
+    struct str body = say(c->l, "{\"type\":\"call_sent\",\"promise\":%u,\"messageId\":%q,\"to\":%q,\"timeoutMs\":%d",
+                          c->id, c->message, c->to, json_int(c->value, "timeoutMs", 60000));
+    return journaled(c, body, "delayMs priority ttlMs input!", deliver, STR_NONE);
 }
 
 static enum op_outcome op_send(struct op_call *c) {
-    static const char *const optional[] = {"event", "delayMs", "priority", "ttlMs", NULL};
-    struct str to = json_str(c->value, "to"), type, key;
-    if (!split_target(to, &type, &key)) return bad(c, "field to is missing or not \"type/key\"");
-    struct str message = place_id(c->l, c->r->a, "message", c->r->a->turn->ops_asked);
-    enum record how = record(c, say(c->l, "{\"type\":\"message_sent\",\"messageId\":%q,\"to\":%q%j%j", message, to,
-                                    fields(c, optional), field(c, "input", true)));
-    if (how == LIVE) deliver(c, SEND_ONE_WAY, to, message, 0);
-    return how == STOPPED ? OP_ENDED : answer(c, say(c->l, "%q", message));
+    if (!address(c)) return bad(c, "field to is not \"type/key\"");
+    return journaled(c, say(c->l, "{\"type\":\"message_sent\",\"messageId\":%q,\"to\":%q", c->message, c->to),
+                     "event delayMs priority ttlMs input!", deliver, say(c->l, "%q", c->message));
 }
 
 static enum op_outcome op_spawn(struct op_call *c) {
     struct str type = json_str(c->value, "type"), key = json_str(c->value, "key");
-    uint64_t id = next_promise(c), place = c->r->a->turn->ops_asked;
-    if (!type.p) return bad(c, "field type is missing: the actor type of the child");
-    struct str child = say(c->l, "%j/%j", type, key.p ? key : place_id(c->l, c->r->a, "child", place));
-    enum record how = record(c,
-                             say(c->l, "{\"type\":\"child_spawned\",\"promise\":%u,\"childId\":%q,\"actorType\":%q%j%j",
-                                 id, child, type, field(c, "label", false), field(c, "input", true)));
-    if (how == LIVE) deliver(c, SEND_SPAWN, child, place_id(c->l, c->r->a, "message", place), id);
-    return how == STOPPED ? OP_ENDED : give_promise(c);
+    address(c);
+    if (!key.p) key = place_id(c->l, c->r->a, "child", c->r->a->turn->ops_asked);
+    c->to = say(c->l, "%j/%j", type, key);
+    return journaled(
+        c, say(c->l, "{\"type\":\"child_spawned\",\"promise\":%u,\"childId\":%q,\"actorType\":%q", c->id, c->to, type),
+        "label input!", deliver, STR_NONE);
 }
 
 /* ---- waiting ---- */
@@ -350,12 +330,10 @@ static enum op_outcome op_await(struct op_call *c) {
 
 static enum op_outcome op_suspend(struct op_call *c) {
     struct str reason = json_str(c->value, "reason");
-    uint32_t id = (uint32_t)next_promise(c);
-    if (record(c, say(c->l, "{\"type\":\"person_awaited\",\"promise\":%u,\"reason\":%q", (uint64_t)id,
-                      reason.p ? reason : STR("a person"))) == STOPPED)
-        return OP_ENDED;
-    c->r->a->turn->promises_given++;
-    await_begin(c->r->a->turn, &id, 1, true);
+    struct str body = say(c->l, "{\"type\":\"person_awaited\",\"promise\":%u,\"reason\":%q", c->id,
+                          reason.p ? reason : STR("a person"));
+    if (journaled(c, body, "", NULL, STR_NONE) == OP_ENDED) return OP_ENDED;
+    await_begin(c->r->a->turn, &(uint32_t){(uint32_t)c->id}, 1, true);
     return OP_WAIT;
 }
 
@@ -395,8 +373,7 @@ static enum op_outcome op_cancel(struct op_call *c) {
     uint64_t id = (uint64_t)json_int(c->value, "promise", 0);
     if (id < 1 || id > c->r->a->turn->promises_given) return bad(c, "there is no promise %" PRIu64, id);
     if (!journal_replaying(c->r->a)) promise_abandon(c->l, c->r, id);
-    enum record how = record(c, say(c->l, "{\"type\":\"promise_cancelled\",\"promise\":%u", id));
-    return how == STOPPED ? OP_ENDED : answer(c, STR("null"));
+    return journaled(c, say(c->l, "{\"type\":\"promise_cancelled\",\"promise\":%u", id), "", NULL, STR("null"));
 }
 
 /* ---- saying ---- */
@@ -439,25 +416,21 @@ static enum op_outcome op_log(struct op_call *c) {
 }
 
 static enum op_outcome op_emit(struct op_call *c) {
-    struct str channel = json_str(c->value, "channel");
-    if (!channel.p) return bad(c, "field channel is missing");
-    enum record how = record(c, say(c->l, "{\"type\":\"emitted\",\"channel\":%q%j", channel, field(c, "data", true)));
-    return how == STOPPED ? OP_ENDED : answer(c, STR("null"));
+    return journaled(c, STR("{\"type\":\"emitted\""), "channel data!", NULL, STR("null"));
 }
 
 /* ---- ending ---- */
 
 /* An ending's argument is arbitrary JSON; what is not JSON, or not as the schema says, fails the turn. */
-static enum op_outcome end_with(struct op_call *c, enum turn_end how) {
+static enum op_outcome op_end(struct op_call *c) {
+    enum turn_end how = c->name.p[0] == 'r' ? END_RETURN : c->name.p[0] == 'f' ? END_FINISH : END_CONTINUE;
     struct buf value = {0};
     struct error why;
     int rc = 0;
-    if (c->arg.n == 0)
-        buf_str(&value, STR("null"));
-    else if (c->arg.n > BODY_MAX)
+    if (c->arg.n > BODY_MAX)
         rc = error_set(&c->err, LOOM_E_INVALID_OUTPUT, "the value given to %.*s has %zu bytes; at most %d are allowed",
                        (int)c->name.n, c->name.p, c->arg.n, BODY_MAX);
-    else if (json_normalize(c->arg, &value, &why) < 0)
+    else if (json_normalize(c->arg.n ? c->arg : STR("null"), &value, &why) < 0)
         rc = error_set(&c->err, LOOM_E_INVALID_OUTPUT,
                        "the value given to %.*s is not JSON (%.300s); it begins with %.*s", (int)c->name.n, c->name.p,
                        why.message, (int)(c->arg.n < 80 ? c->arg.n : 80), c->arg.p);
@@ -468,67 +441,52 @@ static enum op_outcome end_with(struct op_call *c, enum turn_end how) {
     return OP_ENDED;
 }
 
-static enum op_outcome op_return(struct op_call *c) {
-    return end_with(c, END_RETURN);
-}
-
-static enum op_outcome op_finish(struct op_call *c) {
-    return end_with(c, END_FINISH);
-}
-
-static enum op_outcome op_continue(struct op_call *c) {
-    return end_with(c, END_CONTINUE);
-}
-
 static enum op_outcome op_fail(struct op_call *c) {
     struct str code = json_str(c->value, "code"), message = json_str(c->value, "message");
     turn_end(c->l, c->r, END_FAIL,
              say(c->l, "{\"code\":%q,\"message\":%q,\"retryable\":%b%j}", code.p ? code : STR("failed"),
-                 message.p ? message : STR(""), json_bool(c->value, "retryable", false), field(c, "detail", false)));
+                 message.p ? message : STR(""), json_bool(c->value, "retryable", false), fields(c, "detail")));
     return OP_ENDED;
 }
 
 /* ---- the table ---- */
 
-enum argument { ARG_NONE, ARG_ANY, ARG_OBJECT, ARG_ARRAY, ARG_RAW };
-
+/* The argument's form is what its doc begins with: '{' an object, '[' an array, nothing: not looked at. A first field that
+ * is described by a string must be one. An ending's argument is op_end's to read. */
 static const struct op_row {
     const char *name;
     enum op_outcome (*fn)(struct op_call *c);
-    enum argument takes;
     const char *argument, *doc;
 } actor_ops[] = {
-    {"input", op_input, ARG_NONE, "", "The message's data."},
-    {"state.get", op_state_get, ARG_ANY, "\"/pointer\"", "The value at a JSON Pointer of the state, or null."},
-    {"state.patch", op_state_patch, ARG_ARRAY, "[RFC 6902 operations]",
+    {"input", op_input, "", "The message's data."},
+    {"state.get", op_state_get, "\"/pointer\"", "The value at a JSON Pointer of the state, or null."},
+    {"state.patch", op_state_patch, "[RFC 6902 operations]",
      "Changes the state; the journal keeps the patch and its inverse. Returns null."},
-    {"activity", op_activity, ARG_OBJECT, "{name, input, version?, timeoutMs?, retry?, label?}",
+    {"activity", op_activity, "{name: \"…\", input?, version?, timeoutMs?, retry?, label?}",
      "Starts an activity. Returns a promise."},
-    {"await", op_await, ARG_OBJECT, "{promises: [id…], mode: \"all\"|\"any\"}",
+    {"await", op_await, "{promises: [id…], mode?: \"all\"|\"any\"}",
      "Waits. Returns an array of, or one, {promise, ok} or {promise, error}."},
-    {"actor.call", op_call, ARG_OBJECT, "{to: \"type/key\", input, timeoutMs?, delayMs?, priority?, ttlMs?}",
+    {"actor.call", op_call, "{to: \"type/key\", input?, timeoutMs?, delayMs?, priority?, ttlMs?}",
      "Sends a message and returns a promise of its reply."},
-    {"actor.send", op_send, ARG_OBJECT, "{to: \"type/key\", input, event?, delayMs?, priority?, ttlMs?}",
+    {"actor.send", op_send, "{to: \"type/key\", input?, event?, delayMs?, priority?, ttlMs?}",
      "Sends a message or an event. Returns the message id."},
-    {"child.spawn", op_spawn, ARG_OBJECT, "{type, key?, input, label?}",
+    {"child.spawn", op_spawn, "{type: \"…\", key?, input?, label?}",
      "Starts a new run. Returns a promise of its result."},
-    {"event.wait", op_event_wait, ARG_OBJECT, "{type, timeoutMs?}", "Returns a promise of the next event of the type."},
-    {"timer", op_timer, ARG_OBJECT, "{delayMs}", "Returns a promise that is kept after delayMs."},
-    {"cancel", op_cancel, ARG_OBJECT, "{promise}", "Gives up a promise and stops what it started."},
-    {"suspend", op_suspend, ARG_OBJECT, "{reason}",
-     "Waits until someone resumes the actor. Returns the resume's data."},
-    {"self", op_self, ARG_NONE, "",
-     "{id, namespace, type, key, messageId, sender, parentActorId, correlationId, attempt}."},
-    {"config", op_config, ARG_NONE, "", "The definition's config, or null."},
-    {"now", op_now, ARG_NONE, "", "Milliseconds since 1970: the latest moment that the journal has shown this guest."},
-    {"random", op_random, ARG_ANY, "n?", "A number in [0, 1), or n bytes in hex; the same in every replay."},
-    {"log", op_log, ARG_OBJECT, "{level, msg, …}", "A log line, once its batch has committed."},
-    {"emit", op_emit, ARG_OBJECT, "{channel, data}", "An event for those who watch the stream."},
-    {"return", op_return, ARG_RAW, "value", "Ends the turn with a reply. Does not come back."},
-    {"finish", op_finish, ARG_RAW, "value", "Ends the turn and completes the actor. Does not come back."},
-    {"continue", op_continue, ARG_RAW, "input",
+    {"event.wait", op_event_wait, "{type: \"…\", timeoutMs?}", "Returns a promise of the next event of the type."},
+    {"timer", op_timer, "{delayMs}", "Returns a promise that is kept after delayMs."},
+    {"cancel", op_cancel, "{promise}", "Gives up a promise and stops what it started."},
+    {"suspend", op_suspend, "{reason?}", "Waits until someone resumes the actor. Returns the resume's data."},
+    {"self", op_self, "", "{id, namespace, type, key, messageId, sender, parentActorId, correlationId, attempt}."},
+    {"config", op_config, "", "The definition's config, or null."},
+    {"now", op_now, "", "Milliseconds since 1970: the latest moment that the journal has shown this guest."},
+    {"random", op_random, "n?", "A number in [0, 1), or n bytes in hex; the same in every replay."},
+    {"log", op_log, "{level?, msg?, …}", "A log line, once its batch has committed."},
+    {"emit", op_emit, "{channel: \"…\", data?}", "An event for those who watch the stream."},
+    {"return", op_end, "value", "Ends the turn with a reply. Does not come back."},
+    {"finish", op_end, "value", "Ends the turn and completes the actor. Does not come back."},
+    {"continue", op_end, "input",
      "Ends the turn without a reply and starts the next one with the input. Does not come back."},
-    {"fail", op_fail, ARG_OBJECT, "{code, message, retryable}",
+    {"fail", op_fail, "{code?, message?, retryable?, detail?}",
      "Fails the turn: the state goes back to its start. Does not come back."},
 };
 
@@ -536,6 +494,14 @@ static const struct op_row *find_op(struct str name) {
     for (size_t i = 0; i < sizeof actor_ops / sizeof *actor_ops; i++)
         if (str_eq(name, str_of(actor_ops[i].name))) return &actor_ops[i];
     return NULL;
+}
+
+static bool fits(yyjson_val *value, const char *form) {
+    size_t n = strcspn(form, ":,}?");
+    yyjson_val *first = yyjson_obj_getn(value, form + 1, n ? n - 1 : 0);
+    if (form[0] == '[') return yyjson_is_arr(value);
+    bool text = strncmp(form + n, ": \"", 3) == 0, said = yyjson_is_str(first) && yyjson_get_len(first) > 0;
+    return form[0] != '{' || (yyjson_is_obj(value) && (said || !text));
 }
 
 enum op_outcome op_run(struct op_call *c) {
@@ -547,18 +513,15 @@ enum op_outcome op_run(struct op_call *c) {
         turn_trapped(c->l, c->r, &c->err);
         return OP_ENDED;
     }
-    if (c->arg.n > BODY_MAX && row->takes != ARG_RAW)
-        return bad(c, "the argument has %zu bytes; at most %d are allowed", c->arg.n, BODY_MAX);
+    if (row->fn == op_end) return op_end(c);
+    if (c->arg.n > BODY_MAX) return bad(c, "the argument has %zu bytes; at most %d are allowed", c->arg.n, BODY_MAX);
     yyjson_doc *doc = NULL;
-    if (row->takes != ARG_NONE && row->takes != ARG_RAW && c->arg.n > 0) {
-        struct error why;
-        doc = json_parse(c->arg, &why);
-        if (!doc) return bad(c, "the argument is not JSON: %s", why.message);
-        c->value = yyjson_doc_get_root(doc);
-    }
-    bool fits = (row->takes != ARG_OBJECT || yyjson_is_obj(c->value)) &&
-                (row->takes != ARG_ARRAY || yyjson_is_arr(c->value));
-    enum op_outcome o = fits ? row->fn(c) : bad(c, "the argument is not %s", row->argument);
+    struct error why;
+    if (row->argument[0] && c->arg.n > 0 && !(doc = json_parse(c->arg, &why)))
+        return bad(c, "the argument is not JSON: %s", why.message);
+    c->value = yyjson_doc_get_root(doc);
+    c->id = c->r->a->turn->promises_given + 1;
+    enum op_outcome o = fits(c->value, row->argument) ? row->fn(c) : bad(c, "the argument is not %s", row->argument);
     yyjson_doc_free(doc);
     return o;
 }

@@ -19,34 +19,16 @@ const char kind_activity[] = "activity", kind_actor[] = "actor-type";
 
 /* ---- reading a definition ---- */
 
-static int check_fields(yyjson_val *doc, const char *const *known, const char *what, struct error *err) {
-    yyjson_val *key, *value;
-    size_t i, n;
-    if (!yyjson_is_obj(doc)) return error_set(err, LOOM_E_INVALID_DOCUMENT, "%s is not a JSON object", what);
-    yyjson_obj_foreach(doc, i, n, key, value) {
-        const char *const *k = known;
-        while (*k && !yyjson_equals_str(key, *k)) k++;
-        if (!*k)
-            return error_set(err, LOOM_E_INVALID_DOCUMENT,
-                             "%s has an unknown field \"%s\"; docs/api-reference.md lists those there are", what,
-                             yyjson_get_str(key));
-    }
-    return 0;
-}
-
-static int read_limits(struct definition *d, bool activity, struct error *err) {
-    static const char *const known[] = {"maxMemoryMB", "maxExecutionMs", NULL};
-    yyjson_val *limits = yyjson_obj_get(d->doc, "limits");
-    int64_t memory = json_int(limits, "maxMemoryMB", 64);
-    int64_t ms = json_int(limits, "maxExecutionMs", activity ? 30000 : 10000);
-    int rc = limits ? check_fields(limits, known, "limits", err) : 0;
-    if (rc == 0 && (memory < 1 || memory > 256))
-        rc = error_set(err, LOOM_E_INVALID_DOCUMENT, "limits.maxMemoryMB is %" PRId64 "; use 1 to 256", memory);
-    if (rc == 0 && (ms < 1 || ms > 86400000))
-        rc = error_set(err, LOOM_E_INVALID_DOCUMENT, "limits.maxExecutionMs is %" PRId64 "; use 1 to 86400000", ms);
-    d->limits = (struct exec_limits){(uint32_t)memory, (uint32_t)ms};
-    return rc;
-}
+/* Names, versions and what the text refers to are looked at elsewhere, and so are retryPolicy and capabilities. */
+#define EITHER                                                                                            \
+    "'version':{},'description':{},'wasmBlobUrl':{},'inputSchema':{},'outputSchema':{},'retryPolicy':{}," \
+    "'limits':{'type':'object','additionalProperties':false,'properties':{"                               \
+    "'maxMemoryMB':{'type':'integer','minimum':1,'maximum':256},"                                         \
+    "'maxExecutionMs':{'type':'integer','minimum':1,'maximum':86400000}}}"
+static const char activity_fields[] = "{'type':'object','additionalProperties':false,'properties':{" EITHER
+                                      ",'activityName':{},'capabilities':{},'reuse':{'type':'boolean'}}}";
+static const char actor_fields[] = "{'type':'object','additionalProperties':false,'properties':{" EITHER
+                                   ",'actorType':{},'defaultState':{},'config':{}}}";
 
 static int read_schema(struct definition *d, const char *field, struct loom_schema **out, struct error *err) {
     struct str text = json_text_of(yyjson_obj_get(d->doc, field), &d->mem);
@@ -57,22 +39,15 @@ static int read_schema(struct definition *d, const char *field, struct loom_sche
 }
 
 static int read_definition(struct definition *d, bool activity, struct error *err) {
-    static const char *const activity_fields[] = {
-        "activityName", "version", "description", "wasmBlobUrl", "inputSchema", "outputSchema",
-        "capabilities", "limits",  "retryPolicy", "reuse",       NULL};
-    static const char *const actor_fields[] = {"actorType",   "version",      "description", "wasmBlobUrl",
-                                               "inputSchema", "outputSchema", "limits",      "defaultState",
-                                               "config",      "retryPolicy",  NULL};
     static const struct retry_policy once = {1, 200, 30000};
-    const char *name = activity ? "activityName" : "actorType";
-    yyjson_val *retry = yyjson_obj_get(d->doc, "retryPolicy"), *can = yyjson_obj_get(d->doc, "capabilities");
-    int rc = check_fields(d->doc, activity ? activity_fields : actor_fields, "the definition", err);
-    if (rc == 0 && (!str_eq(json_str(d->doc, name), d->name) || !str_eq(json_str(d->doc, "version"), d->version)))
-        rc = error_set(err, LOOM_E_INVALID_DOCUMENT, "%s and version must be \"%s\" and \"%s\", as in the request",
-                       name, d->name.p, d->version.p);
+    yyjson_val *retry = yyjson_obj_get(d->doc, "retryPolicy"), *can = yyjson_obj_get(d->doc, "capabilities"),
+               *limits = yyjson_obj_get(d->doc, "limits");
+    d->limits = (struct exec_limits){(uint32_t)json_int(limits, "maxMemoryMB", 64),
+                                     (uint32_t)json_int(limits, "maxExecutionMs", activity ? 30000 : 10000)};
     d->retry = activity ? retry_default : once;
     d->reuse = json_bool(d->doc, "reuse", false);
-    if (rc == 0) rc = read_limits(d, activity, err);
+    int rc = schema_check(activity ? activity_fields : actor_fields, d->doc, LOOM_E_INVALID_DOCUMENT, "the definition",
+                          err);
     if (rc == 0) rc = read_schema(d, "inputSchema", &d->input, err);
     if (rc == 0) rc = read_schema(d, "outputSchema", &d->output, err);
     if (rc == 0 && retry) rc = retry_policy_read(retry, &d->retry, &d->retry, err);
@@ -88,17 +63,16 @@ static void definition_free(struct definition *d) {
     arena_free(&mem);
 }
 
-static struct definition *definition_new(const char *kind, struct str ns, struct str name, struct str version,
-                                         struct str text, struct error *err) {
+static struct definition *definition_new(const char *kind, struct str ns, struct str text, struct error *err) {
     struct arena mem = {0};
     struct definition *d = arena_alloc(&mem, sizeof *d);
     sha256_hex(text, d->hash);
     d->kind = kind;
     d->ns = arena_dup(&mem, ns);
-    d->name = arena_dup(&mem, name);
-    d->version = arena_dup(&mem, version);
     d->text = arena_dup(&mem, text);
     d->doc = json_in(&mem, d->text);
+    d->name = json_str(d->doc, kind == kind_activity ? "activityName" : "actorType");
+    d->version = json_str(d->doc, "version");
     d->mem = mem;
     if (read_definition(d, kind == kind_activity, err) == 0) return d;
     definition_free(d);
@@ -107,10 +81,18 @@ static struct definition *definition_new(const char *kind, struct str ns, struct
 
 /* ---- finding ---- */
 
+/* Into its name's chain, behind those that were deployed after it. */
 static void adopt(struct loom *l, struct definition *d) {
     struct str key = arena_json(&d->mem, "%s/%j/%j", d->kind, d->ns, d->name);
-    d->older = map_get(&l->definitions, key);
-    map_put(&l->definitions, key, d);
+    struct definition *after = map_get(&l->definitions, key);
+    if (!after || after->order <= d->order) {
+        d->older = after;
+        map_put(&l->definitions, key, d);
+        return;
+    }
+    while (after->older && after->older->order > d->order) after = after->older;
+    d->older = after->older;
+    after->older = d;
 }
 
 static struct definition *chain_of(struct loom *l, const char *kind, struct str ns, struct str name) {
@@ -141,17 +123,25 @@ int definition_check(const struct definition *d, bool input, struct str json, st
 
 /* ---- modules ---- */
 
-static struct str builtin_bytes(const struct builtin_module *b) {
-    return (struct str){(const char *)b->start, (size_t)(b->end - b->start)};
+/* The built-in module with this name, or with this hash; .p NULL: none. */
+static struct str builtin_module(struct str name, const char *hash) {
+    for (size_t i = 0; i < builtin_module_count; i++) {
+        const struct builtin_module *b = &builtin_modules[i];
+        struct str bytes = {(const char *)b->start, (size_t)(b->end - b->start)};
+        char own[65] = "";
+        if (hash) sha256_hex(bytes, own);
+        if (hash ? strcmp(own, hash) == 0 : str_eq(str_of(b->name), name)) return bytes;
+    }
+    return STR_NONE;
 }
 
 /* Into the blobs, too: a turn that it begins must find it there when another version of Loom goes on with it. */
-static int builtin_keep(struct loom *l, const struct builtin_module *b, char hash[65], struct error *err) {
+static int builtin_keep(struct loom *l, struct str bytes, char hash[65], struct error *err) {
     struct buf there = {0};
-    sha256_hex(builtin_bytes(b), hash);
+    sha256_hex(bytes, hash);
     int rc = l->blobs->ops->get(l->blobs, hash, &there, NULL);
     buf_free(&there);
-    return rc == 0 ? 0 : l->blobs->ops->put(l->blobs, builtin_bytes(b), hash, err);
+    return rc == 0 ? 0 : l->blobs->ops->put(l->blobs, bytes, hash, err);
 }
 
 /* The hash that wasmBlobUrl names now. */
@@ -174,8 +164,8 @@ static int module_look_up(struct loom *l, const struct definition *d, char hash[
         memcpy(hash, json_str(look(l, row), "sha256").p, 64);
         return 0;
     }
-    for (size_t i = 0; i < builtin_module_count; i++)
-        if (str_eq(str_of(builtin_modules[i].name), name)) return builtin_keep(l, &builtin_modules[i], hash, err);
+    struct str builtin = builtin_module(name, NULL);
+    if (builtin.p) return builtin_keep(l, builtin, hash, err);
     return error_set(err, LOOM_E_NOT_FOUND, "%s needs %.*s, which was not uploaded; PUT /v1/modules/NAME/VERSION first",
                      d->name.p, (int)url.n, url.p);
 }
@@ -192,15 +182,9 @@ static int module_resolve(struct loom *l, struct definition *d, char hash[65], s
 }
 
 static int module_bytes(struct loom *l, const char *hash, struct buf *wasm, struct error *err) {
-    for (size_t i = 0; i < builtin_module_count; i++) {
-        char own[65];
-        sha256_hex(builtin_bytes(&builtin_modules[i]), own);
-        if (strcmp(own, hash) == 0) {
-            buf_str(wasm, builtin_bytes(&builtin_modules[i]));
-            return 0;
-        }
-    }
-    return l->blobs->ops->get(l->blobs, hash, wasm, err);
+    struct str builtin = builtin_module(STR_NONE, hash);
+    buf_str(wasm, builtin);
+    return builtin.p ? 0 : l->blobs->ops->get(l->blobs, hash, wasm, err);
 }
 
 /* Wasmtime trusts what it loads, so in the cache the artefact's SHA-256 stands behind it. */
@@ -297,14 +281,19 @@ struct exec_module *definition_module(struct loom *l, struct definition *d, stru
 
 /* ---- deploying ---- */
 
-struct definition *registry_put(struct loom *l, const char *kind, struct str ns, struct str name, struct str version,
-                                struct str text, bool replace, bool *created, struct error *err) {
+struct definition *registry_put(struct loom *l, const char *kind, const struct loom_request *req, struct str name,
+                                struct str text, bool *created, struct error *err) {
     char hash[65];
-    struct definition *d = definition_new(kind, ns, name, version, text, err);
-    struct definition *old = registry_find(l, kind, ns, name, version);
+    struct str ns = ns_of(req), version = lent(req->key);
+    struct definition *d = definition_new(kind, ns, text, err), *old = registry_find(l, kind, ns, name, version);
     *created = !d || !old || memcmp(old->hash, d->hash, sizeof d->hash) != 0;
-    int rc = d ? module_resolve(l, d, hash, err) : LOOM_E_INVALID_DOCUMENT;
-    if (rc == 0 && old && *created && !replace)
+    int rc = d ? 0 : LOOM_E_INVALID_DOCUMENT;
+    if (d && (!str_eq(d->name, name) || !str_eq(d->version, version)))
+        rc = error_set(err, LOOM_E_INVALID_DOCUMENT, "%s and version must be \"%.*s\" and \"%.*s\", as in the request",
+                       kind == kind_activity ? "activityName" : "actorType", (int)name.n, name.p, (int)version.n,
+                       version.p);
+    if (rc == 0) rc = module_resolve(l, d, hash, err);
+    if (rc == 0 && old && *created && !req->replace)
         rc = error_set(err, LOOM_E_EXISTS,
                        "%s %s version %s is deployed with another text; give it a new version, or use ?replace=true",
                        kind, d->name.p, d->version.p);
@@ -312,62 +301,46 @@ struct definition *registry_put(struct loom *l, const char *kind, struct str ns,
         if (d) definition_free(d);
         return NULL;
     }
+    d->order = loom_order(l);
     rows_put(l, ROW_REGISTRY, say(l, "%s/%j/%j/%j/%s", kind, ns, name, version, d->hash),
-             say(l, "{\"order\":%u,\"doc\":%j}", loom_order(l), d->text), false);
+             say(l, "{\"order\":%u,\"doc\":%j}", d->order, d->text), false);
     adopt(l, d);
     return d;
 }
 
 /* ---- opening ---- */
 
+/* A definition that was accepted once: a built-in one, or a stored one. */
+static struct definition *readopt(struct loom *l, const char *kind, struct str ns, struct str text, uint64_t order) {
+    struct error err;
+    struct definition *d = definition_new(kind, ns, text, &err);
+    if (!d) {
+        log_event(LOG_ERROR, "definition is wrong", "\"namespace\":%q,\"detail\":%z,\"text\":%q", ns, err.message,
+                  text);
+        return NULL;
+    }
+    d->order = order;
+    adopt(l, d);
+    return d;
+}
+
 static void open_builtins(struct loom *l) {
     for (size_t i = 0; i < builtin_file_count; i++) {
         const struct builtin_file *f = &builtin_files[i];
-        struct str text = {(const char *)f->start, (size_t)(f->end - f->start)};
-        struct error err;
-        if (!str_starts(str_of(f->path), STR("activities/"))) continue;
-        yyjson_val *doc = look(l, text);
-        struct definition *d = definition_new(kind_activity, STR(""), json_str(doc, "activityName"),
-                                              json_str(doc, "version"), text, &err);
-        if (d)
-            adopt(l, d);
-        else
-            log_event(LOG_ERROR, "built-in definition is wrong", "\"path\":%z,\"detail\":%z", f->path, err.message);
+        if (str_starts(str_of(f->path), STR("activities/")))
+            readopt(l, kind_activity, STR(""), (struct str){(const char *)f->start, (size_t)(f->end - f->start)}, 0);
     }
 }
 
-struct loading {
-    struct definition **d;
-    size_t count;
-};
-
+/* Key: kind/ns/… */
 static bool load_definition(void *ctx, struct str key, struct str value) {
-    struct loading *s = ctx;
-    struct error err;
-    struct arena mem = {0};
-    yyjson_val *row = json_in(&mem, value);
-    struct str part[5], rest = key;
-    for (int i = 0; i < 5; i++) {
-        const char *slash = memchr(rest.p, '/', rest.n);
-        part[i] = (struct str){rest.p, slash ? (size_t)(slash - rest.p) : rest.n};
-        rest = slash ? (struct str){slash + 1, rest.n - part[i].n - 1} : (struct str){rest.p + rest.n, 0};
-    }
-    struct definition *d = definition_new(str_eq(part[0], STR("activity")) ? kind_activity : kind_actor, part[1],
-                                          part[2], part[3], json_text_of(yyjson_obj_get(row, "doc"), &mem), &err);
-    if (d) {
-        d->order = (uint64_t)json_int(row, "order", 0);
-        s->d = mem_grow(s->d, (s->count + 1) * sizeof(struct definition *));
-        s->d[s->count++] = d;
-    } else {
-        log_event(LOG_ERROR, "stored definition is wrong", "\"key\":%q,\"detail\":%z", key, err.message);
-    }
-    arena_free(&mem);
+    struct loom *l = ctx;
+    yyjson_val *row = look(l, value);
+    struct str rest = {(const char *)memchr(key.p, '/', key.n) + 1, 0};
+    rest.n = (size_t)((const char *)memchr(rest.p, '/', key.n - (size_t)(rest.p - key.p)) - rest.p);
+    readopt(l, str_starts(key, STR("activity/")) ? kind_activity : kind_actor, rest,
+            json_text_of(yyjson_obj_get(row, "doc"), &l->scratch), (uint64_t)json_int(row, "order", 0));
     return true;
-}
-
-static int by_order(const void *a, const void *b) {
-    uint64_t x = (*(struct definition *const *)a)->order, y = (*(struct definition *const *)b)->order;
-    return x < y ? -1 : x > y;
 }
 
 /* ---- native guests: of the process, known before any store is opened, because recovery needs them ---- */
@@ -381,24 +354,16 @@ static struct native {
 
 static void open_natives(struct loom *l) {
     for (struct native *n = natives; n; n = n->next) {
-        struct error err;
-        struct str doc = say(l, "{\"%s\":%z,\"version\":\"native\",\"wasmBlobUrl\":\"native\"}",
+        struct str doc = say(l, "{\"%s\":%z,\"version\":\"native\"}",
                              n->kind == kind_activity ? "activityName" : "actorType", n->name);
-        struct definition *d = definition_new(n->kind, STR(""), str_of(n->name), STR("native"), doc, &err);
-        d->native = exec_module_native(n->run);
-        adopt(l, d);
+        readopt(l, n->kind, STR(""), doc, 0)->native = exec_module_native(n->run);
     }
 }
 
 int registry_open(struct loom *l, struct error *err) {
-    struct loading s = {0};
     open_builtins(l);
     open_natives(l);
-    int rc = rows_prefix(l, ROW_REGISTRY, STR("a"), load_definition, &s, err);
-    if (s.count) qsort(s.d, s.count, sizeof(struct definition *), by_order);
-    for (size_t i = 0; i < s.count; i++) adopt(l, s.d[i]);
-    free(s.d);
-    return rc;
+    return rows_prefix(l, ROW_REGISTRY, STR("a"), load_definition, l, err);
 }
 
 void registry_free(struct loom *l) {

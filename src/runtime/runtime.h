@@ -29,7 +29,7 @@ enum {
 
 /* ---- definitions and modules (registry.c) ---- */
 struct definition {
-    const char *kind; /* activity or actor-type */
+    const char *kind; /* kind_activity or kind_actor */
     struct str ns, name, version, text;
     char hash[65];  /* of the text */
     uint64_t order; /* of deployment */
@@ -83,7 +83,6 @@ struct resident {
     uint64_t starts_cursor;
     uint64_t seq;    /* last batch that holds rows of it */
     int64_t used_at; /* monotonic ms */
-    int64_t cpu_us;  /* spent in this stretch by a guest that keeps asking for ops */
     size_t bytes;    /* of the resident guest */
     struct resident *run_next, *dirty_next;
     struct resident *older, *newer; /* LRU */
@@ -233,8 +232,8 @@ void turn_end(struct loom *l, struct resident *r, enum turn_end how,
 void turn_trapped(struct loom *l, struct resident *r,
                   const struct error *err); /* fails a live turn, pauses a replaying one */
 void turn_pause(struct loom *l, struct resident *r, const struct error *why);
-/* An entry that settles a promise, and what follows: the guest goes on. type: its entry type; field: result or error. */
-void promise_done(struct loom *l, struct resident *r, uint64_t promise, const char *type, bool ok, struct str json);
+/* An entry that settles a promise, and what follows: the guest goes on. json: result or error. */
+void promise_done(struct loom *l, struct resident *r, uint64_t promise, bool ok, struct str json);
 void promise_event(struct loom *l, struct resident *r, uint64_t promise, struct str message_id, struct str data);
 void turn_cancel(struct loom *l, struct resident *r, struct str reason);
 void promise_abandon(struct loom *l, struct resident *r,
@@ -246,9 +245,11 @@ enum op_outcome { OP_OK, OP_ERROR, OP_WAIT, OP_ENDED };
 struct op_call {
     struct loom *l;
     struct resident *r;
-    struct str name, arg; /* as the guest gave them */
-    yyjson_val *value;    /* arg parsed, for ops that take JSON */
-    struct str out;       /* result or error JSON, in the scratch */
+    struct str name, arg;   /* as the guest gave them */
+    yyjson_val *value;      /* arg parsed, for ops that take JSON */
+    uint64_t id;            /* of the promise that it may give */
+    struct str to, message; /* of a message that it sends: target and id */
+    struct str out;         /* result or error JSON, in the scratch */
     struct error err;
 };
 enum op_outcome op_run(struct op_call *c);
@@ -328,7 +329,8 @@ void waiters_fail(struct loom *l, bool all); /* those whose message has not comm
 void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise,
                bool durable);
 void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn,
-                 uint64_t promise); /* a durable one's row */
+                 uint64_t promise);                                     /* a durable one's row */
+void promise_deadline(struct loom *l, struct resident *r, uint64_t id); /* the alarm of an open one that has one */
 void alarms_fire(struct loom *l);
 int64_t alarms_next(struct loom *l); /* wall ms of the next one; INT64_MAX: none */
 int alarms_recover(struct loom *l, struct error *err);
@@ -356,8 +358,8 @@ int definition_check(const struct definition *d, bool input, struct str json, st
 struct exec_module *definition_module(struct loom *l, struct definition *d, struct str pinned, char hash_out[65],
                                       struct error *err);
 /* Checks and deploys a definition; refused: the error. created: nothing of this content was there. */
-struct definition *registry_put(struct loom *l, const char *kind, struct str ns, struct str name, struct str version,
-                                struct str text, bool replace, bool *created, struct error *err);
+struct definition *registry_put(struct loom *l, const char *kind, const struct loom_request *req, struct str name,
+                                struct str text, bool *created, struct error *err);
 /* The compiled form of a module: from the cache, else compiled now (wasm absent: its bytes are fetched). Any thread. */
 int module_artefact(struct loom *l, const char *hash, struct str wasm, bool anew, struct buf *artefact,
                     struct error *err);

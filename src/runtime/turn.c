@@ -97,7 +97,6 @@ static bool activate(struct loom *l, struct resident *r) {
     t->ops_asked = t->promises_given = 0;
     t->now = json_int(yyjson_doc_get_root(t->started), "at", 0);
     memcpy(t->random, t->seed, sizeof t->random);
-    r->cpu_us = 0;
     r->awaits = 0;
     l->guests++;
     return true;
@@ -138,7 +137,6 @@ static void suspend(struct loom *l, struct resident *r) {
         [PROMISE_EVENT] = "event", [PROMISE_TIMER] = "", [PROMISE_CHILD] = "childId", [PROMISE_SUSPEND] = "reason"};
     struct turn *t = r->a->turn;
     exec_suspended(r->exec);
-    r->cpu_us = 0;
     for (size_t i = 0; i < t->await_count && !t->suspend_written; i++) {
         struct promise *p = turn_promise(t, t->await[i]);
         if (p->done_at != ENTRY_NEVER || p->kind < PROMISE_CHILD) continue;
@@ -190,13 +188,6 @@ static void run_slice(struct loom *l, struct resident *r) {
             return;
         }
     }
-    r->cpu_us += l->env->mono_us(l->env) - from;
-    if (r->cpu_us / 1000 > (journal_replaying(r->a) ? 10 : 1) * (int64_t)r->definition->limits.cpu_ms) {
-        error_set(&err, LOOM_E_LIMIT_TIME, "the guest ran %" PRId64 " ms without waiting; its limit is %u ms",
-                  r->cpu_us / 1000, r->definition->limits.cpu_ms);
-        turn_trapped(l, r, &err);
-        return;
-    }
     resident_queue(l, r);
 }
 
@@ -224,12 +215,12 @@ static void wake(struct loom *l, struct resident *r) {
     if (turn_resumable(r) && r->a->status != ACTOR_PAUSED) resident_queue(l, r);
 }
 
-void promise_done(struct loom *l, struct resident *r, uint64_t id, const char *type, bool ok, struct str json) {
+void promise_done(struct loom *l, struct resident *r, uint64_t id, bool ok, struct str json) {
     struct promise *p = r->a->turn ? turn_promise(r->a->turn, id) : NULL;
     if (!p || p->done_at != ENTRY_NEVER) return;
     journal_append(r->a, loom_now(l),
-                   say(l, "{\"type\":%z,\"%s\":%u,\"%s\":%j", type,
-                       p->kind == PROMISE_ACTIVITY ? "activityId" : "promise", id, ok ? "result" : "error", json));
+                   say(l, "{\"type\":%z,\"%s\":%u,\"%s\":%j", entry_settling(p->kind, ok), promise_field(p->kind), id,
+                       ok ? "result" : "error", json));
     wake(l, r);
 }
 

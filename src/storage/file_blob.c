@@ -7,7 +7,6 @@
 #include "storage/storage.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,12 +32,6 @@ static struct file_blobs *self(struct blob_store *s) {
 
 /* ---- files ---- */
 
-static bool write_all(int fd, struct str bytes) {
-    ssize_t n = 0;
-    for (; bytes.n > 0 && (n = write(fd, bytes.p, bytes.n)) > 0; bytes.p += n) bytes.n -= (size_t)n;
-    return bytes.n == 0;
-}
-
 /* DIR/ab and DIR/ab/cdef… */
 static void place(const struct file_blobs *s, const char *hex, char folder[4096], char path[4200]) {
     snprintf(folder, 4096, "%s/%.2s", s->dir, hex);
@@ -47,37 +40,28 @@ static void place(const struct file_blobs *s, const char *hex, char folder[4096]
 
 static int file_put(struct blob_store *base, struct str bytes, char hex[65], struct error *err) {
     struct file_blobs *s = self(base);
-    char folder[4096], path[4200], part[4300];
+    char folder[4096], path[4200];
     sha256_hex(bytes, hex);
     place(s, hex, folder, path);
-    snprintf(part, sizeof part, "%s.XXXXXX", path);
     mkdir(folder, 0700);
-    int fd = access(path, F_OK) == 0 ? -1 : mkstemp(part), rc = LOOM_OK;
-    bool there = fd < 0 ? access(path, F_OK) == 0 : write_all(fd, bytes) && fsync(fd) == 0 && rename(part, path) == 0;
-    /* Also when the file was there: whoever made it may have died before its folders were synced. */
-    if (!there || !path_sync(folder) || !path_sync(s->dir))
-        rc = error_set(err, errno == ENOSPC || errno == EDQUOT ? LOOM_E_DISK_FULL : LOOM_E_STORE,
-                       "cannot write the blob %s: %s", path, strerror(errno));
-    if (fd >= 0) close(fd);
-    if (fd >= 0 && !there) unlink(part);
-    return rc;
+    /* Also when the file is there: whoever made it may have died before its folders were synced. */
+    if ((access(path, F_OK) == 0 || path_write(path, bytes)) && path_sync(folder) && path_sync(s->dir)) return LOOM_OK;
+    return error_set(err, errno == ENOSPC || errno == EDQUOT ? LOOM_E_DISK_FULL : LOOM_E_STORE,
+                     "cannot write the blob %s: %s", path, strerror(errno));
 }
 
 static int file_get(struct blob_store *base, const char *hex, struct buf *out, struct error *err) {
     char folder[4096], path[4200], found[65];
     size_t before = out->n;
-    ssize_t n = -1;
     if (strspn(hex, "0123456789abcdef") != 64 || hex[64] != 0)
         return error_set(err, LOOM_E_NOT_FOUND, "%.70s is no name of a blob; expected a SHA-256 in hex", hex);
     place(self(base), hex, folder, path);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 && errno == ENOENT) return error_set(err, LOOM_E_NOT_FOUND, "there is no blob %s", hex);
-    while (fd >= 0 && (n = read(fd, buf_reserve(out, 65536), 65536)) > 0) out->n += (size_t)n;
-    if (fd >= 0) close(fd);
+    bool whole = path_read(path, out);
+    if (!whole && errno == ENOENT) return error_set(err, LOOM_E_NOT_FOUND, "there is no blob %s", hex);
     sha256_hex((struct str){out->p + before, out->n - before}, found);
-    if (n == 0 && strcmp(found, hex) == 0) return LOOM_OK;
+    if (whole && strcmp(found, hex) == 0) return LOOM_OK;
     out->n = before;
-    if (n == 0)
+    if (whole)
         return error_set(err, LOOM_E_DAMAGED, "the blob %s does not match its name; restore it from a backup", path);
     return error_set(err, LOOM_E_STORE, "cannot read the blob %s: %s", path, strerror(errno));
 }

@@ -1,8 +1,10 @@
-/* storage.c: what all stores share: names of the row kinds, the checksum of a row, files and folders. */
+/* storage.c: what all stores share: names of the row kinds, the checksum of a row, whole files. */
 #include "storage/storage.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 const char *row_kind_name(enum row_kind kind) {
@@ -18,28 +20,41 @@ uint64_t row_sum(enum row_kind kind, struct str key, struct str value) {
     return hash64(value, hash64(key, kind));
 }
 
+bool fd_read(int fd, struct buf *out) {
+    ssize_t n = -1;
+    while (fd >= 0 && (n = read(fd, buf_reserve(out, 65536), 65536)) > 0) out->n += (size_t)n;
+    return n == 0;
+}
+
+bool path_read(const char *path, struct buf *out) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    bool whole = fd_read(fd, out);
+    int why = errno;
+    if (fd >= 0) close(fd);
+    errno = why;
+    return whole;
+}
+
+bool path_write(const char *path, struct str bytes) {
+    char part[4300];
+    ssize_t n = 0;
+    snprintf(part, sizeof part, "%s.XXXXXX", path);
+    int fd = mkstemp(part);
+    while (fd >= 0 && bytes.n > 0 && (n = write(fd, bytes.p, bytes.n)) > 0) {
+        bytes.p += n;
+        bytes.n -= (size_t)n;
+    }
+    bool whole = fd >= 0 && bytes.n == 0 && fsync(fd) == 0 && rename(part, path) == 0;
+    int why = errno;
+    if (fd >= 0) close(fd);
+    if (fd >= 0 && !whole) unlink(part);
+    errno = why;
+    return whole;
+}
+
 bool path_sync(const char *path) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     bool ok = fd >= 0 && fsync(fd) == 0;
     if (fd >= 0) close(fd);
     return ok;
-}
-
-bool path_read(const char *path, struct buf *out) {
-    char chunk[65536];
-    ssize_t n = -1;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    while (fd >= 0 && (n = read(fd, chunk, sizeof chunk)) > 0) buf_add(out, chunk, (size_t)n);
-    if (fd >= 0) close(fd);
-    return n == 0;
-}
-
-void path_write(const char *path, struct str bytes) {
-    struct arena mem = {0};
-    const char *part = arena_json(&mem, "%s.%d", path, (int64_t)gettid()).p;
-    int fd = open(part, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    bool whole = fd >= 0 && write(fd, bytes.p, bytes.n) == (ssize_t)bytes.n && fsync(fd) == 0;
-    if (fd >= 0) close(fd);
-    if (!whole || rename(part, path) < 0) unlink(part);
-    arena_free(&mem);
 }

@@ -38,8 +38,9 @@ struct row {
 };
 uint64_t row_sum(enum row_kind kind, struct str key, struct str value);
 bool path_sync(const char *path);                    /* fsync of a file or folder; false with errno */
-bool path_read(const char *path, struct buf *out);   /* its bytes, appended; false: it cannot be read */
-void path_write(const char *path, struct str bytes); /* whole and synced, or not at all */
+bool path_read(const char *path, struct buf *out);   /* appended; false: errno says why */
+bool path_write(const char *path, struct str bytes); /* wholly and synced, or not at all; its folder is not synced */
+bool fd_read(int fd, struct buf *out);               /* to the end */
 
 /* Batches commit in order of `seq`; `term` is the fencing number that claim() gave. */
 struct batch {

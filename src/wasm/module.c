@@ -10,6 +10,7 @@
  *
  * Deliberately not here: a cache; whoever calls keeps artefacts under exec_artefact_key() and the module's hash.
  */
+#include "storage/storage.h"
 #include "wasm/executor.h"
 #include <errno.h>
 #include <spawn.h>
@@ -132,11 +133,6 @@ int exec_compile(struct exec_engine *e, struct str wasm, struct buf *artefact, s
 
 /* ---- in a child process ---- */
 
-static void read_all(int fd, struct buf *out) {
-    char part[65536];
-    for (ssize_t n; (n = read(fd, part, sizeof part)) > 0;) buf_add(out, part, (size_t)n);
-}
-
 /* Memory is limited beyond what the process has reserved by now, which is terabytes. */
 static void limit_self(void) {
     rlim_t pages = 0, bytes = (rlim_t)COMPILE_MB << 20;
@@ -152,7 +148,7 @@ int exec_compile_child(int in_fd, int out_fd) {
     struct buf in = {0}, out = {0};
     struct exec_config config;
     struct error err;
-    read_all(in_fd, &in);
+    fd_read(in_fd, &in);
     if (in.n < sizeof config) return 2;
     memcpy(&config, in.p, sizeof config);
     config.slots = 1;
@@ -195,7 +191,7 @@ int exec_compile_apart(struct exec_engine *e, const char *program, struct str wa
     if (status < 0) rc = error_set(err, LOOM_E_INTERNAL, "cannot start %s to compile: %s", program, strerror(errno));
     buf_clear(&text);
     lseek(out, 0, SEEK_SET);
-    read_all(out, &text);
+    fd_read(out, &text);
     if (status > 0 && text.n)
         rc = error_set(err, LOOM_E_INVALID_MODULE, "%.*s", (int)text.n, text.p);
     else if (status > 0)
