@@ -47,11 +47,12 @@ struct recorded {
 };
 
 struct turn {
-    uint64_t number;             /* of the actor's turns, from 1 */
-    int32_t attempt;             /* from 1; more than 1 when the actor's retryPolicy tries the message again */
-    uint64_t first;              /* entry number of turn_started */
-    uint64_t row;                /* first entry number of the row that holds it */
-    yyjson_doc *started;         /* the turn_started entry: message, module, limits, seed */
+    uint64_t number;     /* of the actor's turns, from 1 */
+    char name[33];       /* hash of actor and number, what ids made in the turn begin with; "": not needed yet */
+    int32_t attempt;     /* from 1; more than 1 when the actor's retryPolicy tries the message again */
+    uint64_t first;      /* entry number of turn_started */
+    uint64_t row;        /* first entry number of the row that holds it */
+    yyjson_doc *started; /* the turn_started entry: message, module, limits, seed */
     uint64_t seed[2], random[2]; /* as journaled, and the generator's state */
     int64_t at;                  /* highest `at` of its entries */
     int64_t now;                 /* highest `at` handed to the guest */

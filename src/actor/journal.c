@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum act { ACT_NONE, ACT_START, ACT_OPEN, ACT_RETRY, ACT_OK, ACT_ERROR, ACT_DROP, ACT_CANCEL, ACT_END };
+enum act { ACT_NONE, ACT_START, ACT_OPEN, ACT_RETRY, ACT_OK, ACT_ERROR, ACT_DROP, ACT_SUSPEND, ACT_CANCEL, ACT_END };
 
 struct entry_type {
     const char *name;
@@ -47,7 +47,7 @@ static const struct entry_type entry_types[] = {
     {"event_timed_out", false, ACT_ERROR, PROMISE_EVENT},
     {"timer_set", true, ACT_OPEN, PROMISE_TIMER},
     {"timer_fired", false, ACT_OK, PROMISE_TIMER},
-    {"suspended", false, ACT_NONE, 0},
+    {"suspended", false, ACT_SUSPEND, 0},
     {"person_awaited", true, ACT_OPEN, PROMISE_SUSPEND},
     {"resumed", false, ACT_OK, PROMISE_SUSPEND},
     {"promise_cancelled", true, ACT_DROP, 0},
@@ -57,7 +57,7 @@ static const struct entry_type entry_types[] = {
 
 static const struct entry_type *find_type(struct str name) {
     for (size_t i = 0; i < sizeof entry_types / sizeof *entry_types; i++)
-        if (str_eq(name, str_of(entry_types[i].name))) return &entry_types[i];
+        if (str_is(name, entry_types[i].name)) return &entry_types[i];
     return NULL;
 }
 
@@ -79,12 +79,9 @@ static uint64_t hex_word(struct str s, size_t at) {
     return strtoull(digits, NULL, 16);
 }
 
-static void turn_open(struct actor *a, yyjson_val *entry, uint64_t number) {
-    struct buf text = {0};
-    json_write(entry, &text);
+static void turn_open(struct actor *a, yyjson_val *entry, struct str text, uint64_t number) {
     struct turn *t = mem_alloc(sizeof *t);
     t->started = yyjson_read(text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW);
-    buf_free(&text);
     t->number = (uint64_t)json_int(entry, "turn", 0);
     t->attempt = (int32_t)json_int(entry, "attempt", 1);
     t->first = number;
@@ -123,17 +120,21 @@ yyjson_val *turn_message(const struct turn *t) {
     return yyjson_obj_get(yyjson_doc_get_root(t->started), "message");
 }
 
-static char *copy_text(yyjson_val *v, const char *null_text, size_t *n) {
-    struct buf b = {0};
-    if (v)
-        json_write(v, &b);
-    else
-        buf_str(&b, str_of(null_text));
-    *n = b.n;
-    return b.p;
+/* The text of an entry without its last field, `at`, and its closing brace. */
+static struct str without_at(struct str text) {
+    const char *at = memrchr(text.p, ',', text.n);
+    size_t n = at && strncmp(at, ",\"at\":", 6) == 0 ? (size_t)(at - text.p) : text.n - 1;
+    return (struct str){text.p, n};
 }
 
-static void promise_open(struct turn *t, enum promise_kind kind, yyjson_val *entry) {
+/* The value of the last field before `at`, as it stands; all fields before it are scalars. */
+static struct str value_of(struct str text, struct str name) {
+    const char *field = memmem(text.p, text.n, name.p, name.n);
+    size_t from = field ? (size_t)(field - text.p) + name.n : 0;
+    return field ? (struct str){text.p + from, without_at(text).n - from} : STR("null");
+}
+
+static void promise_open(struct turn *t, enum promise_kind kind, yyjson_val *entry, struct str text) {
     if (t->promise_count == t->promise_cap) {
         t->promise_cap = t->promise_cap ? t->promise_cap * 2 : 4;
         t->promises = mem_grow(t->promises, t->promise_cap * sizeof *t->promises);
@@ -142,16 +143,17 @@ static void promise_open(struct turn *t, enum promise_kind kind, yyjson_val *ent
     *p = (struct promise){.kind = kind, .done_at = ENTRY_NEVER, .attempt = 1};
     int64_t span = json_int(entry, kind == PROMISE_TIMER ? "delayMs" : "timeoutMs", 0);
     p->deadline = span > 0 || kind == PROMISE_TIMER ? json_int(entry, "at", 0) + span : 0;
-    p->entry = copy_text(entry, "null", &p->entry_n);
+    p->entry = str_dup(text);
+    p->entry_n = text.n;
 }
 
-static void promise_settle(struct promise *p, bool ok, yyjson_val *value, const char *absent, uint64_t number,
-                           int64_t at) {
+static void promise_settle(struct promise *p, bool ok, struct str value, uint64_t number, int64_t at) {
     if (!p || p->done_at != ENTRY_NEVER) return;
     p->ok = ok;
     p->done_at = number;
     p->done_ms = at;
-    p->result = copy_text(value, absent, &p->result_n);
+    p->result = str_dup(value);
+    p->result_n = value.n;
     free(p->entry);
     p->entry = NULL;
 }
@@ -170,20 +172,16 @@ static void cancel_all(struct turn *t, uint64_t number, int64_t at) {
     t->cancel_at = number;
     t->cancel_ms = at;
     for (size_t i = 0; i < t->promise_count; i++)
-        promise_settle(&t->promises[i], false, NULL, error_cancelled, number, at);
+        promise_settle(&t->promises[i], false, str_of(error_cancelled), number, at);
 }
 
 /* Keeps an op's text so that the replaying guest can be held against it. */
-static void record_op(struct turn *t, yyjson_val *entry, uint64_t number) {
-    struct buf text = {0};
-    json_write(entry, &text);
-    size_t n = (size_t)((const char *)memrchr(text.p, ',', text.n) - text.p); /* `at` is the last field */
+static void record_op(struct turn *t, struct str text, uint64_t number) {
     if (t->op_count == t->op_cap) {
         t->op_cap = t->op_cap ? t->op_cap * 2 : 16;
         t->ops = mem_grow(t->ops, t->op_cap * sizeof *t->ops);
     }
-    t->ops[t->op_count++] = (struct recorded){arena_dup(&t->op_text, (struct str){text.p, n}), number};
-    buf_free(&text);
+    t->ops[t->op_count++] = (struct recorded){arena_dup(&t->op_text, without_at(text)), number};
 }
 
 static void turn_close(struct actor *a, bool loading) {
@@ -192,24 +190,25 @@ static void turn_close(struct actor *a, bool loading) {
     a->turn = NULL;
 }
 
-static void fold(struct actor *a, yyjson_val *entry, uint64_t number, bool loading) {
+static void fold(struct actor *a, yyjson_val *entry, struct str text, uint64_t number, bool loading) {
     const struct entry_type *type = find_type(json_str(entry, "type"));
     int64_t at = json_int(entry, "at", 0);
     a->at = at;
-    if (type && type->act == ACT_START) turn_open(a, entry, number);
+    if (type && type->act == ACT_START) turn_open(a, entry, text, number);
     struct turn *t = a->turn;
     if (!type || !t) return;
     t->at = at;
     t->entries++;
-    t->suspend_written = !type->op && (t->suspend_written || type == find_type(STR("suspended")));
-    if (loading && type->op) record_op(t, entry, number);
+    if (type->op) t->suspend_written = false;
+    if (loading && type->op) record_op(t, text, number);
     struct promise *p = turn_promise(t, (uint64_t)json_int(entry, promise_field(type->kind), 0));
     switch (type->act) {
-    case ACT_OPEN: promise_open(t, type->kind, entry); break;
+    case ACT_OPEN: promise_open(t, type->kind, entry, text); break;
     case ACT_RETRY: promise_retry(p, entry); break;
-    case ACT_OK: promise_settle(p, true, yyjson_obj_get(entry, "result"), "null", number, at); break;
-    case ACT_ERROR: promise_settle(p, false, yyjson_obj_get(entry, "error"), error_cancelled, number, at); break;
-    case ACT_DROP: promise_settle(p, false, NULL, error_cancelled, number, at); break;
+    case ACT_OK: promise_settle(p, true, value_of(text, STR(",\"result\":")), number, at); break;
+    case ACT_ERROR: promise_settle(p, false, value_of(text, STR(",\"error\":")), number, at); break;
+    case ACT_DROP: promise_settle(p, false, str_of(error_cancelled), number, at); break;
+    case ACT_SUSPEND: t->suspend_written = true; break;
     case ACT_CANCEL: cancel_all(t, number, at); break;
     case ACT_END: turn_close(a, loading); break;
     case ACT_NONE:
@@ -240,11 +239,11 @@ void journal_append(struct actor *a, int64_t now_ms, struct str body) {
     size_t start = a->tail.n;
     buf_json(&a->tail, "%j,\"at\":%d}", body, at);
     a->cursor++;
-    size_t n = a->tail.n - start;
-    yyjson_doc *doc = yyjson_read(a->tail.p + start, n, YYJSON_READ_BIGNUM_AS_RAW);
+    struct str text = {a->tail.p + start, a->tail.n - start};
+    yyjson_doc *doc = yyjson_read(text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW);
     assert(doc && "an entry is JSON");
-    fold(a, yyjson_doc_get_root(doc), a->cursor, false);
-    if (a->turn) a->turn->bytes += n;
+    fold(a, yyjson_doc_get_root(doc), text, a->cursor, false);
+    if (a->turn) a->turn->bytes += text.n;
     yyjson_doc_free(doc);
 }
 
@@ -300,11 +299,15 @@ int journal_load(struct actor *a, struct str key, struct str row, struct error *
     }
     a->row = number;
     a->cursor = number - 1;
+    struct buf text = {0};
     size_t i, n;
     yyjson_arr_foreach(entries, i, n, entry) {
-        fold(a, entry, ++a->cursor, true);
-        if (a->turn) a->turn->bytes += 64;
+        buf_clear(&text);
+        json_write(entry, &text);
+        fold(a, entry, buf_view(&text), ++a->cursor, true);
+        if (a->turn) a->turn->bytes += text.n;
     }
+    buf_free(&text);
     a->chain = hash64(row, 0);
     yyjson_doc_free(doc);
     return 0;

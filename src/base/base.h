@@ -21,6 +21,7 @@ struct str {
 #define STR_NONE     ((struct str){NULL, 0})
 struct str str_of(const char *z); /* NULL gives STR_NONE */
 bool str_eq(struct str a, struct str b);
+bool str_is(struct str s, const char *z);
 int str_cmp(struct str a, struct str b); /* bytewise, as memcmp; a prefix sorts first */
 bool str_starts(struct str s, struct str prefix);
 char *str_dup(struct str s); /* malloc'd and NUL-terminated; the caller frees */

@@ -35,6 +35,12 @@ bool str_eq(struct str a, struct str b) {
     return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, a.n) == 0);
 }
 
+bool str_is(struct str s, const char *z) {
+    for (size_t i = 0; i < s.n; i++)
+        if (z[i] == '\0' || z[i] != s.p[i]) return false;
+    return z[s.n] == '\0';
+}
+
 int str_cmp(struct str a, struct str b) {
     size_t n = a.n < b.n ? a.n : b.n;
     int order = n ? memcmp(a.p, b.p, n) : 0;
@@ -90,10 +96,18 @@ struct str buf_view(const struct buf *b) {
     return (struct str){b->p, b->n};
 }
 
-/* ---- JSON by template: yyjson writes the values ---- */
+/* ---- JSON by template: yyjson writes what is not an integer ---- */
 
-static void number(struct buf *b, uint64_t subtype, yyjson_val_uni uni) {
-    if (!json_write(&(yyjson_val){YYJSON_TYPE_NUM | subtype, uni}, b)) buf_str(b, STR("null"));
+static void real(struct buf *b, double f) {
+    if (!json_write(&(yyjson_val){YYJSON_TYPE_NUM | YYJSON_SUBTYPE_REAL, {.f64 = f}}, b)) buf_str(b, STR("null"));
+}
+
+static void integer(struct buf *b, bool negative, uint64_t n) {
+    char digits[20], *end = digits + sizeof digits, *p = end;
+    do *--p = (char)('0' + n % 10);
+    while ((n /= 10) > 0);
+    if (negative) buf_char(b, '-');
+    buf_add(b, p, (size_t)(end - p));
 }
 
 /* yyjson refuses text that is not UTF-8; then every byte beyond ASCII becomes '?'. */
@@ -110,6 +124,7 @@ static void quote(struct buf *b, struct str s) {
 void buf_json_v(struct buf *b, const char *fmt, va_list ap) {
     for (const char *hit; (hit = strchr(fmt, '%')) != NULL; fmt = hit + 2) {
         struct str s;
+        int64_t i;
         buf_add(b, fmt, (size_t)(hit - fmt));
         switch (hit[1]) {
         case 'q': quote(b, va_arg(ap, struct str)); break;
@@ -121,9 +136,12 @@ void buf_json_v(struct buf *b, const char *fmt, va_list ap) {
         case 'v': json_write(va_arg(ap, yyjson_val *), b); break;
         case 'z': quote(b, str_of(va_arg(ap, const char *))); break;
         case 's': buf_str(b, str_of(va_arg(ap, const char *))); break;
-        case 'd': number(b, YYJSON_SUBTYPE_SINT, (yyjson_val_uni){.i64 = va_arg(ap, int64_t)}); break;
-        case 'u': number(b, YYJSON_SUBTYPE_UINT, (yyjson_val_uni){.u64 = va_arg(ap, uint64_t)}); break;
-        case 'f': number(b, YYJSON_SUBTYPE_REAL, (yyjson_val_uni){.f64 = va_arg(ap, double)}); break;
+        case 'd':
+            i = va_arg(ap, int64_t);
+            integer(b, i < 0, i < 0 ? 0 - (uint64_t)i : (uint64_t)i);
+            break;
+        case 'u': integer(b, false, va_arg(ap, uint64_t)); break;
+        case 'f': real(b, va_arg(ap, double)); break;
         case 'b': buf_str(b, va_arg(ap, int) ? STR("true") : STR("false")); break;
         case '%': buf_char(b, '%'); break;
         default: abort(); /* a template of ours is wrong */

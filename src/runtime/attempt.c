@@ -30,9 +30,8 @@ struct attempt {
     struct exec_module *code;
     struct definition *definition;
     struct activity *running;
-    bool ok;
-    struct buf result; /* or error JSON */
-    struct error err;
+    struct buf result;
+    struct error *err; /* NULL: it has a result */
 };
 
 static void attempt_free(struct attempt *a) {
@@ -111,20 +110,21 @@ static void attempt_done(struct loom *l, struct item *item) {
         return;
     }
     resident_touch(l, r, false);
-    if (a->ok && definition_check(a->definition, false, buf_view(&a->result), &a->err) < 0) a->ok = false;
-    if (a->ok)
-        promise_done(l, r, a->promise, true, buf_view(&a->result));
+    struct error err;
+    if (a->err)
+        attempt_failed(l, r, a->promise, a->err);
+    else if (definition_check(a->definition, false, buf_view(&a->result), &err) < 0)
+        attempt_failed(l, r, a->promise, &err);
     else
-        attempt_failed(l, r, a->promise, &a->err);
+        promise_done(l, r, a->promise, true, buf_view(&a->result));
     effect_add(l, attempt_release, a);
 }
 
 /* On any thread. */
 static void activity_ended(void *ctx, struct str result, const struct error *error) {
     struct attempt *a = ctx;
-    a->ok = !error;
     if (error)
-        a->err = *error;
+        *(a->err = arena_alloc(&a->mem, sizeof *error)) = *error;
     else
         buf_str(&a->result, result);
     pthread_mutex_lock(&a->l->lock); /* from here on nobody touches a->running */

@@ -78,17 +78,19 @@ static enum op_outcome journaled(struct op_call *c, struct str body, const char 
     return answer(c, out.p ? out : say(c->l, "%u", ++a->turn->promises_given));
 }
 
-/* An id that is the same in every replay: from the actor, the turn and the place in it. */
+/* An id that is the same in every replay: from the actor and the turn, hashed once, and the place in it. */
 static struct str place_id(struct loom *l, const struct actor *a, const char *what, uint64_t n) {
+    struct turn *t = a->turn;
     uint8_t hash[32];
-    char hex[33];
-    sha256(say(l, "%s\n%u\n%s%u", a->id, a->turn->number, what, n), hash);
-    hex_encode(hash, 16, hex);
-    return say(l, "%s", hex);
+    if (!t->name[0]) {
+        sha256(say(l, "%s\n%u", a->id, t->number), hash);
+        hex_encode(hash, 16, t->name);
+    }
+    return say(l, "%s-%s%u", t->name, what, n);
 }
 
 struct str activity_key(struct loom *l, const struct actor *a, uint64_t promise) {
-    return place_id(l, a, "activity", promise);
+    return place_id(l, a, "a", promise);
 }
 
 /* ---- reading ---- */
@@ -272,7 +274,7 @@ static void deliver(struct op_call *c) {
 static bool address(struct op_call *c) {
     struct str type, key;
     c->to = json_str(c->value, "to");
-    c->message = place_id(c->l, c->r->a, "message", c->r->a->turn->ops_asked);
+    c->message = place_id(c->l, c->r->a, "m", c->r->a->turn->ops_asked);
     return split_target(c->to, &type, &key);
 }
 
@@ -292,7 +294,7 @@ static enum op_outcome op_send(struct op_call *c) {
 static enum op_outcome op_spawn(struct op_call *c) {
     struct str type = json_str(c->value, "type"), key = json_str(c->value, "key");
     address(c);
-    if (!key.p) key = place_id(c->l, c->r->a, "child", c->r->a->turn->ops_asked);
+    if (!key.p) key = place_id(c->l, c->r->a, "c", c->r->a->turn->ops_asked);
     c->to = say(c->l, "%j/%j", type, key);
     return journaled(
         c, say(c->l, "{\"type\":\"child_spawned\",\"promise\":%u,\"childId\":%q,\"actorType\":%q", c->id, c->to, type),
@@ -492,7 +494,7 @@ static const struct op_row {
 
 static const struct op_row *find_op(struct str name) {
     for (size_t i = 0; i < sizeof actor_ops / sizeof *actor_ops; i++)
-        if (str_eq(name, str_of(actor_ops[i].name))) return &actor_ops[i];
+        if (str_is(name, actor_ops[i].name)) return &actor_ops[i];
     return NULL;
 }
 

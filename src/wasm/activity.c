@@ -246,7 +246,7 @@ static enum phase run_op(struct activity *a) {
     struct error why;
     size_t i = 0;
     exec_op(a->exec, &name, &arg);
-    while (activity_ops[i].name && !str_eq(name, str_of(activity_ops[i].name))) i++;
+    while (activity_ops[i].name && !str_is(name, activity_ops[i].name)) i++;
     if (!activity_ops[i].name) {
         error_set(&a->error, LOOM_E_UNKNOWN_OP, "activities have no op \"%.*s\"", (int)name.n, name.p);
         return ENDED;
