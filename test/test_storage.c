@@ -682,7 +682,7 @@ int main(void) {
         ON_EACH(reopened_store_knows_everything),
         ON(FILE_STORE, random_operations_agree),
         ON(ARRAY_STORE, array_store_fails_on_order),
-        ON(FILE_STORE, second_process_is_refused),
+        ON(FILE_STORE, fault_10_second_process_is_refused),
         ON(FILE_STORE, dying_process_is_waited_for),
         ON(FILE_STORE, newer_format_is_refused),
         ON(FILE_STORE, other_files_are_refused),
