@@ -38,7 +38,7 @@ CFLAGS  := -std=c11 -D_GNU_SOURCE -DYYJSON_DISABLE_UTILS=1 -O2 -g -fno-omit-fram
            -ffunction-sections -fdata-sections $(INCLUDE) $(WARN) $(EXTRA)
 LDFLAGS := -fuse-ld=lld -Wl,--gc-sections -Wl,--as-needed
 LIBS    := $(DEPSLIB) -lcurl -lssl -lcrypto -lpthread -ldl -lm
-ASAN    := -O1 -Itest -fsanitize=address,undefined -fno-sanitize-recover=undefined
+SANITIZE := -O1 -Itest -fsanitize=address,undefined -fno-sanitize-recover=undefined
 
 # Guests see the SDK and a JSON library, nothing else; the only imports they may have are Loom's.
 GUESTCC     := clang --target=wasm32-wasi -std=c11 -O2 -mbulk-memory -DNDEBUG -Wall -Wextra
@@ -69,11 +69,11 @@ $(O)/obj/%.o: %.c $(O)/flags | $(DEPSLIB)
 	$(call say,cc) $(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
 $(O)/asan/%.o: %.c $(O)/flags | $(DEPSLIB)
 	@mkdir -p $(@D)
-	$(call say,cc) $(CC) $(CFLAGS) $(ASAN) -MMD -MP -c -o $@ $<
+	$(call say,cc) $(CC) $(CFLAGS) $(SANITIZE) -MMD -MP -c -o $@ $<
 -include $(shell find $(O) -name '*.d' 2>/dev/null)
 
 # Rewritten when a flag, a dependency or the list of built-ins changes; everything compiled depends on it.
-STAMP := $(CC) $(CFLAGS) $(GUESTFLAGS) $(GUESTLINK)
+STAMP := $(CC) $(CFLAGS) $(SANITIZE) $(GUESTFLAGS) $(GUESTLINK)
 $(shell mkdir -p $(O); cmp -s $(O)/flags <<<'$(subst ','\'',$(STAMP))' || cat >$(O)/flags <<<'$(subst ','\'',$(STAMP))')
 $(shell cmp -s $(O)/builtins <<<'$(WASM) $(FILES)' || cat >$(O)/builtins <<<'$(WASM) $(FILES)')
 $(DEPSLIB): | check
@@ -99,7 +99,7 @@ SUPPORT  := $(patsubst %.c,$(O)/asan/%.o,$(wildcard test/support/*.c))
 TESTBINS := $(TESTS:%.c=$(O)/asan/%)
 $(O)/asan/libsupport.a: $(SUPPORT)
 $(TESTBINS): %: %.o $(O)/asan/scripts/cmocka_signals.o $(O)/asan/libsupport.a $(O)/asan/libloom.a
-	$(call say,link) $(CC) $(LDFLAGS) $(ASAN) -o $@ $^ $(LIBS) -lcmocka
+	$(call say,link) $(CC) $(LDFLAGS) $(SANITIZE) -o $@ $^ $(LIBS) -lcmocka
 tests: $(TESTBINS) $(if $(SCRIPTS),$(O)/loom)
 	@:
 
@@ -112,6 +112,16 @@ run:
 	@scripts/setup
 	@$(MAKE) all
 	@LOOM=$(abspath $(O)/loom) examples/customer-onboarding/run
+
+# Fuzzers: a library with libFuzzer's counters, in an O of its own. yyjson's loops take the first item's place of a list that
+# is NULL before they see that it has none; clang's check of pointers would end the program there.
+FUZZFLAGS := -O1 -Itest -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-sanitize=pointer-overflow
+$(O)/fuzzer: $(patsubst %.c,$(O)/asan/%.o,$(wildcard test/fuzz/*.c)) $(O)/asan/libloom.a
+	$(call say,link) $(CC) $(LDFLAGS) $(SANITIZE) -fsanitize=fuzzer -o $@ $^ $(LIBS)
+fuzz:
+	@scripts/setup
+	@$(MAKE) O=$(O)/fuzz CC=clang SANITIZE='$(FUZZFLAGS)' $(O)/fuzz/fuzzer
+	@test/fuzz/run $(O)/fuzz/fuzzer $(or $(SECONDS),60) $(T)
 
 $(BENCHES:%.c=$(O)/%): $(O)/%: $(O)/obj/%.o $(O)/libloom.a
 	@mkdir -p $(@D)
@@ -165,6 +175,7 @@ help:
 	@echo 'make            build $(O)/loom'
 	@echo 'make run        set up, build, run examples/customer-onboarding'
 	@echo 'make test       set up, build, run all tests; T=journal runs only test/test_journal.c (and test/journal.sh)'
+	@echo 'make fuzz       run the fuzzers, a minute each; T=json only that one, SECONDS=600 longer'
 	@echo 'make tidy       formatting, static analysis, line budget, direction of includes, API reference; BUDGET_UPDATE=1 adds new files'
 	@echo 'make format     clang-format, in place'
 	@echo 'make docs       write the tables of docs/api-reference.md anew'
@@ -173,5 +184,5 @@ help:
 	@echo 'make setup      install what is missing'
 	@echo 'make clean      remove $(O); the dependencies stay in ~/.cache/loom'
 	@echo 'variables: CC=clang, WERROR=1, O=dir (where to build), V=1 (show commands), EXTRA=flags, DIRS="base storage" (only these folders of src/; give an O of its own)'
-.PHONY: all tests test run bench tidy format docs dist setup check clean help
+.PHONY: all tests test fuzz run bench tidy format docs dist setup check clean help
 .SECONDARY:

@@ -400,6 +400,7 @@ static void documents(void **state) {
         {"{\"network\":{\"connectTo\":[]}}", "connectTo"},
         {"{\"network\":{\"caFile\":\"none.pem\"}}", "/nowhere/none.pem"},
         {"{\"mail\":{\"server\":\"http://a\"}}", "loom.json/mail/server"},
+        {"{\"mail\":{\"server\":\"smtp://127.0.0.!\"}}", "loom.json/mail/server"},
         {"{\"mail\":{\"from\":\"a@b.example\"}}", "loom.json/mail"},
         {"{\"secrets\":{\"A\":{\"hosts\":[\"h\"]}}}", "loom.json/secrets/A"},
         {"{\"secrets\":{\"A\":{\"env\":\"HOME\"}}}", "\"hosts\" is a required"},

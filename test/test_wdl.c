@@ -65,6 +65,7 @@ static const char *expression_cases[][2] = {
     {"a[]", "!bad_expression"},
     {"'open", "!bad_expression"},
     {"1.", "!bad_expression"},
+    {"-01", "!bad_expression"},
     {"1e", "!bad_expression"},
     {"-", "!bad_expression"},
     {"s.upper('x')", "!bad_expression"},

@@ -192,6 +192,7 @@ static inline const char *expr_digits(struct expr *e) {
 static inline loom_json expr_literal_number(struct expr *e) {
     const char *start = e->p;
     e->p += *e->p == '-';
+    if (e->end - e->p > 1 && *e->p == '0' && expr_digit(e->p[1])) expr_expected(e, "a number without leading zeros");
     expr_digits(e);
     if (e->p < e->end && *e->p == '.') {
         e->p++;

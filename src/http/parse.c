@@ -170,7 +170,7 @@ int http_head_parse(struct str text, struct http_head *h, struct error *err) {
         if (!take_line(&text, &line))
             return refuse(err, 400, "Each line of the head must end with CR LF and hold no control characters",
                           STR_NONE);
-        if (line.n == 0) return parse_framing(h, err);
+        if (line.n == 0 && i) return parse_framing(h, err);
         status = i ? parse_header(line, h, err) : parse_request_line(line, h, err);
         if (status) return status;
     }

@@ -429,6 +429,7 @@ int net_secret_handle(struct net_client *c, const struct net_policy *policy, str
 }
 
 static int config_read(struct net_client *c, yyjson_val *config, const char *dir, struct error *err) {
+    struct error why;
     int rc = config ? schema_check(schema, config, LOOM_E_INVALID_DOCUMENT, "loom.json", err) : 0;
     if (rc) return rc;
     yyjson_val *root = json_in(&c->arena, json_text_of(config, &c->arena));
@@ -438,8 +439,9 @@ static int config_read(struct net_client *c, yyjson_val *config, const char *dir
     if (ca.p && access(c->ca_file = path_in(dir, ca, &c->arena), R_OK))
         return error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json/network/caFile: cannot read %s", c->ca_file);
     rc = secrets_read(yyjson_obj_get(root, "secrets"), dir, &c->arena, &c->secrets, err);
-    if (!rc && c->mail)
-        rc = destination_find(c->network, "smtp", json_str(c->mail, "server"), &c->arena, &c->mail_server, err);
+    if (!rc && c->mail &&
+        destination_find(c->network, "smtp", json_str(c->mail, "server"), &c->arena, &c->mail_server, &why))
+        rc = error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json/mail/server: %s", why.message);
     c->mail_server.reach |= REACH_PRIVATE;
     return rc;
 }
