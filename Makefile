@@ -123,6 +123,13 @@ fuzz:
 	@$(MAKE) O=$(O)/fuzz CC=clang SANITIZE='$(FUZZFLAGS)' $(O)/fuzz/fuzzer
 	@test/fuzz/run $(O)/fuzz/fuzzer $(or $(SECONDS),60) $(T)
 
+# ThreadSanitizer: what has threads, with native guests only.
+TSAN := engine activity http storage net
+tsan:
+	@scripts/setup
+	@$(MAKE) O=$(O)/tsan SANITIZE='-O1 -Itest -fsanitize=thread' $(TSAN:%=$(O)/tsan/asan/test/test_%)
+	@TSAN_OPTIONS=suppressions=$(CURDIR)/scripts/tsan.supp scripts/run-tests $(TSAN:%=$(O)/tsan/asan/test/test_%)
+
 $(BENCHES:%.c=$(O)/%): $(O)/%: $(O)/obj/%.o $(O)/libloom.a
 	@mkdir -p $(@D)
 	$(call say,link) $(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
@@ -184,5 +191,5 @@ help:
 	@echo 'make setup      install what is missing'
 	@echo 'make clean      remove $(O); the dependencies stay in ~/.cache/loom'
 	@echo 'variables: CC=clang, WERROR=1, O=dir (where to build), V=1 (show commands), EXTRA=flags, DIRS="base storage" (only these folders of src/; give an O of its own)'
-.PHONY: all tests test fuzz run bench tidy format docs dist setup check clean help
+.PHONY: all tests test fuzz tsan run bench tidy format docs dist setup check clean help
 .SECONDARY:

@@ -10,6 +10,7 @@
 /* A loom with the script as actor type `script` (native or WASM), `wasm` and as activity `act`. */
 static struct loom *open_scripts(const char *store) {
     struct loom *l = open_at(store);
+    if (NATIVE_ONLY) return l; /* main() has registered them */
     deploy_module(l, false, "wasm", script_wasm(), NULL);
     deploy_module(l, true, "act", script_wasm(), NULL);
     if (ENGINE_EVICT) deploy_module(l, false, "script", script_wasm(), NULL);
@@ -1816,6 +1817,10 @@ static int group(void) {
 
 int main(int argc, char **argv) {
     loom_register_actor("script", loom_run_script);
+    if (NATIVE_ONLY) {
+        loom_register_actor("wasm", loom_run_script);
+        loom_register_activity("act", loom_run_script);
+    }
     loom_register_activity("flaky", flaky);
     loom_register_activity("stubborn", stubborn);
     loom_register_activity("garbage", garbage);

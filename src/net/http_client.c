@@ -438,12 +438,10 @@ static int config_read(struct net_client *c, yyjson_val *config, const char *dir
     struct str ca = json_str(c->network, "caFile");
     if (ca.p && access(c->ca_file = path_in(dir, ca, &c->arena), R_OK))
         return error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json/network/caFile: cannot read %s", c->ca_file);
-    rc = secrets_read(yyjson_obj_get(root, "secrets"), dir, &c->arena, &c->secrets, err);
-    if (!rc && c->mail &&
-        destination_find(c->network, "smtp", json_str(c->mail, "server"), &c->arena, &c->mail_server, &why))
-        rc = error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json/mail/server: %s", why.message);
+    if (c->mail && destination_find(c->network, "smtp", json_str(c->mail, "server"), &c->arena, &c->mail_server, &why))
+        return error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json/mail/server: %s", why.message);
     c->mail_server.reach |= REACH_PRIVATE;
-    return rc;
+    return secrets_read(yyjson_obj_get(root, "secrets"), dir, &c->arena, &c->secrets, err);
 }
 
 struct net_client *net_client_new(struct env *env, yyjson_val *config, const char *dir, struct error *err) {

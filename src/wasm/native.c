@@ -11,13 +11,18 @@
 
 enum { NATIVE_STACK_BYTES = 256 << 10, GUARD_BYTES = 4096 };
 
+struct side { /* one of the two stacks, and what the sanitizers want to know of it */
+    ucontext_t at;
+    const void *bottom;
+    size_t bytes;
+    void *frames, *fiber;
+};
+
 struct native {
-    ucontext_t guest, host;
+    struct side guest, host;
     char *stack; /* the guard page first */
     bool ended;
     struct arena memory;
-    const void *host_stack; /* what AddressSanitizer wants to know about the stack that called exec_run() */
-    size_t host_stack_bytes;
 };
 
 static _Thread_local struct exec *current;
@@ -27,25 +32,31 @@ int32_t loom_native_op(const char *name, size_t name_len, const char *arg, size_
 void loom_native_take(char *dst);
 void *loom_native_alloc(size_t n);
 
-/* Present when the program is built with AddressSanitizer. */
+/* Present when the program is built with AddressSanitizer, with ThreadSanitizer. */
 __attribute__((weak)) void __sanitizer_start_switch_fiber(void **save, const void *bottom, size_t size);
 __attribute__((weak)) void __sanitizer_finish_switch_fiber(void *save, const void **bottom, size_t *size);
+__attribute__((weak)) void *__tsan_get_current_fiber(void);
+__attribute__((weak)) void *__tsan_create_fiber(unsigned flags);
+__attribute__((weak)) void __tsan_destroy_fiber(void *fiber);
+__attribute__((weak)) void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 
-static void announce(void **save, const void *bottom, size_t size) {
-    if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(save, bottom, size);
+static void arrive(void *frames, struct side *from) {
+    if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(frames, &from->bottom, &from->bytes);
 }
 
-static void arrive(void *save, const void **bottom, size_t *size) {
-    if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(save, bottom, size);
+static void cross(struct side *from, struct side *to) {
+    if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(&from->frames, to->bottom, to->bytes);
+    if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(to->fiber, 0);
+    swapcontext(&from->at, &to->at);
+    arrive(from->frames, to);
 }
 
 static void native_main(void) {
     struct exec *x = current;
-    arrive(NULL, &x->native->host_stack, &x->native->host_stack_bytes);
+    arrive(NULL, &x->native->host);
     x->module->native();
     x->native->ended = true;
-    announce(NULL, x->native->host_stack, x->native->host_stack_bytes);
-    swapcontext(&x->native->guest, &x->native->host);
+    cross(&x->native->guest, &x->native->host);
 }
 
 struct exec *native_new(struct exec *x) {
@@ -53,13 +64,16 @@ struct exec *native_new(struct exec *x) {
     n->stack = mmap(NULL, NATIVE_STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     if (n->stack == MAP_FAILED) abort();
     mprotect(n->stack, GUARD_BYTES, PROT_NONE);
-    getcontext(&n->guest);
-    n->guest.uc_stack = (stack_t){.ss_sp = n->stack + GUARD_BYTES, .ss_size = NATIVE_STACK_BYTES - GUARD_BYTES};
-    makecontext(&n->guest, native_main, 0);
+    n->guest = (struct side){.bottom = n->stack + GUARD_BYTES, .bytes = NATIVE_STACK_BYTES - GUARD_BYTES};
+    if (__tsan_create_fiber) n->guest.fiber = __tsan_create_fiber(0);
+    getcontext(&n->guest.at);
+    n->guest.at.uc_stack = (stack_t){.ss_sp = n->stack + GUARD_BYTES, .ss_size = n->guest.bytes};
+    makecontext(&n->guest.at, native_main, 0);
     return x;
 }
 
 void native_free(struct exec *x) {
+    if (__tsan_destroy_fiber) __tsan_destroy_fiber(x->native->guest.fiber);
     munmap(x->native->stack, NATIVE_STACK_BYTES);
     arena_free(&x->native->memory);
     free(x->native);
@@ -69,21 +83,16 @@ enum exec_state native_run(struct exec *x) {
     struct native *n = x->native;
     if (n->ended) return EXEC_END;
     if (x->asked && !x->answered) return EXEC_OP;
-    void *save = NULL;
     current = x;
-    announce(&save, n->guest.uc_stack.ss_sp, n->guest.uc_stack.ss_size);
-    swapcontext(&n->host, &n->guest);
-    arrive(save, NULL, NULL);
+    if (__tsan_get_current_fiber) n->host.fiber = __tsan_get_current_fiber();
+    cross(&n->host, &n->guest);
     return n->ended ? EXEC_END : EXEC_OP;
 }
 
 int32_t loom_native_op(const char *name, size_t name_len, const char *arg, size_t arg_len) {
     struct exec *x = current;
     exec_ask(x, (struct str){name, name_len}, (struct str){arg, arg_len}, NULL);
-    void *save = NULL;
-    announce(&save, x->native->host_stack, x->native->host_stack_bytes);
-    swapcontext(&x->native->guest, &x->native->host);
-    arrive(save, &x->native->host_stack, &x->native->host_stack_bytes);
+    cross(&x->native->guest, &x->native->host);
     x->asked = false;
     return exec_op_result(x);
 }
