@@ -123,12 +123,12 @@ fuzz:
 	@$(MAKE) O=$(O)/fuzz CC=clang SANITIZE='$(FUZZFLAGS)' $(O)/fuzz/fuzzer
 	@test/fuzz/run $(O)/fuzz/fuzzer $(or $(SECONDS),60) $(T)
 
-# ThreadSanitizer: what has threads, with native guests only.
+# ThreadSanitizer: what has threads, with native guests only; nothing is suppressed.
 TSAN := engine activity http storage net
 tsan:
 	@scripts/setup
 	@$(MAKE) O=$(O)/tsan SANITIZE='-O1 -Itest -fsanitize=thread' $(TSAN:%=$(O)/tsan/asan/test/test_%)
-	@TSAN_OPTIONS=suppressions=$(CURDIR)/scripts/tsan.supp scripts/run-tests $(TSAN:%=$(O)/tsan/asan/test/test_%)
+	@scripts/run-tests $(TSAN:%=$(O)/tsan/asan/test/test_%)
 
 $(BENCHES:%.c=$(O)/%): $(O)/%: $(O)/obj/%.o $(O)/libloom.a
 	@mkdir -p $(@D)
@@ -183,6 +183,7 @@ help:
 	@echo 'make run        set up, build, run examples/customer-onboarding'
 	@echo 'make test       set up, build, run all tests; T=journal runs only test/test_journal.c (and test/journal.sh)'
 	@echo 'make fuzz       run the fuzzers, a minute each; T=json only that one, SECONDS=600 longer'
+	@echo 'make tsan       the tests of what has threads, with ThreadSanitizer, without WASM'
 	@echo 'make tidy       formatting, static analysis, line budget, direction of includes, API reference; BUDGET_UPDATE=1 adds new files'
 	@echo 'make format     clang-format, in place'
 	@echo 'make docs       write the tables of docs/api-reference.md anew'

@@ -1,6 +1,7 @@
 /* Attempts of activities: a guest that runs a script of ops, a pool, the real network client and a small HTTP server. */
 #include "net/net.h"
 #include "observe/observe.h"
+#include "support/attempt.h"
 #include "support/guests.h"
 #include "wasm/exec.h"
 #include <arpa/inet.h>
@@ -10,25 +11,6 @@
 #include <stdatomic.h>
 #include <sys/socket.h>
 #include <cmocka.h>
-
-/* The input is [[op, argument], …]; the result what each came to. */
-static const char script_source[] =
-    "#include <loom/guest.h>\n"
-    "LOOM_ACTIVITY(script) {\n"
-    "    loom_json all = {0};\n"
-    "    for (struct loom_each it = loom_each(loom_input()); loom_next(&it);) {\n"
-    "        loom_string op = loom_text(loom_item(it.value, 0));\n"
-    "        if (loom_same(op.p, op.n, \"spin\", 4)) for (volatile int i = 0;; i++) {}\n"
-    "        if (loom_same(op.p, op.n, \"trap\", 4)) __builtin_trap();\n"
-    "        if (loom_same(op.p, op.n, \"beat\", 4)) while (!loom_heartbeat(\"null\")) loom_progress(\"1\");\n"
-    "        if (loom_same(op.p, op.n, \"beat\", 4)) loom_progress(\"'seen'\");\n"
-    "        if (loom_same(op.p, op.n, \"beat\", 4)) continue;\n"
-    "        loom_result r = loom_op(op.p, \"%j\", loom_item(it.value, 1));\n"
-    "        loom_json one = r.ok ? r.value : loom_format(\"{'error':%j}\", loom_get(r.value, \"/code\"));\n"
-    "        all = all.n ? loom_format(\"%j,%j\", all, one) : one;\n"
-    "    }\n"
-    "    loom_return(\"[%j]\", all);\n"
-    "}\n";
 
 static struct exec_engine *engine;
 static struct exec_module *script;
@@ -173,6 +155,24 @@ static void *accept_all(void *arg) {
 
 static pthread_t server;
 
+/* The guest of attempt.h as WASM. */
+static struct buf script_wasm(void) {
+    return guest_build(
+        "clang --target=wasm32 -std=c11 -O2 -mbulk-memory -nostdlib -Iinclude -I. -Wl,--no-entry %s -o %s", ".c",
+        "#include <test/support/attempt.h>\n");
+}
+
+static struct exec_module *module_of(struct buf wasm) {
+    struct buf artefact = {0};
+    struct exec_module *m = NULL;
+    struct error err;
+    exec_compile(engine, buf_view(&wasm), &artefact, &err);
+    if (exec_module_load(engine, buf_view(&artefact), &m, &err)) fail_msg("%s", err.message);
+    buf_free(&wasm);
+    buf_free(&artefact);
+    return m;
+}
+
 static int open_all(void **state) {
     (void)state;
     struct error err;
@@ -186,11 +186,7 @@ static int open_all(void **state) {
     pthread_create(&server, NULL, accept_all, NULL);
     log_open(-1, LOG_FATAL);
     engine = exec_engine_new(&(struct exec_config){.slots = 300}, &err);
-    struct buf wasm = guest_c(script_source), artefact = {0};
-    if (exec_compile(engine, buf_view(&wasm), &artefact, &err)) fail_msg("%s", err.message);
-    if (exec_module_load(engine, buf_view(&artefact), &script, &err)) fail_msg("%s", err.message);
-    buf_free(&wasm);
-    buf_free(&artefact);
+    script = NATIVE_ONLY ? exec_module_native(loom_run_attempt) : module_of(script_wasm());
     setenv("TEST_TOKEN", "top-secret", 1);
     yyjson_doc *config = json_parse(STR("{\"network\":{\"allowPrivate\":true},\"secrets\":{\"token\":"
                                         "{\"env\":\"TEST_TOKEN\",\"hosts\":[\"127.0.0.1\"]}}}"),
@@ -219,6 +215,7 @@ static int close_all(void **state) {
 
 static void runs_inline(void **state) {
     (void)state; /* A pure activity that is done within its slice has ended when activity_start() returns. */
+    NEEDS_WASM();
     struct activity_pool *p = activity_pool_new(env_system(), net, 1);
     struct outcome o;
     struct activity_spec spec = spec_of(&o, "[[\"input\", null]]");
@@ -261,6 +258,7 @@ static void simple_ops(void **state) {
 
 static void endings(void **state) {
     (void)state; /* Each way to end tells what happened: fail, trap, unknown op, output that is not JSON. */
+    NEEDS_WASM();
     struct activity_pool *p = activity_pool_new(env_system(), net, 2);
     expect_error(p, "[[\"fail\",{\"code\":\"no_money\",\"message\":\"none left\",\"retryable\":true}]]", "no_money",
                  true, "none left");
@@ -275,6 +273,7 @@ static void endings(void **state) {
 
 static void nothing_returned(void **state) {
     (void)state; /* Coming out of run without an ending op returns null. */
+    NEEDS_WASM();
     struct buf wasm = guest_wat("(module (memory (export \"memory\") 1) (func (export \"run\")))"), artefact = {0};
     struct activity_pool *p = activity_pool_new(env_system(), net, 1);
     struct outcome o;
@@ -335,8 +334,9 @@ static char never_answered[200];
 
 /* An attempt that waits for an answer that never comes. */
 static struct activity *park(struct activity_pool *p, struct outcome *o, int64_t ms) {
-    snprintf(never_answered, sizeof never_answered,
-             "[[\"http\",{\"url\":\"http://127.0.0.1:%d/never\"}],[\"progress\",\"after\"]]", server_port);
+    if (!never_answered[0]) /* once: earlier attempts read it */
+        snprintf(never_answered, sizeof never_answered,
+                 "[[\"http\",{\"url\":\"http://127.0.0.1:%d/never\"}],[\"progress\",\"after\"]]", server_port);
     struct activity_spec spec = spec_of(o, never_answered);
     spec.policy = policy;
     spec.deadline_mono_ms = soon(ms);
@@ -362,6 +362,7 @@ static void many_waits_one_thread(void **state) {
 
 static void deadlines(void **state) {
     (void)state; /* An attempt ends with `timeout` at its deadline, whether it runs or waits. */
+    NEEDS_WASM();
     struct activity_pool *p = activity_pool_new(env_system(), net, 1);
     struct outcome running, parked;
     struct activity_spec spec = spec_of(&running, "[[\"spin\",null]]");
@@ -404,6 +405,7 @@ static void cancelling(void **state) {
 
 static void shutdown_ends_all(void **state) {
     (void)state; /* activity_pool_free() ends what runs, waits and is queued, each once, with `interrupted`. */
+    NEEDS_WASM();
     static struct outcome o[60];
     struct activity_pool *p = activity_pool_new(env_system(), net, 2);
     for (int i = 0; i < 60; i++) {
@@ -422,10 +424,11 @@ static void shutdown_ends_all(void **state) {
 
 static void more_attempts_than_slots(void **state) {
     (void)state; /* Attempts that find no free instance wait for one. */
+    NEEDS_WASM();
     static struct outcome o[100];
     struct error err;
     struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 3}, &err);
-    struct buf wasm = guest_c(script_source), artefact = {0};
+    struct buf wasm = script_wasm(), artefact = {0};
     struct exec_module *m;
     exec_compile(e, buf_view(&wasm), &artefact, &err);
     assert_int_equal(exec_module_load(e, buf_view(&artefact), &m, &err), 0);
@@ -466,17 +469,6 @@ static const char counter_source[] =
     "    deeper(NULL, loom_input());\n"
     "}\n";
 
-static struct exec_module *module_of(struct buf wasm) {
-    struct buf artefact = {0};
-    struct exec_module *m = NULL;
-    struct error err;
-    exec_compile(engine, buf_view(&wasm), &artefact, &err);
-    if (exec_module_load(engine, buf_view(&artefact), &m, &err)) fail_msg("%s", err.message);
-    buf_free(&wasm);
-    buf_free(&artefact);
-    return m;
-}
-
 /* One attempt with reuse, on this thread as far as it goes. */
 static void attempt(struct activity_pool *p, struct exec_module *m, const char *ns, const char *input,
                     struct outcome *o) {
@@ -493,6 +485,7 @@ static void reuse(void **state) {
     (void)
         state; /* With reuse an instance serves the namespace's next attempt, whatever the last one left of its stack and
                   * heap; not another namespace's, not after a trap. */
+    NEEDS_WASM();
     static const struct {
         const char *ns, *input, *result, *code;
     } cases[] = {
@@ -526,6 +519,7 @@ static void reuse(void **state) {
 
 static void reuse_without_sdk(void **state) {
     (void)state; /* A module that does not export `again` serves again only when it comes out of run(). */
+    NEEDS_WASM();
     struct activity_pool *p = activity_pool_new(env_system(), net, 1);
     struct exec_module *m = module_of(guest_wat(
         "(module (import \"loom\" \"op\" (func $op (param i32 i32 i32 i32) (result i32))) (memory (export \"memory\") "

@@ -5,6 +5,7 @@
 #include "support/script.h"
 #include <errno.h>
 #include <sqlite3.h>
+#include <stdatomic.h>
 #include <sys/wait.h>
 
 /* A loom with the script as actor type `script` (native or WASM), `wasm` and as activity `act`. */
@@ -466,7 +467,7 @@ static void mailbox_order(void **state) {
     }
     struct loom_request late = about("call", "script/a", "[['state.get','/log']]");
     struct answer a;
-    late.delay_ms = 30;
+    late.delay_ms = 300;
     late.priority = INT32_MIN;
     submit(l, late, &a);
     send_event(l, "script/a", "x", "1");
@@ -631,7 +632,7 @@ static void children_end_with_parent(void **state) {
 
 /* ---- activities ---- */
 
-static int flaky_calls;
+static atomic_int flaky_calls;
 
 /* Fails as often as its input says, retryable, then answers. */
 static void flaky(void) {
@@ -639,7 +640,7 @@ static void flaky(void) {
     loom_return("'done'");
 }
 
-static int stubborn_calls;
+static atomic_int stubborn_calls;
 
 static void stubborn(void) {
     stubborn_calls++;
@@ -684,6 +685,7 @@ static void activities(void **state) {
 static void activity_retries(void **state) {
     (void)
         state; /* A retryable failure is tried again as often as the policy says, each with its entry; a final one is not. */
+    NEEDS_WASM();
     struct loom *l = open_scripts("memory");
     flaky_calls = stubborn_calls = 0;
     expect_activity(l, "a", "{'name':'flaky','input':2,'retry':{'backoffMs':1}}", "'ok':'done'");
@@ -1226,6 +1228,7 @@ static void idle_actors_leave(void **state) {
 
 static void namespaces(void **state) {
     (void)state; /* Namespaces share neither actors nor definitions, and an actor reaches only its own. */
+    NEEDS_WASM();
     struct loom *l = open_scripts("memory");
     struct loom_request other = about("call", "script/a", "[['state.get','']]");
     expect_call(l, "script/a", "[['state.patch',[{'op':'add','path':'/n','value':1}]]]", "[null]");

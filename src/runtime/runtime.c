@@ -62,7 +62,7 @@ void loom_post(struct loom *l, struct item *item) {
     item->next = NULL;
     pthread_mutex_lock(&l->lock);
     bool first = !l->inbox;
-    *l->inbox_tail = item;
+    __atomic_store_n(l->inbox_tail, item, __ATOMIC_RELAXED); /* pass() looks without the lock */
     l->inbox_tail = &item->next;
     if (first) pthread_cond_signal(&l->wake);
     pthread_mutex_unlock(&l->lock);
@@ -130,7 +130,7 @@ void loom_pass(struct loom *l) {
         run_actors(l);
         residents_evict(l, 0);
         /* A lone request commits on this thread: a hop to the writer and back would cost more than it hides. */
-        batch_close(l, count <= 1 && !l->run_head && !l->inbox);
+        batch_close(l, count <= 1 && !l->run_head && !__atomic_load_n(&l->inbox, __ATOMIC_RELAXED));
     }
     if (l->released && l->config.flushed) l->config.flushed(l->config.flushed_ctx);
     l->released = false;
