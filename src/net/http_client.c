@@ -87,7 +87,7 @@ static int header_default(struct transfer *t, struct str name, struct str value)
     for (struct curl_slist *h = t->headers; h; h = h->next) {
         if (same_word(line_name(h), name)) return 0;
     }
-    return value.p ? header_add(t, name, value) : 0;
+    return value.p ? header_add(t, name, arena_dup(&t->arena, value)) : 0; /* a copy ends with a NUL */
 }
 
 /* Makes the lines of a hop: values take the places of their handles; what may not go to another origin stays here. */
