@@ -264,7 +264,7 @@ static void endings(void **state) {
                  true, "none left");
     expect_error(p, "[[\"fail\",7]]", "failed", false, "");
     expect_error(p, "[[\"trap\",null]]", "trap", false,
-                 "wasm `unreachable` instruction executed in loom_activity_script");
+                 "wasm `unreachable` instruction executed in loom_activity_attempt");
     expect_error(p, "[[\"state.get\",\"\"]]", "unknown_op", false, "activities have no op \"state.get\"");
     expect_error(p, "[[\"return\",[1,2,,3]]]", "invalid_output", false, ": [1,2,,3]");
     expect_result(p, NULL, "[[\"return\", {\"a\" : 1.0} ]]", "{\"a\":1.0}");
