@@ -187,7 +187,7 @@ help:
 	@echo 'make tidy       formatting, static analysis, line budget, direction of includes, API reference; BUDGET_UPDATE=1 adds new files'
 	@echo 'make format     clang-format, in place'
 	@echo 'make docs       write the tables of docs/api-reference.md anew'
-	@echo 'make bench      measure'
+	@echo 'make bench      measure; PEERS=1 also Restate and DBOS, which it installs'
 	@echo 'make dist       release archive $(O)/$(PACKAGE).tar.xz'
 	@echo 'make setup      install what is missing'
 	@echo 'make clean      remove $(O); the dependencies stay in ~/.cache/loom'

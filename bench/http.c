@@ -1,8 +1,9 @@
 /* http.c: a client as lean as can be: epoll, keep-alive, one connection and one request in flight per client.
  *
- *     http count PORT CLIENTS REQUESTS     W2: POST …/counter/KEY/call to 1,000 actors, each with an Idempotency-Key
- *     http health PORT CLIENTS REQUESTS    GET /healthz: the same door without the engine
- *     http cold PORT PROGRAM ARGUMENT…     starts a worker, asks until it is ready, prints the time, RSS after a second
+ *     http get PORT CLIENTS REQUESTS PATH
+ *     http post PORT CLIENTS REQUESTS PATH    the body is 1, each with an Idempotency-Key of its own; the first % in PATH
+ *                                             stands for one of 1,000 keys in turn
+ *     http cold PORT PROGRAM ARGUMENT…        starts a worker, asks until it is ready, prints the time, RSS after a second
  */
 #include "bench.h"
 
@@ -28,7 +29,8 @@ struct client {
 static struct client clients[CLIENTS_MAX];
 static double *sent, *took;
 static int sent_count, done_count, total;
-static bool counting;
+static bool posting, keyed;
+static const char *path, *path_end = ""; /* before and behind the key */
 static unsigned run_id;
 
 static int dial(int port) {
@@ -50,14 +52,17 @@ static void send_all(int fd, const char *p, size_t n) {
 }
 
 static void request(struct client *c) {
-    char text[512];
+    char text[512], key[16] = "";
     if (sent_count == total) return;
     c->i = sent_count++;
-    int n = counting ? snprintf(text, sizeof text,
-                                "POST /v1/actors/counter/%07d/call HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
-                                "application/json\r\nIdempotency-Key: %08x-%07d\r\nContent-Length: 1\r\n\r\n1",
-                                c->i % ACTORS, run_id, c->i)
-                     : snprintf(text, sizeof text, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    if (keyed) snprintf(key, sizeof key, "%07d", c->i % ACTORS);
+    int n = posting
+                ? snprintf(text, sizeof text,
+                           "POST %s%s%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                           "Idempotency-Key: %08x-%07d\r\nContent-Length: 1\r\n\r\n1",
+                           path, key, path_end, run_id, c->i)
+                : snprintf(text, sizeof text, "GET %s%s%s HTTP/1.1\r\nHost: localhost\r\n\r\n", path, key, path_end);
+    if ((size_t)n >= sizeof text) die("the path is too long", path);
     sent[c->i] = now_us();
     send_all(c->fd, text, (size_t)n);
 }
@@ -103,8 +108,8 @@ static void load(int port, int count) {
     for (int i = 0; i < count; i++) request(&clients[i]);
     while (done_count < total) {
         struct epoll_event events[64];
-        int n = epoll_wait(epoll, events, 64, 60000);
-        if (n <= 0) die("no answer", "for a minute");
+        int n = epoll_wait(epoll, events, 64, 300000);
+        if (n <= 0) die("no answer", "for five minutes");
         for (int i = 0; i < n; i++) readable(events[i].data.ptr);
     }
     double s = (now_us() - from) / 1e6;
@@ -128,11 +133,11 @@ static bool ready(int port) {
 }
 
 static double rss_mb(pid_t pid) {
-    char path[64];
+    char file[64];
     long size, pages = 0;
-    snprintf(path, sizeof path, "/proc/%d/statm", (int)pid);
-    FILE *f = fopen(path, "r");
-    if (!f || fscanf(f, "%ld %ld", &size, &pages) != 2) die("cannot read", path);
+    snprintf(file, sizeof file, "/proc/%d/statm", (int)pid);
+    FILE *f = fopen(file, "r");
+    if (!f || fscanf(f, "%ld %ld", &size, &pages) != 2) die("cannot read", file);
     fclose(f);
     return (double)pages * (double)sysconf(_SC_PAGESIZE) / 1e6;
 }
@@ -153,12 +158,17 @@ static void cold(int port, char **command) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 5) die("usage", "http count|health PORT CLIENTS REQUESTS, or http cold PORT PROGRAM ARGUMENT...");
+    bool cold_start = argc >= 4 && strcmp(argv[1], "cold") == 0;
+    if (!cold_start && argc != 6)
+        die("usage", "http get|post PORT CLIENTS REQUESTS PATH, or http cold PORT PROGRAM ARGUMENT...");
     int port = atoi(argv[2]);
-    if (strcmp(argv[1], "cold") == 0) return cold(port, argv + 3), 0;
-    counting = strcmp(argv[1], "count") == 0;
+    if (cold_start) return cold(port, argv + 3), 0;
+    posting = strcmp(argv[1], "post") == 0;
     run_id = (unsigned)getpid() ^ (unsigned)now_us();
     total = atoi(argv[4]);
+    path = strsep(&argv[5], "%");
+    keyed = argv[5];
+    if (keyed) path_end = argv[5];
     load(port, atoi(argv[3]));
     return 0;
 }
