@@ -108,7 +108,7 @@ static const struct blob_ops file_ops = {file_put, file_get, blobs_close};
 static const struct blob_ops memory_ops = {memory_put, memory_get, blobs_close};
 
 struct blob_store *blob_file_open(const char *dir, struct error *err) {
-    if (dir && mkdir(dir, 0700) != 0 && errno != EEXIST) {
+    if (dir && ((mkdir(dir, 0700) != 0 && errno != EEXIST) || !folder_sync(dir))) {
         error_set(err, LOOM_E_STORE, "cannot make the folder %s: %s", dir, strerror(errno));
         return NULL;
     }

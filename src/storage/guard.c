@@ -2,13 +2,13 @@
  *
  * PATH.lock ("%-10d %s %020llu\n") is flock'ed by the process that it names. Behind the pid stand the store's id and its
  * last seq, written without sync: a store that knows less is an old copy. PATH.fsync-failed says that the page cache may
- * differ from the disk; the next open copies what it reads into a new, synced file before anything is acknowledged.
+ * differ from the disk; the next open copies what it reads into a new, synced file, PATH.rewritten, before anything is
+ * acknowledged.
  */
 #include "storage/guard.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <sqlite3.h>
 #include <stdio.h>
 #include <string.h>
@@ -41,22 +41,34 @@ static int lock_store(const char *path, struct error *err) {
     return rc;
 }
 
-/* Folding the WAL in first leaves no moment in which a WAL lies beside a file that it does not belong to. */
-static int rewrite_store(const char *path, const char *marker, struct error *err) {
-    char fresh[NAME_BYTES], folder[NAME_BYTES], sql[2 * NAME_BYTES];
+/* What can be read, the WAL included, as a new file. The old ones stay as they are: after a power loss they are all there is. */
+static int copy_store(const char *path, const char *fresh, struct error *err) {
+    char part[NAME_BYTES], sql[2 * NAME_BYTES];
     sqlite3 *db;
-    snprintf(fresh, sizeof fresh, "%s.rewritten", path);
-    snprintf(folder, sizeof folder, "%s", path);
-    sqlite3_snprintf(sizeof sql, sql, "PRAGMA journal_mode = DELETE; VACUUM INTO %Q", fresh);
-    unlink(fresh);
-    bool read = sqlite3_open(path, &db) == SQLITE_OK && sqlite3_exec(db, sql, NULL, NULL, NULL) == SQLITE_OK;
-    bool done = read && path_sync(fresh) && rename(fresh, path) == 0 && path_sync(dirname(folder)) &&
-                unlink(marker) == 0;
+    snprintf(part, sizeof part, "%s.part", fresh);
+    sqlite3_snprintf(sizeof sql, sql, "VACUUM INTO %Q", part);
+    unlink(part);
+    bool read = sqlite3_open(path, &db) == SQLITE_OK;
+    sqlite3_db_config(db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
+    read = read && sqlite3_exec(db, sql, NULL, NULL, NULL) == SQLITE_OK;
+    bool done = read && path_sync(part) && rename(part, fresh) == 0 && folder_sync(fresh);
     if (!done)
         error_set(err, LOOM_E_STORE, "cannot rewrite %s after a failed fsync: %s", path,
                   read ? strerror(errno) : sqlite3_errmsg(db));
     sqlite3_close(db);
     return done ? LOOM_OK : LOOM_E_STORE;
+}
+
+/* Once the copy has its name it is the store, and a crash goes on from there. The WAL goes first, so that it never lies
+ * beside a file to which it does not belong. */
+static int rewrite_store(const char *path, const char *marker, struct error *err) {
+    char fresh[NAME_BYTES], wal[NAME_BYTES];
+    snprintf(fresh, sizeof fresh, "%s.rewritten", path);
+    snprintf(wal, sizeof wal, "%s-wal", path);
+    if (access(fresh, F_OK) != 0 && copy_store(path, fresh, err) < 0) return LOOM_E_STORE;
+    bool done = (unlink(wal) == 0 || errno == ENOENT) && folder_sync(path) && rename(fresh, path) == 0 &&
+                folder_sync(path) && unlink(marker) == 0;
+    return done ? LOOM_OK : error_set(err, LOOM_E_STORE, "cannot put %s in its place: %s", fresh, strerror(errno));
 }
 
 int guard_open(const char *path, struct error *err) {

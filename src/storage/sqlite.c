@@ -18,6 +18,7 @@
 #include "storage/guard.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <pthread.h>
 #include <sqlite3.h>
 #include <stdio.h>
@@ -342,9 +343,13 @@ struct store *store_sqlite_open(const char *path, struct env *env, bool accept_r
     int rc = s->lock_fd = path ? guard_open(path, err) : LOOM_OK;
     if (rc >= 0) rc = open_side(&s->writer, s->path, err);
     if (rc >= 0 && path) rc = open_side(&s->file_reader, s->path, err);
+    if (rc >= 0 && path && !folder_sync(path)) /* SQLite does this too, but does not tell when it fails */
+        rc = error_set(err, LOOM_E_STORE, "the folder of %s cannot be synced: %s", path, strerror(errno));
     if (rc >= 0 && path) rc = check_seen(s, accept_restored, err);
     if (rc >= 0) sqlite3_wal_hook(s->writer.db, checkpoint, s);
     if (rc >= 0) return &s->base;
+    notice_sync_error(s, sqlite3_extended_errcode(s->writer.db));
+    notice_sync_error(s, sqlite3_extended_errcode(s->file_reader.db));
     sqlite_close(&s->base);
     return NULL;
 }

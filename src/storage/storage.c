@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -57,4 +58,10 @@ bool path_sync(const char *path) {
     bool ok = fd >= 0 && fsync(fd) == 0;
     if (fd >= 0) close(fd);
     return ok;
+}
+
+bool folder_sync(const char *path) {
+    char folder[4096];
+    snprintf(folder, sizeof folder, "%s", path);
+    return path_sync(dirname(folder));
 }
