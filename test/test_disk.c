@@ -302,9 +302,12 @@ static void fault_03_fault_while_opening_after_a_fault(void **state) {
     run(SIM_NONE, 0, SEED);
     live(begin(SIM_NONE, 0, SEED), 0);
     size_t runs = 0, count = sim_operations(), stride = 1;
-    static bool sim_was[1000]; for (size_t at = 1; at <= count; at++) sim_was[at] = sim_strikes(SIM_SYNC, at);
+    static bool sim_was[1000];
+    for (size_t at = 1; at <= count; at++) sim_was[at] = sim_strikes(SIM_SYNC, at);
     for (size_t i = 0; i < sizeof firsts / sizeof *firsts; i++)
-        for (size_t at = 1; at <= count; at += stride) if (sim_was[at]) for (uint64_t q = 0; q < 6; q++) runs += with_second_faults(firsts[i], at, SEED + at*100+q);
+        for (size_t at = 1; at <= count; at += stride)
+            if (sim_was[at])
+                for (uint64_t q = 0; q < 6; q++) runs += with_second_faults(firsts[i], at, SEED + at * 100 + q);
     print_message("%zu runs\n", runs);
 }
 

@@ -43,7 +43,7 @@ static int lock_store(const char *path, struct error *err) {
 
 /* What can be read, the WAL included, as a new file. The old ones stay as they are: after a power loss they are all there is. */
 static int copy_store(const char *path, const char *fresh, struct error *err) {
-    char part[NAME_BYTES], sql[2 * NAME_BYTES];
+    char part[NAME_BYTES + 8], sql[2 * NAME_BYTES];
     sqlite3 *db;
     snprintf(part, sizeof part, "%s.part", fresh);
     sqlite3_snprintf(sizeof sql, sql, "VACUUM INTO %Q", part);

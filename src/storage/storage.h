@@ -37,9 +37,9 @@ struct row {
     struct str key, value;
 };
 uint64_t row_sum(enum row_kind kind, struct str key, struct str value);
-bool path_sync(const char *path);                    /* fsync of a file or folder; false with errno */
-bool folder_sync(const char *path);                  /* the same of the folder in which it stands: its name is durable */
-bool path_read(const char *path, struct buf *out);   /* appended; false: errno says why */
+bool path_sync(const char *path);                  /* fsync of a file or folder; false with errno */
+bool folder_sync(const char *path);                /* the same of the folder in which it stands: its name is durable */
+bool path_read(const char *path, struct buf *out); /* appended; false: errno says why */
 bool path_write(const char *path, struct str bytes); /* wholly and synced, or not at all; its folder is not synced */
 bool fd_read(int fd, struct buf *out);               /* to the end */
 
