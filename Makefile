@@ -95,9 +95,11 @@ $(O)/builtin.o: $(O)/builtin.c
 	$(call say,cc) $(CC) $(CFLAGS) -c -o $@ $<
 
 # Tests: against a library built with AddressSanitizer and UndefinedBehaviorSanitizer; scripts run the real program.
-SUPPORT  := $(patsubst %.c,$(O)/asan/%.o,$(wildcard test/support/*.c))
+SUPPORT  := $(patsubst %.c,$(O)/asan/%.o,$(filter-out %/sim_disk.c,$(wildcard test/support/*.c)))
+SIMDISK  := $(O)/asan/test/support/sim_disk.o # takes the file calls' place, so only in tests that want it
 TESTBINS := $(TESTS:%.c=$(O)/asan/%)
 $(O)/asan/libsupport.a: $(SUPPORT)
+$(O)/asan/test/test_disk: $(SIMDISK)
 $(TESTBINS): %: %.o $(O)/asan/scripts/cmocka_signals.o $(O)/asan/libsupport.a $(O)/asan/libloom.a
 	$(call say,link) $(CC) $(LDFLAGS) $(SANITIZE) -o $@ $^ $(LIBS) -lcmocka
 tests: $(TESTBINS) $(if $(SCRIPTS),$(O)/loom)
