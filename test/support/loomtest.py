@@ -16,9 +16,6 @@ def check(good, sentence, detail=""):
         print("    " + str(detail)[:4000].replace("\n", "\n    "), flush=True)
     return good
 
-def skip(sentence, why):
-    print(f"ok - {sentence} # SKIP {why}", flush=True)
-
 def until(seconds, question, pause=0.05):
     """Asks until the answer is true; answers it, or the last one."""
     end = time.monotonic() + seconds
@@ -39,7 +36,7 @@ class Bank(http.server.ThreadingHTTPServer):
     def __init__(self, trouble=lambda n, body: 200):
         super().__init__(("127.0.0.1", 0), BankRequest)
         self.trouble, self.lock = trouble, threading.Lock()
-        self.inputs, self.attempts, self.seen, self.delay = {}, 0, [], 0
+        self.inputs, self.attempts, self.seen, self.delay, self.raw = {}, 0, [], 0, None
         self.port = self.server_address[1]
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -64,7 +61,7 @@ class BankRequest(http.server.BaseHTTPRequestHandler):
         answer = {"receipt": receipt}
         if self.path == "/echo":
             answer = {"headers": dict(self.headers), "text": str(self.headers), "body": body}
-        text = json.dumps(answer).encode()
+        text = bank.raw or json.dumps(answer).encode()
         try:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
