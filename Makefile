@@ -110,6 +110,11 @@ test:
 	@$(MAKE) tests
 	@LOOM=$(abspath $(O)/loom) scripts/run-tests $(TESTBINS) $(SCRIPTS)
 
+# What `make test` samples, at length: hours.
+soak: all
+	@LOOM=$(abspath $(O)/loom) test/crash.sh 50
+	@LOOM=$(abspath $(O)/loom) LOOM_KILL_STRIDE=1 LOOM_FLIPS=5000 test/faults.sh
+
 run:
 	@scripts/setup
 	@$(MAKE) all
@@ -186,6 +191,7 @@ help:
 	@echo 'make test       set up, build, run all tests; T=journal runs only test/test_journal.c (and test/journal.sh)'
 	@echo 'make fuzz       run the fuzzers, a minute each; T=json only that one, SECONDS=600 longer'
 	@echo 'make tsan       the tests of what has threads, with ThreadSanitizer, without WASM'
+	@echo 'make soak       the long tests: 10,000 kills, each write point, thousands of flipped bytes'
 	@echo 'make tidy       formatting, static analysis, line budget, direction of includes, API reference; BUDGET_UPDATE=1 adds new files'
 	@echo 'make format     clang-format, in place'
 	@echo 'make docs       write the tables of docs/api-reference.md anew'
@@ -194,5 +200,5 @@ help:
 	@echo 'make setup      install what is missing'
 	@echo 'make clean      remove $(O); the dependencies stay in ~/.cache/loom'
 	@echo 'variables: CC=clang, WERROR=1, O=dir (where to build), V=1 (show commands), EXTRA=flags, DIRS="base storage" (only these folders of src/; give an O of its own)'
-.PHONY: all tests test fuzz tsan run bench tidy format docs dist setup check clean help
+.PHONY: all tests test fuzz tsan run soak bench tidy format docs dist setup check clean help
 .SECONDARY:

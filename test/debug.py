@@ -161,7 +161,7 @@ def broken_file(folder):
     """A file with damaged pages: dump saves every row that no damaged page holds, and never a wrong one."""
     good = {(r["kind"], r["key"]): r["value"] for r in map(json.loads, open(f"{folder}/dump")) if "kind" in r}
     size, page, seen = os.path.getsize(f"{folder}/restored/loom.db"), 4096, []
-    for n in range(1, size // page):
+    for n in range(size // page):
         broken = shutil.copytree(f"{folder}/restored", f"{folder}/broken")
         with open(f"{broken}/loom.db", "r+b") as f:
             f.seek(n * page)

@@ -188,7 +188,7 @@ def fault_32_secret(w, bank):
 
 # ---- a damaged store, a restored one ----
 
-def fault_7_and_8_damaged_and_restored(w):
+def fault_07_and_08_damaged_and_restored(w):
     for actor in "abc":
         for n in range(3):
             w.post(f"/v1/actors/tally/dmg-{actor}/call", {"id": f"{actor}{n}"})
@@ -247,7 +247,7 @@ def stops_well(w):
 
 # ---- a full disk ----
 
-def fault_4_full_disk(project, bank, disk):
+def fault_04_full_disk(project, bank, disk):
     """A small tmpfs that another file fills; where mount is refused, a disk that says so."""
     folder = tempfile.mkdtemp(prefix="loom-disk-")
     mounted = not subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", folder], capture_output=True).returncode
@@ -452,7 +452,7 @@ class Killed:
         wrong += examined(w, "verify") + examined(w, "replay", "--all")
         return deaths, wrong
 
-def fault_1_and_3_killed_at_each_write(project, bank, disk):
+def fault_01_and_03_killed_at_each_write(project, bank, disk):
     killed, wrong, n, deaths = Killed(project, bank, disk), [], 1, 1
     count = again = 0
     while deaths:
@@ -469,7 +469,7 @@ def fault_1_and_3_killed_at_each_write(project, bank, disk):
             again, m = again + (deaths == 2), m + 2 * STRIDE
     check(not wrong and again > 3, f"and killed again while it recovers ({again} times)", wrong[:3])
 
-def fault_5_and_6_failed_sync(project, disk):
+def fault_05_and_06_failed_sync(project, disk):
     w = disk.before(Worker(project, store=f"{project.dir}/unsynced"))
     disk.set()
     w.start()
@@ -489,7 +489,7 @@ def fault_5_and_6_failed_sync(project, disk):
           "the next start rewrites the store, and what was acknowledged is there once")
     check(w.stop() is not None and not examined(w, "verify"), "which is whole")
 
-def fault_7_flipped_and_cut(project, bank):
+def fault_07_flipped_and_cut(project, bank):
     """Every so many bytes of a store's file: verify finds it or it does not matter, a worker refuses the file or gives no wrong value."""
     source, copy = f"{project.dir}/template", f"{project.dir}/flipped"
     w = Worker(project, store=source).start()
@@ -543,7 +543,7 @@ def report_of(verb, store):
     """The rows of a dump, without what says whose they are."""
     return sorted(line for line in debug_of(verb, store)[1].splitlines() if line.startswith('{"kind"') and '"lease"' not in line)
 
-def fault_9_slow_disk(project, disk):
+def fault_09_slow_disk(project, disk):
     w = disk.before(Worker(project, store=f"{project.dir}/slow"))
     disk.set()
     w.start()
@@ -664,9 +664,9 @@ def main():
     disk = Disk(project.dir)
     sections = [  # shared worker first; what damages it, or needs one of its own, follows
         (fault_26_odd_json, w), (fault_25_and_26_at_every_door, w), (fault_26_odd_answers, w, bank), (fault_30_hostile_names, w), (fault_22_bad_modules, w),
-        (bad_documents, w), (fault_10_and_bad_starts, w), (fault_32_secret, w, bank), (graceful, w, bank), (fault_7_and_8_damaged_and_restored, w), (stops_well, w),
-        (fault_1_and_3_killed_at_each_write, project, bank, disk), (fault_4_full_disk, project, bank, disk), (fault_5_and_6_failed_sync, project, disk),
-        (fault_7_flipped_and_cut, project, bank), (fault_9_slow_disk, project, disk), (fault_12_stopped_and_continued, project, bank), (fault_16_poison,),
+        (bad_documents, w), (fault_10_and_bad_starts, w), (fault_32_secret, w, bank), (graceful, w, bank), (fault_07_and_08_damaged_and_restored, w), (stops_well, w),
+        (fault_01_and_03_killed_at_each_write, project, bank, disk), (fault_04_full_disk, project, bank, disk), (fault_05_and_06_failed_sync, project, disk),
+        (fault_07_flipped_and_cut, project, bank), (fault_09_slow_disk, project, disk), (fault_12_stopped_and_continued, project, bank), (fault_16_poison,),
         (fault_17_worker_dies, project)]
     for section, *arguments in sections:
         if len(sys.argv) == 1 or sys.argv[1] in section.__name__:

@@ -138,26 +138,72 @@ static bool meta(struct image *im) {
     return ok;
 }
 
-/* false: printed. */
-static bool image_open(struct image *im, const char *folder) {
+static bool connect_to(struct image *im, const char *file) {
+    static const char pragmas[] = "PRAGMA query_only = 1; PRAGMA cell_size_check = 1; PRAGMA busy_timeout = 5000; "
+                                  "BEGIN; SELECT 1 FROM rows LIMIT 1";
+    if (sqlite3_open_v2(file, &im->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL) != SQLITE_OK) return false;
+    sqlite3_db_config(im->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
+    return sqlite3_exec(im->db, pragmas, NULL, NULL, NULL) == SQLITE_OK;
+}
+
+static bool copy_file(const char *from, const char *to) {
+    char part[65536];
+    FILE *in = fopen(from, "re"), *out = fopen(to, "we");
+    bool ok = in && out;
+    for (size_t n; ok && (n = fread(part, 1, sizeof part, in)) > 0;) ok = fwrite(part, 1, n, out) == n;
+    if (in) fclose(in);
+    return out && fclose(out) == 0 && ok;
+}
+
+/* The first page of the file at `to` becomes that of `from`, which knows how many pages follow. */
+static bool lend_head(const char *from, const char *to) {
+    unsigned char head[4096];
+    struct stat st;
+    FILE *in = fopen(from, "re"), *out = fopen(to, "r+e");
+    bool ok = in && out && fread(head, 1, sizeof head, in) == sizeof head && stat(to, &st) == 0;
+    for (int i = 0; ok && i < 4; i++) head[28 + i] = (unsigned char)(st.st_size / (off_t)sizeof head >> (24 - 8 * i));
+    ok = ok && fwrite(head, 1, sizeof head, out) == sizeof head;
+    if (in) fclose(in);
+    return out && fclose(out) == 0 && ok;
+}
+
+/* SQLite reads nothing when the file's first page is damaged. It says where the tables begin, which is the same in all
+ * stores: a copy of the file gets the first page of a new store. */
+static bool connect_to_copy(struct image *im, const char *file) {
+    static const char *const names[] = {"loom.db", "loom.db-wal", "loom.db-shm", "new", "new.lock"};
+    struct arena mem = {0};
+    struct error err;
+    char dir[] = "/tmp/loom-debug-XXXXXX";
+    if (!mkdtemp(dir)) return false;
+    const char *copy = arena_json(&mem, "%s/loom.db", dir).p, *fresh = arena_json(&mem, "%s/new", dir).p;
+    struct store *s = store_sqlite_open(fresh, env_system(), false, &err);
+    if (s) s->ops->close(s);
+    copy_file(arena_json(&mem, "%s-wal", file).p, arena_json(&mem, "%s-wal", copy).p);
+    sqlite3_close(im->db);
+    bool ok = s && copy_file(file, copy) && lend_head(fresh, copy) && connect_to(im, copy);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) unlink(arena_json(&mem, "%s/%s", dir, names[i]).p);
+    rmdir(dir);
+    if (ok) fail("the head of %s is damaged; a copy was read with that of a new store", file);
+    im->fault_count += ok;
+    arena_free(&mem);
+    return ok;
+}
+
+/* false: printed. damaged: as much as can be read is enough. */
+static bool image_open(struct image *im, const char *folder, bool damaged) {
     struct arena mem = {0};
     struct error err = {0};
     const char *file = arena_json(&mem, "%s/loom.db", folder).p, *blobs = arena_json(&mem, "%s/blobs", folder).p;
     bool there = access(file, F_OK) == 0;
-    bool ok = there && sqlite3_open_v2(file, &im->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL) == SQLITE_OK;
-    if (ok) sqlite3_db_config(im->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
-    ok = ok &&
-         sqlite3_exec(im->db, "PRAGMA query_only = 1; PRAGMA cell_size_check = 1; PRAGMA busy_timeout = 5000; BEGIN",
-                      NULL, NULL, NULL) == SQLITE_OK &&
-         meta(im);
+    bool ok = there && (connect_to(im, file) || (damaged && connect_to_copy(im, file)));
+    ok = ok && (meta(im) || damaged);
     if (!there)
         fail("there is no store in %s: %s is missing", folder, file);
     else if (!ok)
         fail("%s cannot be read: %s", file, sqlite3_errmsg(im->db));
     else if (im->format > STORE_FORMAT)
-        fail("the store %s has format %" PRId64 ", this Loom knows up to %d; use a newer Loom", file, im->format,
-             STORE_FORMAT),
-            ok = false;
+        ok = fail("the store %s has format %" PRId64 ", this Loom knows up to %d; use a newer Loom", file, im->format,
+                  STORE_FORMAT) == EXIT_OK;
     if (ok && access(blobs, F_OK) == 0) im->blobs = blob_file_open(blobs, &err);
     arena_free(&mem);
     return ok;
@@ -478,7 +524,7 @@ static int examine(const struct cli *c) {
     struct arena mem = {0};
     struct str ns = c->o.request.ns.p ? (struct str){c->o.request.ns.p, c->o.request.ns.n} : STR("default");
     int code = EXIT_FAILED;
-    if (!image_open(&im, c->o.store)) {
+    if (!image_open(&im, c->o.store, strcmp(verb, "dump") == 0)) {
         image_close(&im);
         return code;
     }

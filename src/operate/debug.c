@@ -112,7 +112,7 @@ void debug_store(struct loom *l, const struct loom_request *req) {
                        "this worker does not fail on purpose; start it with --debug to allow that");
     else if (req->delay_ms > STALL_MAX_MS)
         rc = error_set(&err, LOOM_E_INVALID_ARGUMENT, "delayMs is at most %d", STALL_MAX_MS);
-    else if (*v && strcmp(l->config.store, "memory") == 0)
+    else if (*v && (!l->config.store || strcmp(l->config.store, "memory") == 0))
         rc = error_set(&err, LOOM_E_CONFLICT, "the store is in memory: it has no file to examine");
     else if (*v && !l->config.compiler)
         rc = error_set(&err, LOOM_E_CONFLICT,

@@ -198,6 +198,7 @@ static void release(struct loom *l, bool committed) {
     buf_free(&l->saying);
     free(l->effects);
     free(l->cache_dir);
+    free((char *)l->config.store);
     free((char *)l->config.project);
     free((char *)l->config.project_dir);
     free((char *)l->config.compiler);
@@ -212,6 +213,7 @@ static struct loom *engine_new(const struct loom_config *config, const struct lo
     struct loom *l = mem_alloc(sizeof *l);
     pthread_condattr_t monotonic;
     l->config = *config;
+    l->config.store = copy_or_null(config->store);
     l->config.project = copy_or_null(config->project);
     l->config.project_dir = copy_or_null(config->project_dir);
     l->config.compiler = copy_or_null(config->compiler);
