@@ -4,6 +4,7 @@
 
 #include "storage/storage.h"
 #include <sqlite3.h>
+#include <stdio.h>
 
 struct image {
     sqlite3 *db;
@@ -22,6 +23,12 @@ struct image {
 void image_scan(struct image *im, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx);
 bool image_load(struct image *im, enum row_kind kind, struct str key, struct buf *out); /* false: there is none */
 void image_fault(struct image *im, const char *fmt, ...);                               /* buf_json's template */
+/* The row that a statement (key, value, sum) stands at; false: it is damaged, which is a fault. */
+bool image_row(struct image *im, enum row_kind kind, sqlite3_stmt *q, struct buf *value);
+struct str image_column(sqlite3_stmt *q, int i);
+/* dump.c: to stdout, and from `in` into a new store; exit codes. */
+int image_dump(struct image *im, const char *folder);
+int image_restore(FILE *in, const char *folder);
 void image_verify(struct image *im, struct buf *report); /* verify.c; members of a JSON object */
 /* replay.c. actor: ns/type/key, or absent: all. */
 void image_replay(struct image *im, struct str actor, struct buf *report);
