@@ -110,10 +110,11 @@ test:
 	@$(MAKE) tests
 	@LOOM=$(abspath $(O)/loom) scripts/run-tests $(TESTBINS) $(SCRIPTS)
 
-# What `make test` samples, at length: hours.
-soak: all
+# What `make test` samples, at length: hours, and then one seed of the simulator after the other until it is stopped.
+soak: all simulator
 	@LOOM=$(abspath $(O)/loom) test/crash.sh 50
 	@LOOM=$(abspath $(O)/loom) LOOM_KILL_STRIDE=1 LOOM_FLIPS=5000 test/faults.sh
+	@$(SIMULATOR) $(or $(SEED),$(shell date +%s)) 0
 
 run:
 	@scripts/setup
@@ -129,6 +130,16 @@ fuzz:
 	@scripts/setup
 	@$(MAKE) O=$(O)/fuzz CC=clang SANITIZE='$(FUZZFLAGS)' $(O)/fuzz/fuzzer
 	@test/fuzz/run $(O)/fuzz/fuzzer $(or $(SECONDS),60) $(T)
+
+# The simulator: the whole engine in one thread, a run for each seed; what it links is compiled in an O of its own.
+SIMULATOR := $(O)/sim/asan/test/sim/sim
+$(O)/asan/test/sim/sim: $(patsubst %.c,$(O)/asan/%.o,$(wildcard test/sim/*.c) src/cli/verify.c) $(O)/asan/libsupport.a $(O)/asan/libloom.a
+	$(call say,link) $(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
+simulator:
+	@scripts/setup
+	@$(MAKE) O=$(O)/sim SANITIZE=-Itest $(SIMULATOR)
+sim: simulator
+	@$(SIMULATOR) $(or $(SEED),1) $(or $(COUNT),1)
 
 # ThreadSanitizer: what has threads, with native guests only; nothing is suppressed.
 TSAN := engine activity http storage net
@@ -189,9 +200,10 @@ help:
 	@echo 'make            build $(O)/loom'
 	@echo 'make run        set up, build, run examples/customer-onboarding'
 	@echo 'make test       set up, build, run all tests; T=journal runs only test/test_journal.c (and test/journal.sh)'
+	@echo 'make sim        run the simulator with SEED=n, twice, and compare; COUNT=100: so many seeds, 0: until stopped'
 	@echo 'make fuzz       run the fuzzers, a minute each; T=json only that one, SECONDS=600 longer'
 	@echo 'make tsan       the tests of what has threads, with ThreadSanitizer, without WASM'
-	@echo 'make soak       the long tests: 10,000 kills, each write point, thousands of flipped bytes'
+	@echo 'make soak       the long tests: 10,000 kills, each write point, thousands of flipped bytes; then seeds of the simulator'
 	@echo 'make tidy       formatting, static analysis, line budget, direction of includes, API reference; BUDGET_UPDATE=1 adds new files'
 	@echo 'make format     clang-format, in place'
 	@echo 'make docs       write the tables of docs/api-reference.md anew'
@@ -200,5 +212,5 @@ help:
 	@echo 'make setup      install what is missing'
 	@echo 'make clean      remove $(O); the dependencies stay in ~/.cache/loom'
 	@echo 'variables: CC=clang, WERROR=1, O=dir (where to build), V=1 (show commands), EXTRA=flags, DIRS="base storage" (only these folders of src/; give an O of its own)'
-.PHONY: all tests test fuzz tsan run soak bench tidy format docs dist setup check clean help
+.PHONY: all tests test sim simulator fuzz tsan run soak bench tidy format docs dist setup check clean help
 .SECONDARY:

@@ -44,7 +44,7 @@ static inline struct buf guest_wat(const char *source) {
 }
 
 static inline struct buf guest_c(const char *source) {
-    return guest_build("clang --target=wasm32 -std=c11 -O2 -mbulk-memory -nostdlib -Iinclude -Wl,--no-entry "
+    return guest_build("clang --target=wasm32 -std=c11 -O2 -mbulk-memory -nostdlib -Iinclude -I. -Wl,--no-entry "
                        "-Wl,--strip-debug %s -o %s",
                        ".c", source);
 }

@@ -230,9 +230,10 @@ void world_init(struct world *w, uint64_t seed) {
     current = w;
 }
 
-static bool open_once(struct world *w, struct error *err) {
+bool world_try(struct world *w, struct error *err) {
     struct store *store = faulty_open(w, err);
     struct loom_parts parts = {&w->env, store, store ? lasting_open(w->blobs) : NULL, w->code, NULL, 1};
+    drop_answers(w); /* to an engine that was */
     w->dead = false;
     w->opened++;
     w->l = store ? loom_open_in(&w->config, &parts, err) : NULL;
@@ -243,27 +244,24 @@ static bool open_once(struct world *w, struct error *err) {
 void world_open(struct world *w) {
     struct error err = {0};
     for (int i = 0; i < 100; i++)
-        if (open_once(w, &err)) return;
+        if (world_try(w, &err)) return;
     fprintf(stderr, "the engine does not open: %s\n", err.message);
     abort();
 }
 
 void world_close(struct world *w) {
-    drop_answers(w);
     loom_close(w->l);
     w->l = NULL;
 }
 
 void world_crash(struct world *w) {
     w->dead = true;
-    drop_answers(w);
     loom_abandon(w->l);
     w->l = NULL;
 }
 
 struct loom *world_zombie(struct world *w) {
     struct loom *l = w->l;
-    drop_answers(w);
     w->l = NULL;
     return l;
 }

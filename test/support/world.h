@@ -52,12 +52,13 @@ struct world {
 
 void world_init(struct world *w, uint64_t seed);
 void world_free(struct world *w);
-uint64_t world_roll(struct world *w, uint64_t n);  /* 0 … n − 1 */
-void world_mark(struct world *w, struct str what); /* into the trace */
-void world_open(struct world *w);                  /* aborts when 100 attempts in a row fail */
-void world_close(struct world *w);                 /* an orderly stop */
-void world_crash(struct world *w);                 /* kill -9 */
-struct loom *world_zombie(struct world *w);        /* the engine, still alive but no longer w->l: abandon it later */
+uint64_t world_roll(struct world *w, uint64_t n);   /* 0 … n − 1 */
+void world_mark(struct world *w, struct str what);  /* into the trace */
+void world_open(struct world *w);                   /* aborts when 100 attempts in a row fail */
+bool world_try(struct world *w, struct error *err); /* once */
+void world_close(struct world *w);                  /* an orderly stop */
+void world_crash(struct world *w);                  /* kill -9 */
+struct loom *world_zombie(struct world *w);         /* the engine, still alive but no longer w->l: abandon it later */
 /* One thing happens, by dice: a pass of the loop, a commit, a go of an activity, an answer of the network. False: nothing
  * could, and the clock has jumped to the next thing that will. A process that died in it is gone: w->l is NULL. */
 bool world_step(struct world *w);

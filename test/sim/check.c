@@ -1,0 +1,220 @@
+/* check.c: what must hold at every commit, after every recovery and at the end. I1–I10 are the invariants of
+ * docs/architecture.md, Simulator. */
+#include "cli/image.h"
+#include "sim.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- every commit: I3 (in part), I4, no secret ---- */
+
+void check_commit(struct world *w, const struct batch *b) {
+    struct sim *s = (struct sim *)w;
+    if (b->term != s->disk.term) sim_fails(s, "a writer of term %" PRIu64 " has committed", b->term);
+    if (b->seq <= s->seq) sim_fails(s, "batch %" PRIu64 " came after %" PRIu64, b->seq, s->seq);
+    s->seq = b->seq;
+    for (size_t i = 0; i < b->count; i++) {
+        const struct row *r = &b->rows[i];
+        if (r->value.p && memmem(r->value.p, r->value.n, CANARY, strlen(CANARY)))
+            sim_fails(s, "the %s row %.*s holds the secret", row_kind_name(r->kind), (int)r->key.n, r->key.p);
+        if (r->kind != ROW_JOURNAL) continue;
+        uintptr_t sum = (uintptr_t)row_sum(r->kind, r->key, r->value) | 1,
+                  old = (uintptr_t)map_get(&s->journal, r->key);
+        if (old && old != sum) sim_fails(s, "the journal row %.*s has changed", (int)r->key.n, r->key.p);
+        if (!old) map_put(&s->journal, (struct str){str_dup(r->key), r->key.n}, (void *)sum);
+    }
+}
+
+/* ---- every recovery: `loom debug verify` on the rows (I3, I8) ---- */
+
+struct copied {
+    struct str key, value;
+};
+struct copies {
+    struct arena mem;
+    struct copied *rows;
+    size_t count, cap;
+};
+
+static bool copy_row(void *ctx, struct str key, struct str value) {
+    struct copies *c = ctx;
+    if (c->count == c->cap) {
+        c->cap = c->cap ? c->cap * 2 : 64;
+        c->rows = mem_grow(c->rows, c->cap * sizeof *c->rows);
+    }
+    c->rows[c->count++] = (struct copied){arena_dup(&c->mem, key), value.p ? arena_dup(&c->mem, value) : STR_NONE};
+    return true;
+}
+
+static struct sim
+    *examined; /* verify.c sees the simulated store through these three, as it sees a file through debug.c's */
+
+void image_scan(struct image *im, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx) {
+    struct copies c = {0};
+    struct error err;
+    struct store *store = store_array_open(&examined->disk);
+    store->ops->scan(store, kind, from, to, copy_row, &c, &err);
+    store->ops->close(store);
+    bool more = true;
+    for (size_t i = 0; i < c.count && more; i++) {
+        if (!c.rows[i].value.p) image_fault(im, "a row of %s is damaged", row_kind_name(kind));
+        more = fn(ctx, c.rows[i].key, c.rows[i].value);
+    }
+    free(c.rows);
+    arena_free(&c.mem);
+}
+
+bool image_load(struct image *im, enum row_kind kind, struct str key, struct buf *out) {
+    struct error err;
+    struct store *store = store_array_open(&examined->disk);
+    int rc = store->ops->load(store, kind, key, out, &err);
+    store->ops->close(store);
+    if (rc < 0) image_fault(im, "%s", err.message);
+    return rc == 1;
+}
+
+void image_fault(struct image *im, const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    buf_json_v(&im->faults, fmt, ap);
+    va_end(ap);
+    sim_fails(examined, "%.*s", (int)im->faults.n, im->faults.p);
+}
+
+void check_store(struct sim *s) {
+    struct image im = {.blobs = s->w.blobs};
+    struct buf report = {0};
+    examined = s;
+    if (sqlite3_open(":memory:", &im.db) != SQLITE_OK) abort();
+    image_verify(&im, &report);
+    sqlite3_close(im.db);
+    buf_free(&report);
+}
+
+/* ---- the end ---- */
+
+static bool print_row(void *ctx, struct str key, struct str value) {
+    (void)ctx;
+    fprintf(stderr, "%.*s: %.*s\n", (int)key.n, key.p, (int)value.n, value.p);
+    return true;
+}
+
+void check_print(struct sim *s) {
+    struct image im = {0};
+    examined = s;
+    for (int kind = ROW_NONE + 1; kind < ROW_KIND_END; kind++)
+        if (kind != ROW_REGISTRY) image_scan(&im, (enum row_kind)kind, STR(""), STR_NONE, print_row, NULL);
+}
+
+static bool first_row(void *ctx, struct str key, struct str value) {
+    buf_json(ctx, "%q:%j", key, value);
+    return false;
+}
+
+bool check_rests(struct sim *s, struct buf *what) {
+    static const struct {
+        enum row_kind kind;
+        const char *from, *to;
+    } busy[] = {{ROW_OUTBOX, "", NULL}, {ROW_MAILBOX, "m", "n"}, {ROW_TIMER, "", NULL}};
+    struct image im = {0};
+    examined = s;
+    buf_clear(what);
+    for (size_t i = 0; i < sizeof busy / sizeof *busy && !what->n; i++)
+        image_scan(&im, busy[i].kind, str_of(busy[i].from), str_of(busy[i].to), first_row, what);
+    return what->n == 0;
+}
+
+/* The state that the journal's patches lead to from nothing (I9), and whether timers kept their time (I7). */
+struct history {
+    struct sim *s;
+    struct arena mem;
+    yyjson_mut_doc *state;
+    const char *name;
+    int64_t timers[256]; /* of the open turn: due, 0: none or fired */
+};
+
+static void entry(struct history *h, yyjson_val *e) {
+    struct str type = json_str(e, "type");
+    uint64_t id = (uint64_t)json_int(e, "promise", 0) % 256;
+    int64_t at = json_int(e, "at", 0);
+    yyjson_val *patches = yyjson_obj_get(e, "patches");
+    if (patches) patch_apply(h->state, patches, NULL, NULL);
+    if (str_is(type, "turn_started")) memset(h->timers, 0, sizeof h->timers);
+    if (str_is(type, "timer_set")) h->timers[id] = at + json_int(e, "delayMs", 0);
+    if (str_is(type, "timer_fired")) {
+        if (!h->timers[id]) sim_fails(h->s, "timer %d of %s fired twice", (int)id, h->name);
+        if (at < h->timers[id]) sim_fails(h->s, "timer %d of %s fired early", (int)id, h->name);
+        h->timers[id] = 0;
+    }
+}
+
+static bool history_row(void *ctx, struct str key, struct str value) {
+    struct history *h = ctx;
+    size_t i, n;
+    yyjson_val *e;
+    (void)key;
+    yyjson_arr_foreach(yyjson_obj_get(json_in(&h->mem, value), "entries"), i, n, e) entry(h, e);
+    return true;
+}
+
+static void check_history(struct sim *s, const char *name, struct str state) {
+    struct history h = {.s = s, .name = name};
+    struct image im = {0};
+    struct buf again = {0};
+    struct str full = arena_json(&h.mem, "default/%s", name);
+    yyjson_doc *nothing = yyjson_read("{\"total\":0,\"seen\":[]}", 21, 0);
+    h.state = yyjson_doc_mut_copy(nothing, NULL);
+    yyjson_doc_free(nothing);
+    image_scan(&im, ROW_JOURNAL, journal_key(&h.mem, full, 0), journal_key(&h.mem, full, UINT64_MAX), history_row, &h);
+    json_write_mut(yyjson_mut_doc_get_root(h.state), &again);
+    if (!str_eq(buf_view(&again), state))
+        sim_fails(s, "%s is %.*s, and its journal leads to %.*s", name, (int)state.n, state.p, (int)again.n, again.p);
+    yyjson_mut_doc_free(h.state);
+    buf_free(&again);
+    arena_free(&h.mem);
+}
+
+static void check_who(struct sim *s, struct who *who) {
+    struct buf doc = {0}, text = {0};
+    struct arena mem = {0};
+    if (!who->bits && strncmp(who->name, "node/", 5) == 0) return; /* nobody has asked it */
+    yyjson_val *v = json_in(&mem, load_ask(s, "get", who->name, &doc)), *state = yyjson_obj_get(v, "state");
+    struct str status = json_str(v, "status");
+    uint64_t total = (uint64_t)json_int(state, "total", 0), seen = 0;
+    size_t i, n;
+    yyjson_val *bit;
+    if (!str_is(status, who->status))
+        sim_fails(s, "%s is %.*s and should be %s", who->name, (int)status.n, status.p, who->status);
+    yyjson_arr_foreach(yyjson_obj_get(state, "seen"), i, n, bit) {
+        uint64_t one = (uint64_t)1 << yyjson_get_sint(bit);
+        if (seen & one) sim_fails(s, "%s has done %d twice", who->name, (int)yyjson_get_sint(bit));
+        seen |= one;
+    }
+    if (total != who->total || seen != who->total)
+        sim_fails(s, "%s has done %" PRIx64 " (total %" PRIx64 ") and should have done %" PRIx64, who->name, seen,
+                  total, who->total);
+    json_write(state, &text);
+    if (who->bits) check_history(s, who->name, buf_view(&text));
+    buf_free(&doc);
+    buf_free(&text);
+    arena_free(&mem);
+}
+
+/* Each payment under one key (I5), and none that nobody has asked for. */
+static void check_bank(struct sim *s) {
+    for (int i = 0; i < s->due_count; i++) {
+        int keys = 0;
+        for (int k = 0; k < s->paid_count; k++) keys += strcmp(s->paid[k].id, s->due[i].id) == 0;
+        if (keys != 1) sim_fails(s, "the payment %s has come under %d keys", s->due[i].id, keys);
+    }
+    if (s->paid_count != s->due_count) sim_fails(s, "%d payments, %d were due", s->paid_count, s->due_count);
+}
+
+void check_end(struct sim *s) {
+    examined = s;
+    for (int i = 0; i < s->who_count; i++) check_who(s, &s->who[i]);
+    check_bank(s);
+}

@@ -1,0 +1,302 @@
+/* load.c: the clients, what they ask for, and the bank. */
+#include "sim.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static uint64_t roll(struct sim *s, uint64_t n) {
+    return world_roll(&s->w, n);
+}
+
+/* ---- what is asked for, and what must come of it ---- */
+
+static struct who *new_who(struct sim *s, const char *type, const char *key) {
+    struct who *who = &s->who[s->who_count++];
+    *who = (struct who){.status = "idle"};
+    snprintf(who->name, sizeof who->name, "%s/%s", type, key);
+    return who;
+}
+
+static struct request *new_request(struct sim *s, const char *op, const char *target) {
+    struct request *r = &s->requests[s->request_count];
+    *r = (struct request){.s = s, .op = op, .after = -1};
+    snprintf(r->target, sizeof r->target, "%s", target);
+    snprintf(r->id, sizeof r->id, "r%d", s->request_count++);
+    s->open_requests++;
+    return r;
+}
+
+static void must_pay(struct sim *s, const char *id, bool refused) {
+    snprintf(s->due[s->due_count].id, sizeof s->due[0].id, "%s", id);
+    s->due[s->due_count++].refused = refused;
+}
+
+static bool room(const struct sim *s, const struct who *who) {
+    return who->bits < BITS_MAX && s->who_count < WHO_MAX - 4 && s->request_count < REQUESTS_MAX - 8 &&
+           s->due_count < PAID_MAX - 8;
+}
+
+static int64_t program(struct sim *s, struct buf *out, struct who *who, int level, int depth, bool *fails);
+
+/* One step of a program; what it adds to the program's sum. A program that is tried again does only what may be repeated. */
+static int64_t step(struct sim *s, struct buf *out, struct who *who, int level, int depth, bool repeats) {
+    char name[24];
+    bool fails = false;
+    int token = ++s->tokens,
+        other = level + 1 < NODES ? level + 1 + (int)roll(s, (uint64_t)(NODES - level - 1)) : NODES;
+    uint64_t what = roll(s, 10);
+    if (repeats || depth > 2 || !room(s, &s->who[0])) what = 6 + what % 3;
+    if (what < 2 && (other == NODES || !room(s, &s->who[other]))) what = 6;
+    snprintf(name, sizeof name, "t%d", token);
+    if (what < 2) {
+        buf_json(out, "[\"call\",%z,", s->who[other].name);
+        int64_t n = program(s, out, &s->who[other], other, depth + 1, &fails);
+        buf_str(out, STR("]"));
+        return fails ? 0 : n;
+    }
+    if (what == 2) {
+        other = (int)roll(s, NODES);
+        buf_json(out, "[\"send\",%z,", s->who[other].name);
+        program(s, out, &s->who[other], other, depth + 1, &fails);
+        buf_json(out, ",%d]", (int64_t)roll(s, 2) * (int64_t)roll(s, 3000));
+        return 0;
+    }
+    if (what == 3) {
+        struct who *child = new_who(s, "node", name);
+        buf_json(out, "[\"child\",%z,", name);
+        int64_t n = program(s, out, child, level, depth + 1, &fails);
+        buf_str(out, STR("]"));
+        child->status = fails ? "failed" : "completed";
+        return fails ? 0 : n;
+    }
+    if (what == 4 || what == 5) {
+        must_pay(s, name, false);
+        buf_json(out, "[\"pay\",{\"id\":%z,\"n\":%d}]", name, (int64_t)token);
+        return token;
+    }
+    if (what == 9 && who < &s->who[NODES]) {
+        struct request *r = new_request(s, "event", who->name);
+        snprintf(r->id, sizeof r->id, "%s", name);
+        buf_json(&r->body, "%d", (int64_t)token);
+        buf_json(out, "[\"wait\",%z]", name);
+        return token;
+    }
+    if (what == 6)
+        buf_json(out, "[\"echo\",%d]", (int64_t)token);
+    else if (what == 7)
+        buf_json(out, "[\"timer\",%d]", (int64_t)roll(s, 3000));
+    else
+        buf_str(out, STR("[\"await\"]"));
+    return what == 6 ? token : 0;
+}
+
+static int64_t program(struct sim *s, struct buf *out, struct who *who, int level, int depth, bool *fails) {
+    int64_t token = ++s->tokens, sum = token;
+    int bit = who->bits++;
+    uint64_t how = roll(s, 12);
+    bool repeats = how == 0;
+    *fails = how == 1;
+    if (!*fails) who->total |= (uint64_t)1 << bit;
+    buf_json(out, "{\"n\":%d,\"bit\":%d,\"do\":[", token, (int64_t)bit);
+    for (uint64_t i = 0, n = roll(s, 5); i < n; i++) {
+        if (i) buf_char(out, ',');
+        sum += step(s, out, who, level, depth, repeats);
+    }
+    buf_json(out, "]%s%s", repeats ? ",\"tries\":3" : "", *fails ? ",\"fail\":true" : "");
+    if (how == 2 && who->bits < BITS_MAX) {
+        buf_str(out, STR(",\"next\":"));
+        sum = program(s, out, who, level, depth + 1, fails);
+    }
+    buf_char(out, '}');
+    return sum;
+}
+
+static void new_message(struct sim *s) {
+    int to = (int)roll(s, NODES);
+    if (!room(s, &s->who[to])) return;
+    struct request *r = new_request(s, roll(s, 3) ? "call" : "send", s->who[to].name);
+    int64_t sum = program(s, &r->body, &s->who[to], to, 0, &r->fails);
+    struct buf want = {0};
+    buf_json(&want, "%d", sum);
+    buf_char(&want, '\0');
+    if (strcmp(r->op, "send") == 0) buf_free(&want), r->fails = false;
+    r->want = want.p;
+}
+
+/* A run that pays, waits for an approval and pays again; where the second payment is refused it pays the first one back. */
+static void new_order(struct sim *s) {
+    char key[24], id[40];
+    if (!room(s, &s->who[0])) return;
+    bool refused = roll(s, 2);
+    snprintf(key, sizeof key, "w%d%s", ++s->tokens, refused ? "-no" : "");
+    struct who *run = new_who(s, "workflow.order", key);
+    run->status = refused ? "failed" : "completed";
+    struct request *r = new_request(s, "run", "order/"), *approval;
+    snprintf(r->target, sizeof r->target, "order/%s", key);
+    buf_json(&r->body, "{\"id\":%z}", key);
+    approval = new_request(s, "event", run->name);
+    approval->after = (int)(r - s->requests);
+    snprintf(approval->id, sizeof approval->id, "approved");
+    buf_str(&approval->body, STR("true"));
+    must_pay(s, key, false);
+    snprintf(id, sizeof id, "%s-ship", key);
+    must_pay(s, id, refused);
+    snprintf(id, sizeof id, "%s-refund", key);
+    if (refused) must_pay(s, id, false);
+}
+
+void load_make(struct sim *s) {
+    static const char *const keys[NODES] = {"a", "b", "c", "d", "e"};
+    for (int i = 0; i < NODES; i++) new_who(s, "node", keys[i]);
+    for (uint64_t i = 0, n = 4 + roll(s, 10); i < n; i++) {
+        if (roll(s, 4) == 0)
+            new_order(s);
+        else
+            new_message(s);
+    }
+}
+
+/* ---- asking until there is an answer ---- */
+
+static struct loom_str lend(const char *z, size_t n) {
+    return (struct loom_str){z, n};
+}
+
+/* The process stops, dies, or the store does not take it: the client asks again under the same id. A call that takes
+ * long is answered 202. */
+static bool definite(const struct request *r, int status) {
+    return status < 500 && !(status == 202 && strcmp(r->op, "call") == 0);
+}
+
+static void answered(void *ctx, const struct loom_reply *reply) {
+    struct request *r = ctx;
+    struct sim *s = r->s;
+    struct str body = {reply->body.p, reply->body.n};
+    r->flying = false;
+    world_mark(&s->w, body);
+    if (memmem(body.p ? body.p : "", body.n, CANARY, strlen(CANARY))) sim_fails(s, "a reply holds the secret");
+    if (!definite(r, reply->status)) return;
+    if (r->status) { /* I2 */
+        if (r->status / 100 != reply->status / 100 || !str_eq(buf_view(&r->answer), body))
+            sim_fails(s, "%s %s: the answer was %d %.*s and is now %d %.*s", r->op, r->id, r->status, (int)r->answer.n,
+                      r->answer.p, reply->status, (int)body.n, body.p);
+        return;
+    }
+    bool right = r->fails ? reply->status >= 400 && memmem(body.p, body.n, "told", 4)
+                          : reply->status < 300 && (!r->want || str_eq(body, str_of(r->want)));
+    if (!right)
+        sim_fails(s, "%s to %s (%s): expected %s, got %d %.*s", r->op, r->target, r->id,
+                  r->fails  ? "the failure"
+                  : r->want ? r->want
+                            : "success",
+                  reply->status, (int)body.n, body.p);
+    r->status = reply->status;
+    buf_str(&r->answer, body);
+    s->open_requests--;
+}
+
+static void ask(struct sim *s, struct request *r) {
+    const char *slash = strchr(r->target, '/');
+    char id[80];
+    snprintf(id, sizeof id, "%s-%s", r->id, r->target); /* of the event's message; "type/key" is no id */
+    for (char *p = id; *p; p++) *p = *p == '/' ? '.' : *p;
+    bool event = strcmp(r->op, "event") == 0;
+    struct loom_request req = {.op = r->op,
+                               .type = lend(r->target, (size_t)(slash - r->target)),
+                               .key = lend(slash + 1, strlen(slash + 1)),
+                               .id = lend(r->id, strlen(r->id)),
+                               .body = lend(r->body.p, r->body.n),
+                               .at = -1,
+                               .reply = answered,
+                               .ctx = r};
+    if (event) req.event_id = lend(id, strlen(id));
+    r->flying = true;
+    r->asked++;
+    loom_submit(s->w.l, &req);
+}
+
+void load_step(struct sim *s) {
+    if (roll(s, 4)) return;
+    struct request *r = &s->requests[roll(s, (uint64_t)s->request_count)];
+    bool again = r->status && s->chaos && roll(s, 8) == 0; /* to see whether the answer is still the same */
+    bool may = r->after < 0 || s->requests[r->after].status;
+    if (!r->flying && may && (!r->status || again)) ask(s, r);
+}
+
+static void asked(void *ctx, const struct loom_reply *reply) {
+    struct request *r = ctx;
+    r->flying = false;
+    r->status = reply->status;
+    buf_clear(&r->answer);
+    buf_add(&r->answer, reply->body.p, reply->body.n);
+}
+
+struct str load_ask(struct sim *s, const char *op, const char *actor, struct buf *out) {
+    struct request r = {.s = s};
+    const char *slash = strchr(actor, '/');
+    struct loom_request req = {.op = op,
+                               .type = lend(actor, (size_t)(slash - actor)),
+                               .key = lend(slash + 1, strlen(slash + 1)),
+                               .at = -1,
+                               .reply = asked,
+                               .ctx = &r};
+    loom_submit(s->w.l, &req);
+    while (!r.status) world_step(&s->w);
+    if (r.status != 200) sim_fails(s, "%s %s: %d %.*s", op, actor, r.status, (int)r.answer.n, r.answer.p);
+    buf_free(out);
+    *out = r.answer;
+    return buf_view(out);
+}
+
+void load_free(struct sim *s) {
+    for (int i = 0; i < s->request_count; i++) {
+        buf_free(&s->requests[i].body);
+        buf_free(&s->requests[i].answer);
+        free((char *)(uintptr_t)s->requests[i].want);
+    }
+    for (int i = 0; i < s->paid_count; i++) free(s->paid[i].input);
+}
+
+/* ---- the bank ---- */
+
+static struct payment *payment_of(struct sim *s, struct str key) {
+    for (int i = 0; i < s->paid_count; i++)
+        if (str_is(key, s->paid[i].key)) return &s->paid[i];
+    if (s->paid_count == PAID_MAX) sim_fails(s, "the bank has seen too many keys");
+    struct payment *p = &s->paid[s->paid_count++];
+    *p = (struct payment){0};
+    snprintf(p->key, sizeof p->key, "%.*s", (int)key.n, key.p);
+    return p;
+}
+
+static bool ends(struct str s, const char *with) {
+    size_t n = strlen(with);
+    return s.n >= n && memcmp(s.p + s.n - n, with, n) == 0;
+}
+
+/* Books what comes, then answers, says so wrongly, or does not answer. */
+void load_bank(struct world *w, uint64_t request, struct str url, struct str key, struct str auth, struct str body) {
+    struct sim *s = (struct sim *)w;
+    struct arena mem = {0};
+    yyjson_val *in = json_in(&mem, body);
+    struct str id = json_str(in, "id");
+    struct payment *p = payment_of(s, key);
+    if (!str_is(auth, "Bearer " CANARY)) sim_fails(s, "the bank got the wrong secret: %.*s", (int)auth.n, auth.p);
+    (void)url;
+    if (p->times++ == 0) {
+        p->input = str_dup(body);
+        snprintf(p->id, sizeof p->id, "%.*s", (int)id.n, id.p);
+    } else if (!str_is(body, p->input)) { /* I5 */
+        sim_fails(s, "under the key %s the bank got %s, then %.*s", p->key, p->input, (int)body.n, body.p);
+    }
+    int64_t after = (int64_t)roll(s, roll(s, 5) ? 50 : 4000);
+    uint64_t how = s->chaos ? roll(s, 8) : 9;
+    struct str answer = arena_json(&mem, "{\"status\":200,\"headers\":{},\"body\":{\"n\":%d,\"echo\":%q}}",
+                                   json_int(in, "n", 0), auth);
+    if (ends(id, "-no-ship")) answer = STR("{\"status\":402,\"headers\":{},\"body\":null}");
+    if (how == 0) answer = STR("{\"status\":503,\"headers\":{},\"body\":null}");
+    if (how == 1) answer = STR("{\"code\":\"timeout\",\"message\":\"no answer\",\"retryable\":true}");
+    world_answer(w, request, after, how != 1, answer);
+    arena_free(&mem);
+}

@@ -1,0 +1,201 @@
+/* sim.c: the whole engine, its WASM guests included, in one thread and one seed.
+ *
+ * usage: sim SEED [COUNT]     that many seeds from there; COUNT 0: on and on
+ */
+#include "sim.h"
+
+#include <inttypes.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <support/guests.h>
+
+enum { STEPS_CHAOS = 1500, STEPS_MAX = 300000 };
+
+static uint64_t current_seed;
+
+void sim_fails(struct sim *s, const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    if (getenv("SIM_LOG")) check_print(s);
+    fprintf(stderr, "seed %" PRIu64 " step %" PRIu64 ": ", s->seed, s->steps);
+    vfprintf(stderr, fmt, ap);
+    fprintf(stderr, "\nrepeat it: make sim SEED=%" PRIu64 "\n", s->seed);
+    va_end(ap);
+    exit(1);
+}
+
+/* An assertion of the engine: the seed is what matters. */
+static void on_abort(int signal) {
+    (void)signal;
+    fprintf(stderr, "repeat it: make sim SEED=%" PRIu64 "\n", current_seed);
+}
+
+/* ---- what every seed begins with: the guests, deployed once ---- */
+
+static struct {
+    struct code *code;
+    struct blob_store *blobs;
+    struct array_faults disk;
+} deployed;
+
+static void ok(void *ctx, const struct loom_reply *reply) {
+    if (reply->status >= 300) {
+        fprintf(stderr, "%s: %d %.*s\n", (const char *)ctx, reply->status, (int)reply->body.n, reply->body.p);
+        exit(1);
+    }
+}
+
+static void deploy(struct world *w, const char *op, const char *name, struct str body) {
+    struct loom_request req = {.op = op,
+                               .type = {name, strlen(name)},
+                               .key = {"1", 1},
+                               .body = {body.p, body.n},
+                               .reply = ok,
+                               .ctx = (void *)(uintptr_t)name};
+    loom_submit(w->l, &req);
+    while (world_step(w)) continue;
+}
+
+static void begin(struct sim *s, uint64_t seed) {
+    static const char project[] = "{\"network\":{\"connectTo\":{\"bank.test:443\":\"127.0.0.1:9\"}},"
+                                  "\"secrets\":{\"BANK_KEY\":{\"env\":\"BANK_KEY\",\"hosts\":[\"bank.test\"]}}}";
+    *s = (struct sim){.seed = seed};
+    world_init(&s->w, seed);
+    s->w.config = (struct loom_config){.store = "memory", .project = project, .threads = 1};
+    s->w.ctx = &s->disk;
+    s->w.under = world_array;
+    s->w.blobs = deployed.blobs;
+    s->w.code = deployed.code;
+    s->w.sent = load_bank;
+}
+
+static void deploy_all(void) {
+    static struct sim s;
+    struct error err;
+    setenv("BANK_KEY", CANARY, 1);
+    deployed.code = code_new(&(struct exec_config){.fuel = true}, &err);
+    deployed.blobs = blob_file_open(NULL, &err);
+    begin(&s, 0);
+    world_open(&s.w);
+    struct buf node = guest_c("#include <test/sim/guests/node.c>\n"),
+               pay = guest_c("#include <test/sim/guests/pay.c>\n"), order = {0};
+    if (!path_read("test/sim/guests/order.json", &order)) abort();
+    deploy(&s.w, "module.put", "node", buf_view(&node));
+    deploy(&s.w, "module.put", "pay", buf_view(&pay));
+    deploy(
+        &s.w, "actor-type.put", "node",
+        STR("{\"actorType\":\"node\",\"version\":\"1\",\"wasmBlobUrl\":\"module:node@1\",\"defaultState\":{\"total\":0,"
+            "\"seen\":[]},\"retryPolicy\":{\"maxAttempts\":5,\"backoffMs\":100}}"));
+    deploy(&s.w, "activity.put", "pay",
+           STR("{\"activityName\":\"pay\",\"version\":\"1\",\"wasmBlobUrl\":\"module:pay@1\",\"capabilities\":{"
+               "\"network\":["
+               "\"bank.test\"],\"secrets\":[\"BANK_KEY\"]},\"retryPolicy\":{\"maxAttempts\":100,\"backoffMs\":50,"
+               "\"maxBackoffMs\":2000}}"));
+    deploy(&s.w, "workflow.put", "order", buf_view(&order));
+    world_close(&s.w);
+    array_copy(&deployed.disk, &s.disk);
+    array_free(&s.disk);
+    world_free(&s.w);
+    buf_free(&node);
+    buf_free(&pay);
+    buf_free(&order);
+}
+
+/* ---- what goes wrong ---- */
+
+static enum fault fault(struct world *w) {
+    struct sim *s = (struct sim *)w;
+    if (!s->chaos || (int)world_roll(w, 100) >= s->fault_percent) return FAULT_NONE;
+    return s->spared ? FAULT_NONE : (enum fault)(1 + world_roll(w, FAULT_SYNC_KEPT));
+}
+
+/* Until it opens. Each second recovery is left alone: otherwise chance would look like a message that kills its worker. */
+static void start(struct sim *s) {
+    struct error err;
+    s->w.mono_us += (int64_t)world_roll(&s->w, 2000) * 1000;
+    do {
+        s->spared = ++s->crashes % 2 == 0;
+    } while (!world_try(&s->w, &err));
+    s->spared = false;
+    check_store(s);
+}
+
+static void go_wrong(struct sim *s) {
+    if (!s->chaos || world_roll(&s->w, (uint64_t)s->crash_every)) return;
+    if (world_roll(&s->w, 4) == 0)
+        world_close(&s->w);
+    else
+        world_crash(&s->w);
+}
+
+/* ---- one seed ---- */
+
+static void one_step(struct sim *s) {
+    s->steps++;
+    load_step(s);
+    world_step(&s->w);
+    if (s->w.l) go_wrong(s);
+    if (!s->w.l) start(s);
+}
+
+static uint64_t run(uint64_t seed) {
+    static struct sim s;
+    current_seed = seed;
+    begin(&s, seed);
+    array_copy(&s.disk, &deployed.disk);
+    s.seq = s.disk.seq;
+    s.w.fault = fault;
+    s.w.committed = check_commit;
+    s.w.config.evict_always = world_roll(&s.w, 3) == 0;
+    s.w.config.idle_ms = world_roll(&s.w, 2) ? 50 : 60000;
+    s.chaos = true;
+    s.fault_percent = (int)world_roll(&s.w, 12);
+    s.crash_every = 20 << world_roll(&s.w, 7);
+    load_make(&s);
+    start(&s);
+    for (uint64_t chaos = world_roll(&s.w, STEPS_CHAOS); s.steps < chaos;) one_step(&s);
+    s.chaos = false;
+    struct buf what = {0};
+    while (s.open_requests > 0 || !check_rests(&s, &what)) {
+        if (s.steps > STEPS_MAX)
+            sim_fails(&s, "%d requests are open and the engine does not rest: %.*s", s.open_requests, (int)what.n,
+                      what.p);
+        one_step(&s);
+    }
+    buf_free(&what);
+    world_crash(&s.w);
+    start(&s);
+    check_end(&s);
+    world_close(&s.w);
+    uint64_t trace = s.w.trace;
+    world_free(&s.w);
+    load_free(&s);
+    for (size_t i = 0; i < s.journal.cap; i++)
+        if (s.journal.slots[i].value) free((char *)(uintptr_t)s.journal.slots[i].key.p);
+    map_free(&s.journal);
+    array_free(&s.disk);
+    return trace;
+}
+
+int main(int argc, char **argv) {
+    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1, count = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+    log_open(2, getenv("SIM_LOG") ? LOG_INFO : LOG_FATAL + 1);
+    signal(SIGABRT, on_abort);
+    deploy_all();
+    for (uint64_t i = 0; count == 0 || i < count; i++) {
+        uint64_t trace = run(seed + i);
+        if (count == 1 && run(seed + i) != trace) {
+            printf("seed %" PRIu64 " went two ways\n", seed);
+            return 1;
+        }
+        if (count == 1) printf("seed %" PRIu64 ": trace %016" PRIx64 "\n", seed, trace);
+        if (count != 1 && (i + 1) % 100 == 0) printf("%" PRIu64 " seeds, the last one %" PRIu64 "\n", i + 1, seed + i);
+    }
+    array_free(&deployed.disk);
+    code_free(deployed.code);
+    deployed.blobs->ops->close(deployed.blobs);
+    return 0;
+}

@@ -1,0 +1,87 @@
+/* sim.h: what a simulated run consists of.
+ *
+ * A seed decides everything: who asks whom for what (load.c), what goes wrong and when (sim.c), and so what must come of
+ * it (check.c), which is known before anything runs: every program adds a bit of its own to its actor's total, every
+ * payment has an id of its own, and every reply is the sum of what it led to.
+ */
+#ifndef LOOM_TEST_SIM_H
+#define LOOM_TEST_SIM_H
+
+#include "support/array_store.h"
+#include "support/world.h"
+
+enum { NODES = 5, WHO_MAX = 64, BITS_MAX = 50, REQUESTS_MAX = 128, PAID_MAX = 256 };
+#define CANARY "sk-canary-7f3a"
+
+/* An actor, and what it must hold at the end. */
+struct who {
+    char name[48]; /* type/key */
+    int bits;      /* given so far */
+    uint64_t total;
+    const char *status;
+};
+
+/* What a client wants, until it has a definite answer. */
+struct request {
+    struct sim *s;
+    const char *op;
+    char target[48], id[24];
+    struct buf body;
+    int after;        /* not before this one is answered; −1: at once */
+    const char *want; /* malloc'd: the reply, or a part of the error; NULL: any success */
+    bool flying, fails;
+    uint64_t asked; /* times */
+    struct buf answer;
+    int status; /* 0: none yet */
+};
+
+/* What the bank has seen under one key. */
+struct payment {
+    char key[96];
+    char id[40];
+    char *input;
+    int times;
+};
+
+struct sim {
+    struct world w;
+    uint64_t seed;
+    struct array_faults disk;
+    bool chaos;        /* things go wrong */
+    int fault_percent; /* of commits */
+    int crash_every;   /* steps, on average */
+    bool spared;       /* not now */
+    uint64_t steps, crashes, seq;
+    struct who who[WHO_MAX];
+    int who_count;
+    struct request requests[REQUESTS_MAX];
+    int request_count, open_requests;
+    struct payment paid[PAID_MAX];
+    int paid_count;
+    struct {
+        char id[40];
+        bool refused;
+    } due[PAID_MAX]; /* payments that must be there at the end */
+    int due_count;
+    int tokens;
+    struct map journal; /* key → hash of the row: it never changes */
+};
+
+/* Ends the process with the seed and why. */
+_Noreturn void sim_fails(struct sim *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* load.c */
+void load_make(struct sim *s);
+void load_step(struct sim *s); /* a client asks, perhaps */
+void load_bank(struct world *w, uint64_t id, struct str url, struct str key, struct str auth, struct str body);
+struct str load_ask(struct sim *s, const char *op, const char *actor, struct buf *out); /* and waits for the answer */
+void load_free(struct sim *s);
+
+/* check.c */
+void check_commit(struct world *w, const struct batch *b); /* at every commit */
+void check_store(struct sim *s);                           /* after every recovery */
+bool check_rests(struct sim *s, struct buf *what);         /* nothing is under way; otherwise what, for example */
+void check_print(struct sim *s);                           /* all rows, to stderr */
+void check_end(struct sim *s);                             /* what was foretold has come */
+
+#endif
