@@ -262,9 +262,11 @@ struct resident *resident_again(struct loom *l, struct resident *r) {
         return NULL;
     }
     uint32_t evicted_at = r->evicted_at;
+    bool in_outbox = r->in_outbox;
     drop(l, r);
-    r = resident_by_id(l, id);
-    if (r) r->evicted_at = evicted_at;
+    if ((r = resident_by_id(l, id)) == NULL) return NULL;
+    r->evicted_at = evicted_at;
+    r->in_outbox = in_outbox;
     return r;
 }
 

@@ -194,6 +194,7 @@ static void run_slice(struct loom *l, struct resident *r) {
 void turn_step(struct loom *l, struct resident *r) {
     if (r->reload && (r = resident_again(l, r)) == NULL) return;
     struct actor *a = r->a;
+    if (r->in_outbox) resident_touch(l, r, false); /* with nothing to do it leaves the outbox */
     if (a->status >= ACTOR_PAUSED || (a->turn && !turn_resumable(r))) return;
     if (!a->turn) {
         struct mail *m = mail_next(l, r);
