@@ -239,18 +239,21 @@ static void job_free(struct commit_job *job) {
     free(job);
 }
 
+/* Of what this process may not go on from, it dies. */
+static bool is_fatal(struct loom *l, enum commit_outcome outcome) {
+    if (outcome != COMMIT_FATAL && outcome != COMMIT_CONFLICT) return false;
+    log_event(LOG_FATAL,
+              outcome == COMMIT_FATAL ? "the disk lost a write; Loom stops, and checks the store at its next start"
+                                      : "another worker owns the store; this one stops",
+              "");
+    l->env->die(70);
+    return true;
+}
+
 static void commit_failed(struct loom *l, struct commit_job *job) {
     log_event(LOG_ERROR, "commit failed", "\"code\":%z,\"detail\":%z", job->err.code, job->err.message);
     metric_add(METRIC_COMMITS_FAILED, 1);
-    if (job->outcome == COMMIT_FATAL || job->outcome == COMMIT_CONFLICT) {
-        log_event(LOG_FATAL,
-                  job->outcome == COMMIT_FATAL
-                      ? "the disk lost a write; Loom stops, and checks the store at its next start"
-                      : "another worker owns the store; this one stops",
-                  "");
-        l->env->die(70);
-        return;
-    }
+    if (is_fatal(l, job->outcome)) return;
     l->failed = true;
     l->modules_put++; /* what was resolved may rest on what did not commit */
     l->failed_code = job->outcome == COMMIT_FULL ? LOOM_E_DISK_FULL : LOOM_E_NOT_COMMITTED;
@@ -330,7 +333,8 @@ void batch_probe(struct loom *l) {
     buf_json(&value, "{\"at\":%d}", loom_now(l));
     struct row row = {ROW_LEASE, STR("probe"), buf_view(&value)};
     struct batch batch = {.term = l->term, .seq = l->open_seq, .rows = &row, .count = 1};
-    if (l->store->ops->commit(l->store, &batch, &err) == COMMIT_OK) {
+    enum commit_outcome outcome = l->store->ops->commit(l->store, &batch, &err);
+    if (!is_fatal(l, outcome) && outcome == COMMIT_OK) {
         l->committed = l->open_seq++;
         l->failed = false;
         log_event(LOG_INFO, "the store takes batches again", "");
