@@ -2,11 +2,10 @@
  *
  * A folder is read through a connection of its own, in one transaction: the last commit, also while a worker has it.
  * A Loom at --url starts the same command on its own folder and answers with what that printed.
- * */
+ */
 #include "cli/cli.h"
 #include "cli/image.h"
 #include "runtime/runtime.h"
-#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
