@@ -99,7 +99,7 @@ SUPPORT  := $(patsubst %.c,$(O)/asan/%.o,$(filter-out %/sim_disk.c,$(wildcard te
 SIMDISK  := $(O)/asan/test/support/sim_disk.o # takes the file calls' place, so only in tests that want it
 TESTBINS := $(TESTS:%.c=$(O)/asan/%)
 $(O)/asan/libsupport.a: $(SUPPORT)
-$(O)/asan/test/test_disk: $(SIMDISK)
+$(O)/asan/test/test_disk $(O)/asan/test/test_crash_points: $(SIMDISK)
 $(TESTBINS): %: %.o $(O)/asan/scripts/cmocka_signals.o $(O)/asan/libsupport.a $(O)/asan/libloom.a
 	$(call say,link) $(CC) $(LDFLAGS) $(SANITIZE) -o $@ $^ $(LIBS) -lcmocka
 tests: $(TESTBINS) $(if $(SCRIPTS),$(O)/loom)

@@ -279,6 +279,7 @@ static void jump(struct world *w) {
     for (size_t i = 0; i < w->answer_count; i++)
         if (w->answers[i].due_ms - now < ms) ms = w->answers[i].due_ms - now;
     w->mono_us += (ms > 0 ? ms : 1) * 1000;
+    loom_pass(w->l);
 }
 
 static bool one_of(struct world *w, uint64_t what) {
