@@ -6,12 +6,15 @@
  * batch that was open when it was made and is released when that one has committed. An open batch without rows counts as
  * committed when all before it have. Values of 256 KiB and more become blobs; the writer syncs a blob before the row that
  * names it commits.
- * A failed commit drops all that was ahead of the disk (resident_drop_all); nothing runs until a probe commits again.
+ * A failed commit drops all that was ahead of the disk (resident_drop_all); nothing runs until a probe commits again. A
+ * failed read does the same: who could not read may have decided wrongly.
  */
 #include "runtime/runtime.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+enum { FAULTS_MAX = 3 }; /* failed reads with no commit in between before Loom stops */
 
 struct pending_row {
     struct str key, value; /* key with the kind as first byte; value.p NULL: deleted */
@@ -94,10 +97,16 @@ static struct pending_row *uncommitted(const struct loom *l, struct str full) {
     return row || !l->flight ? row : map_get(&l->flight->rows, full);
 }
 
+int store_fault(struct loom *l, int rc, const struct error *err) {
+    if (rc == LOOM_E_STORE || rc == LOOM_E_DISK_FULL) l->fault = *err;
+    return rc;
+}
+
 int rows_stored(struct loom *l, enum row_kind kind, struct str key, struct buf *out, struct error *err) {
     struct buf raw = {0};
     int rc = l->store->ops->load(l->store, kind, key, &raw, err);
     if (rc == 1) rc = resolve(l, buf_view(&raw), out, err);
+    store_fault(l, rc, err);
     buf_free(&raw);
     return rc;
 }
@@ -148,7 +157,7 @@ int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to
               struct error *err) {
     struct scan s = {l, fn, ctx, err, 0};
     int rc = l->store->ops->scan(l->store, kind, from, to, scan_row, &s, err);
-    return rc < 0 ? rc : s.rc;
+    return store_fault(l, rc < 0 ? rc : s.rc, err);
 }
 
 int rows_prefix(struct loom *l, enum row_kind kind, struct str prefix, row_fn fn, void *ctx, struct error *err) {
@@ -183,7 +192,7 @@ struct effect effect_take(struct loom *l) {
 }
 
 bool batch_idle(const struct loom *l) {
-    return !l->flight && l->open->rows.count == 0 && !l->dirty_head;
+    return !l->flight && l->open->rows.count == 0 && !l->dirty_head && !l->fault.code[0];
 }
 
 void effects_release(struct loom *l) {
@@ -241,22 +250,27 @@ static void job_free(struct commit_job *job) {
 
 /* Of what this process may not go on from, it dies. */
 static bool is_fatal(struct loom *l, enum commit_outcome outcome) {
-    if (outcome != COMMIT_FATAL && outcome != COMMIT_CONFLICT) return false;
-    log_event(LOG_FATAL,
-              outcome == COMMIT_FATAL ? "the disk lost a write; Loom stops, and checks the store at its next start"
-                                      : "another worker owns the store; this one stops",
-              "");
+    static const char *const why[] = {
+        [COMMIT_FATAL] = "the disk lost a write; Loom stops, and checks the store at its next start",
+        [COMMIT_CONFLICT] = "another worker owns the store; this one stops",
+        [COMMIT_FAILED] = "the store cannot be read, again and again; Loom stops: check the disk",
+    };
+    bool again = l->fault.code[0] && outcome == COMMIT_FAILED && ++l->faults > FAULTS_MAX;
+    if (outcome != COMMIT_FATAL && outcome != COMMIT_CONFLICT && !again) return false;
+    log_event(LOG_FATAL, why[outcome], "");
     l->env->die(70);
     return true;
 }
 
-static void commit_failed(struct loom *l, struct commit_job *job) {
-    log_event(LOG_ERROR, "commit failed", "\"code\":%z,\"detail\":%z", job->err.code, job->err.message);
+static void commit_failed(struct loom *l, enum commit_outcome outcome, const struct error *err) {
+    log_event(LOG_ERROR, l->fault.code[0] ? "read failed" : "commit failed", "\"code\":%z,\"detail\":%z", err->code,
+              err->message);
     metric_add(METRIC_COMMITS_FAILED, 1);
-    if (is_fatal(l, job->outcome)) return;
+    if (is_fatal(l, outcome)) return;
+    l->fault.code[0] = '\0';
     l->failed = true;
     l->modules_put++; /* what was resolved may rest on what did not commit */
-    l->failed_code = job->outcome == COMMIT_FULL ? LOOM_E_DISK_FULL : LOOM_E_NOT_COMMITTED;
+    l->failed_code = outcome == COMMIT_FULL ? LOOM_E_DISK_FULL : LOOM_E_NOT_COMMITTED;
     l->probe_at = l->env->mono_ms(l->env) + 200;
     while (l->effect_count > 0) {
         struct effect e = effect_take(l);
@@ -276,13 +290,14 @@ static void job_done(struct loom *l, struct item *item) {
     metric_add(METRIC_COMMIT_US, job->us);
     if (job->outcome == COMMIT_OK) {
         l->committed = job->batch.seq;
+        l->faults = 0;
         metric_add(METRIC_BATCHES, 1);
         metric_add(METRIC_ROWS, (int64_t)job->batch.count);
         pending_free(l->flight);
         l->flight = NULL;
         effects_release(l);
     } else {
-        commit_failed(l, job);
+        commit_failed(l, job->outcome, &job->err);
     }
     job_free(job);
 }
@@ -305,6 +320,10 @@ static struct commit_job *job_new(struct loom *l, struct pending *p) {
 void batch_close(struct loom *l, bool here) {
     if (l->flight) return;
     residents_flush(l);
+    if (l->fault.code[0]) { /* what was decided on that read must not commit */
+        commit_failed(l, strcmp(l->fault.code, "disk_full") ? COMMIT_FAILED : COMMIT_FULL, &l->fault);
+        return;
+    }
     if (l->open->rows.count == 0) {
         effects_release(l);
         return;

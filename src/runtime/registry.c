@@ -141,7 +141,7 @@ static int builtin_keep(struct loom *l, struct str bytes, char hash[65], struct 
     sha256_hex(bytes, hash);
     int rc = l->blobs->ops->get(l->blobs, hash, &there, NULL);
     buf_free(&there);
-    return rc == 0 ? 0 : l->blobs->ops->put(l->blobs, bytes, hash, err);
+    return rc == 0 ? 0 : store_fault(l, l->blobs->ops->put(l->blobs, bytes, hash, err), err);
 }
 
 /* The hash that wasmBlobUrl names now. */
@@ -184,7 +184,7 @@ static int module_resolve(struct loom *l, struct definition *d, char hash[65], s
 static int module_bytes(struct loom *l, const char *hash, struct buf *wasm, struct error *err) {
     struct str builtin = builtin_module(STR_NONE, hash);
     buf_str(wasm, builtin);
-    return builtin.p ? 0 : l->blobs->ops->get(l->blobs, hash, wasm, err);
+    return builtin.p ? 0 : store_fault(l, l->blobs->ops->get(l->blobs, hash, wasm, err), err);
 }
 
 /* Wasmtime trusts what it loads, so in the cache the artefact's SHA-256 stands behind it. */

@@ -140,6 +140,8 @@ struct loom {
     bool released; /* effects went out since the last flush callback */
     bool failed;   /* the last commit failed: nothing runs until the store takes a batch again */
     int failed_code;
+    struct error fault; /* a read that failed since the last batch; code "": none */
+    int faults;
     int64_t probe_at;
 
     struct map actors; /* full id → struct resident */
@@ -263,6 +265,8 @@ int rows_load(struct loom *l, enum row_kind kind, struct str key, struct buf *ou
               struct error *err); /* 1, 0 or negative */
 struct str rows_get(struct loom *l, enum row_kind kind,
                     struct str key); /* into the scratch; .p NULL: none, or a fault that is logged */
+int store_fault(struct loom *l, int rc,
+                const struct error *err); /* answers rc; when it is one, the open batch will be dropped */
 /* 1, 0 or negative: as the last commit left it, without what is pending. */
 int rows_stored(struct loom *l, enum row_kind kind, struct str key, struct buf *out, struct error *err);
 /* Committed rows from ≤ key < to in key order. A damaged row is passed over; DAMAGED then names one when all others were visited. */

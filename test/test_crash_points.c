@@ -1,0 +1,507 @@
+/* test_crash_points.c: the whole engine, killed or refused by its disk at every single operation, comes to the same end.
+ *
+ * A scenario that uses everything (calls, one-way and delayed messages, events, timers, activities with and without
+ * capabilities, parallel ones, children, `continue`, a failing turn, a workflow with compensation) runs undisturbed
+ * first. Then it runs once for each operation of the store and each way in which it can fail; clients repeat, under the
+ * same message ids, what was not acknowledged. Each run must end with the same replies and the same actors, with the
+ * same effects at the provider under the same keys, and with nothing left to do.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "support/array_store.h"
+#include "support/guests.h"
+#include "support/sim_disk.h"
+#include "support/world.h"
+
+#include <stdio.h>
+
+#define HTTP(what) \
+    "['activity',{'name':'http-request','input':{'url':'https://provider.example/" what "','method':'POST'}}]"
+#define AWAIT(n)  "['await',{'promises':[" n "],'mode':'all'}]"
+#define PUT(name) "['state.patch',[{'op':'add','path':'/" name "','value':true}]]"
+
+/* ---- the scenario ---- */
+
+struct request {
+    const char *op, *type, *key, *id;
+    int64_t delay_ms;
+    const char *body; /* ' for " */
+    int status;       /* of the answer; 0: none yet */
+    char *answer;
+    bool asked;
+};
+
+/* clang-format off */
+static struct request requests[] = {
+    {.op = "call", .type = "script", .key = "a", .id = "r0", .body =
+        "[" PUT("begun") "," HTTP("one") "," AWAIT("1") ",['activity',{'name':'echo','input':{'x':1}}],"
+        HTTP("two") "," HTTP("three") "," AWAIT("2,3,4") ","
+        "['actor.call',{'to':'script/b','input':[" PUT("called") "," HTTP("four") "," AWAIT("1") "]}]," AWAIT("5") ","
+        "['child.spawn',{'type':'script','key':'c','input':[['timer',{'delayMs':20}]," AWAIT("1") "," PUT("child") "]}],"
+        "['timer',{'delayMs':50}]," AWAIT("6,7") ",['event.wait',{'type':'go'}]," AWAIT("8") "," PUT("done") "]"},
+    {.op = "event", .type = "script", .key = "a", .id = "r1", .body = "{'n':1}"},
+    {.op = "send", .type = "script", .key = "d", .id = "r2", .body =
+        "[['actor.send',{'to':'script/e','input':[" PUT("sent") "]}],"
+        "['actor.send',{'to':'script/e','delayMs':30,'input':[" PUT("late") "]}]," PUT("sender") "]"},
+    {.op = "send", .type = "script", .key = "d", .id = "r3", .delay_ms = 40, .body =
+        "[" PUT("delayed") "," HTTP("five") "," AWAIT("1") "]"},
+    {.op = "call", .type = "script", .key = "f", .id = "r4", .body =
+        "[" PUT("first") ",['continue',[" PUT("second") "," HTTP("six") "," AWAIT("1") "]]]"},
+    {.op = "call", .type = "script", .key = "g", .id = "r5", .body =
+        "[" PUT("undone") "," HTTP("seven") "," AWAIT("1") ",['fail',{'code':'sold_out','message':'none'}]]"},
+    {.op = "run", .type = "order", .key = "w", .id = "r6", .body = "{'id':7}"},
+};
+/* clang-format on */
+enum { REQUESTS = sizeof requests / sizeof *requests };
+
+static const char order[] =
+    "{'name':'order','version':'1','steps':["
+    "{'id':'reserve','type':'activity','activity':'http-request','input':{'url':'https://provider.example/"
+    "reserve','method':'POST'},"
+    "'compensation':{'activity':'http-request','input':{'url':'https://provider.example/release','method':'POST'}}},"
+    "{'id':'both','type':'parallel','branches':["
+    "[{'id':'l','type':'activity','activity':'http-request','input':{'url':'https://provider.example/"
+    "left','method':'POST'}}],"
+    "[{'id':'r','type':'wait','duration':25}]]},"
+    "{'id':'ship','type':'activity','activity':'http-request','input':{'url':'https://provider.example/"
+    "refused','method':'POST'}}]}";
+
+/* ---- one run ---- */
+
+enum disk { ARRAY, FILES };
+
+static struct {
+    enum disk disk;
+    int fault; /* enum fault of a commit, or enum sim_fault of an operation */
+    uint64_t at;
+    int then; /* a second fault, so many commits after the first, or at that operation of the next life; after 0: none */
+    uint64_t after;
+    bool struck_again;
+} now;
+
+static struct world w;
+static struct array_faults rows;
+static struct code *code;
+static struct map effects; /* key of a request to the provider → its url; both in the arena */
+static struct arena effect_mem;
+
+static const char *fault_name(void) {
+    static const char *const commits[] = {"none", "error", "full", "killed", "killed_by", "sync_lost", "sync_kept"};
+    return now.disk == FILES ? sim_fault_names[now.fault] : commits[now.fault];
+}
+
+#define must(condition, ...)                                                                                   \
+    do {                                                                                                       \
+        if (!(condition)) {                                                                                    \
+            fprintf(stderr, __VA_ARGS__);                                                                      \
+            fail_msg(" (%s); again: DISK=%d FAULT=%d AT=%llu build/asan/test/test_crash_points", fault_name(), \
+                     (int)now.disk, now.fault, (unsigned long long)now.at);                                    \
+        }                                                                                                      \
+    } while (0)
+
+static bool gone(void) {
+    return !w.l || w.dead || (now.disk == FILES && sim_dead());
+}
+
+static char *quoted(const char *text) {
+    char *copy = str_dup(str_of(text));
+    for (char *p = copy; *p; p++) *p = *p == '\'' ? '"' : *p;
+    return copy;
+}
+
+static void answered(void *ctx, const struct loom_reply *reply) {
+    struct request *r = ctx;
+    if (gone()) return; /* nobody hears the dead */
+    r->asked = false;
+    if (r->status || reply->status >= 500) return; /* it is asked again */
+    r->status = reply->status;
+    r->answer = str_dup(lent(reply->body));
+}
+
+static void ask(struct request *r) {
+    char *body = r->body ? quoted(r->body) : NULL;
+    bool event = strcmp(r->op, "event") == 0;
+    struct loom_str id = {r->id, r->id ? strlen(r->id) : 0}, go = {"go", 2};
+    r->asked = true;
+    loom_submit(w.l, &(struct loom_request){.op = r->op,
+                                            .type = {r->type, r->type ? strlen(r->type) : 0},
+                                            .key = {r->key, r->key ? strlen(r->key) : 0},
+                                            .id = event ? go : id,
+                                            .event_id = id,
+                                            .body = {body, body ? strlen(body) : 0},
+                                            .delay_ms = r->delay_ms,
+                                            .timeout_ms = 600000,
+                                            .limit = 1000,
+                                            .at = -1,
+                                            .reply = answered,
+                                            .ctx = r});
+    free(body);
+}
+
+/* The provider: what it is sent is an effect; one word is refused for good. */
+static void sent(struct world *world, uint64_t id, struct str url, struct str key, struct str auth, struct str body) {
+    (void)auth, (void)body;
+    if (gone()) return;
+    const char *known = map_get(&effects, key);
+    must(key.n > 0, "a request without a key");
+    must(!known || str_eq(str_of(known), url), "one key for two effects: %s and %.*s", known, (int)url.n, url.p);
+    if (!known) map_put(&effects, arena_dup(&effect_mem, key), (char *)(uintptr_t)arena_dup(&effect_mem, url).p);
+    bool refused = memmem(url.p, url.n, "refused", 7);
+    world_answer(world, id, 5, true,
+                 refused ? STR("{\"status\":400,\"headers\":{},\"body\":null}")
+                         : STR("{\"status\":200,\"headers\":{},\"body\":{\"ok\":true}}"));
+}
+
+static struct store *files(struct world *world, struct error *err) {
+    bool power = sim_dead() && (now.struck_again ? now.then : now.fault) == SIM_POWER;
+    if (sim_dead()) {
+        sim_restart(power);
+        if (now.after && !now.struck_again) sim_fail((enum sim_fault)now.then, now.after);
+        now.struck_again = true;
+    }
+    if (now.fault == SIM_FULL && world->opened > 5) sim_fail(SIM_NONE, 0); /* space returns */
+    if (world->blobs) world->blobs->ops->close(world->blobs);
+    world->blobs = blob_file_open(SIM_ROOT "/blobs", err);
+    return world->blobs ? store_sqlite_open(SIM_ROOT "/loom.db", &world->env, false, err) : NULL;
+}
+
+static enum fault at_commit(struct world *world) {
+    bool first = now.disk == ARRAY && world->commits == now.at;
+    bool second = now.disk == ARRAY && now.after && world->commits == now.at + now.after;
+    now.struck_again = now.struck_again || second;
+    return (enum fault)(first ? now.fault : second ? now.then : FAULT_NONE);
+}
+
+/* One thing happens; a process that its disk has killed is dropped. */
+static void step(void) {
+    if (!w.l) world_open(&w);
+    if (!gone()) world_step(&w);
+    if (w.l && gone()) world_crash(&w);
+}
+
+/* Until the request is answered; asked again after each crash and each refusal. */
+static void settle(struct request *r) {
+    for (int i = 0; !r->status; i++) {
+        must(i < 100000, "%s %s stays without an answer", r->op, r->id ? r->id : "");
+        uint64_t life = w.opened;
+        if (w.l && !gone() && !r->asked) ask(r);
+        step();
+        if (w.opened != life || !w.l) r->asked = false;
+    }
+}
+
+static struct str text_of(struct request r) {
+    settle(&r);
+    must(r.status == 200, "%s: %d %s", r.op, r.status, r.answer);
+    return str_of(r.answer);
+}
+
+/* What there is to compare: the replies, every actor's status and state, the provider's effects. */
+static struct buf outcome(void) {
+    struct buf out = {0};
+    for (size_t i = 0; i < REQUESTS; i++)
+        buf_json(&out, "%z %d %s\n", requests[i].id, (int64_t)requests[i].status, requests[i].answer);
+    struct str list = text_of((struct request){.op = "actors"});
+    yyjson_doc *doc = yyjson_read(list.p, list.n, 0);
+    size_t i, n;
+    yyjson_val *a, *all = yyjson_obj_get(yyjson_doc_get_root(doc), "actors");
+    yyjson_arr_foreach(all, i, n, a) {
+        char *type = str_dup(json_str(a, "id")), *slash = strchr(type, '/');
+        *slash = '\0';
+        struct str state = text_of((struct request){.op = "state", .type = type, .key = slash + 1});
+        buf_json(&out, "%s/%s %q %j\n", type, slash + 1, json_str(a, "status"), state);
+        free((char *)(uintptr_t)state.p);
+        free(type);
+    }
+    yyjson_doc_free(doc);
+    free((char *)(uintptr_t)list.p);
+    buf_json(&out, "%d effects\n", (int64_t)effects.count);
+    return out;
+}
+
+static bool nothing_left(void) {
+    return w.answer_count == 0 && batch_idle(w.l) && !w.l->run_head && w.l->attempts.count == 0 &&
+           alarms_next(w.l) > loom_now(w.l) + 1000;
+}
+
+/* Until every request is answered and nothing moves any more. A disk that was full has space again after a while. */
+static void live(void) {
+    for (int quiet = 0, i = 0; quiet < 5; i++) {
+        must(i < 200000, "it does not come to an end: %zu answers, %zu attempts, idle %d, alarm in %lld",
+             w.answer_count, w.l->attempts.count, batch_idle(w.l), (long long)(alarms_next(w.l) - loom_now(w.l)));
+        if (now.disk == FILES && now.fault == SIM_FULL && w.mono_us > 1005000000) sim_fail(SIM_NONE, 0);
+        if (!w.l) world_open(&w);
+        uint64_t life = w.opened;
+        bool all = true;
+        if (getenv("VERBOSE") && i % 20000 == 0)
+            for (int k = 0; k < REQUESTS; k++)
+                print_message("%s %d %s\n", requests[k].id, requests[k].status,
+                              requests[k].answer ? requests[k].answer : "-");
+        for (struct request *r = requests; r < requests + REQUESTS; r++) {
+            if (!r->status && !r->asked) ask(r);
+            all = all && r->status;
+        }
+        step();
+        for (size_t r = 0; r < REQUESTS && (!w.l || w.opened != life); r++) requests[r].asked = false;
+        quiet = all && w.l && !gone() && nothing_left() ? quiet + 1 : 0;
+    }
+}
+
+/* ---- a store with everything deployed, made once for each kind ---- */
+
+static struct sim_image *deployed_files;
+static struct array_faults deployed_rows;
+static struct blob_store *memory;
+
+static void forget(void) {
+    for (struct request *r = requests; r < requests + REQUESTS; r++) {
+        free(r->answer);
+        r->answer = NULL;
+        r->status = 0;
+        r->asked = false;
+    }
+    map_free(&effects);
+    arena_free(&effect_mem);
+}
+
+static void world_end(void) {
+    if (w.l) world_crash(&w);
+    if (w.blobs && w.blobs != memory) w.blobs->ops->close(w.blobs);
+    world_free(&w);
+    w = (struct world){0};
+}
+
+static void world_begin(void) {
+    world_end(); /* what a failed run left */
+    forget();
+    world_init(&w, 1);
+    w.code = code;
+    w.ctx = &rows;
+    w.blobs = now.disk == FILES ? NULL : memory;
+    w.under = now.disk == FILES ? files : world_array;
+    w.fault = at_commit;
+    w.sent = sent;
+}
+
+static void put(const char *op, const char *name, const char *body) {
+    struct request r = {.op = op, .type = name, .key = "1", .body = body};
+    settle(&r);
+    must(r.status == 201, "%s %s: %d %s", op, name, r.status, r.answer);
+    free(r.answer);
+}
+
+static void put_module(const char *name, struct str wasm) {
+    struct request r = {.op = "module.put"};
+    loom_submit(w.l, &(struct loom_request){.op = r.op,
+                                            .type = {name, strlen(name)},
+                                            .key = {"1", 1},
+                                            .body = {wasm.p, wasm.n},
+                                            .reply = answered,
+                                            .ctx = &r});
+    r.asked = true;
+    settle(&r);
+    free(r.answer);
+}
+
+static void deploy(enum disk disk) {
+    struct buf wasm = guest_build(
+        "clang --target=wasm32 -std=c11 -O2 -mbulk-memory -nostdlib -Iinclude -I. -Wl,--no-entry %s -o %s", ".c",
+        "#include <test/support/script.h>\n");
+    now.disk = disk;
+    now.fault = 0;
+    sim_format(1);
+    world_begin();
+    world_open(&w);
+    put_module("script", buf_view(&wasm));
+    put("actor-type.put", "script", "{'actorType':'script','version':'1','wasmBlobUrl':'module:script@1'}");
+    put("workflow.put", "order", order);
+    world_close(&w);
+    world_end();
+    if (disk == FILES) {
+        sim_restart(true);
+        deployed_files = sim_save();
+    } else {
+        array_copy(&deployed_rows, &rows);
+    }
+    buf_free(&wasm);
+}
+
+/* ---- runs ---- */
+
+static struct buf expected;
+static uint64_t commits, operations;
+
+static void run(int fault, uint64_t at) {
+    now.fault = fault;
+    now.at = at;
+    now.struck_again = false;
+    if (now.disk == FILES) {
+        sim_load(deployed_files);
+        sim_restart(false);
+        sim_fail((enum sim_fault)fault, at);
+    } else {
+        array_free(&rows);
+        array_copy(&rows, &deployed_rows);
+    }
+    world_begin();
+    live();
+    if (fault == 0) commits = w.commits;
+    if (fault == 0) operations = sim_operations();
+    struct buf out = outcome();
+    if (getenv("VERBOSE")) print_message("%.*s", (int)out.n, out.p);
+    if (!expected.n) {
+        expected = out;
+        world_end();
+        return;
+    }
+    must(str_eq(buf_view(&out), buf_view(&expected)), "undisturbed:\n%.*s\nnow:\n%.*s", (int)expected.n, expected.p,
+         (int)out.n, out.p);
+    buf_free(&out);
+    world_crash(&w);
+    world_open(&w); /* what is read again is what was there, and recovery finds nothing to do */
+    out = outcome();
+    must(str_eq(buf_view(&out), buf_view(&expected)), "undisturbed:\n%.*s\nafter a last crash:\n%.*s", (int)expected.n,
+         expected.p, (int)out.n, out.p);
+    buf_free(&out);
+    world_end();
+}
+
+static void at_every_commit(enum fault fault) {
+    now.disk = ARRAY;
+    run(FAULT_NONE, 0);
+    uint64_t n = commits;
+    for (uint64_t at = 1; at <= n; at++) run(fault, at);
+    print_message("%llu commits\n", (unsigned long long)n);
+}
+
+static void at_every_operation(enum sim_fault fault) {
+    now.disk = FILES;
+    run(SIM_NONE, 0);
+    uint64_t n = operations;
+    bool *strikes = mem_alloc(n + 1);
+    for (uint64_t at = 1; at <= n; at++) strikes[at] = sim_strikes(fault, at);
+    size_t runs = 0;
+    for (uint64_t at = 1; at <= n; at++)
+        if (strikes[at]) run(fault, at), runs++;
+    free(strikes);
+    print_message("%llu operations, %zu runs\n", (unsigned long long)n, runs);
+}
+
+/* Every pair: the second fault at each commit, or at each operation of the life, that follows; until none is left to strike. */
+static size_t pairs_from(int fault, uint64_t at, int then) {
+    now.then = then;
+    size_t runs = 0;
+    for (now.after = 1, now.struck_again = true; now.struck_again; now.after++, runs++) {
+        run(fault, at);
+        if (now.disk == FILES && !sim_struck()) now.struck_again = false;
+    }
+    now.after = 0;
+    return runs;
+}
+
+/* A recovery that fails, too: two kills at any two commits; in a soak any two faults, and any two kills of the disk. */
+static void fault_03_faults_in_pairs(void **state) {
+    (void)state;
+    bool soak = getenv("SOAK") != NULL;
+    size_t runs = 0;
+    now.disk = ARRAY;
+    run(FAULT_NONE, 0);
+    uint64_t n = commits;
+    for (int first = soak ? FAULT_ERROR : FAULT_KILLED; first <= (soak ? FAULT_SYNC_KEPT : FAULT_KILLED_BY); first++)
+        for (int then = soak ? FAULT_ERROR : FAULT_KILLED; then <= (soak ? FAULT_SYNC_KEPT : FAULT_KILLED_BY); then++)
+            for (uint64_t at = 1; at <= n; at++) runs += pairs_from(first, at, then);
+    now.disk = FILES;
+    if (soak) run(SIM_NONE, 0);
+    n = soak ? operations : 0;
+    for (uint64_t at = 1; at <= n; at++)
+        for (int then = SIM_KILL; then <= SIM_POWER; then++) {
+            runs += pairs_from(at % 2 ? SIM_KILL : SIM_POWER, at, then);
+            print_message("%llu of %llu operations, %zu runs\n", (unsigned long long)at, (unsigned long long)n, runs);
+        }
+    print_message("%zu runs\n", runs);
+}
+
+#define COMMIT(name, fault)          \
+    static void name(void **state) { \
+        (void)state;                 \
+        at_every_commit(fault);      \
+    }
+#define OPERATION(name, fault)       \
+    static void name(void **state) { \
+        (void)state;                 \
+        at_every_operation(fault);   \
+    }
+COMMIT(fault_01_killed_before_every_commit, FAULT_KILLED)
+COMMIT(fault_01_killed_after_every_commit, FAULT_KILLED_BY)
+COMMIT(fault_04_full_at_every_commit, FAULT_FULL)
+COMMIT(fault_05_error_at_every_commit, FAULT_ERROR)
+COMMIT(fault_06_sync_lost_at_every_commit, FAULT_SYNC_LOST)
+COMMIT(fault_06_sync_kept_at_every_commit, FAULT_SYNC_KEPT)
+OPERATION(fault_01_killed_at_every_operation, SIM_KILL)
+OPERATION(fault_02_power_lost_at_every_operation, SIM_POWER)
+OPERATION(fault_04_full_at_every_operation, SIM_FULL_ONCE)
+OPERATION(fault_04_full_from_every_operation, SIM_FULL)
+OPERATION(fault_05_io_error_at_every_operation, SIM_EIO_ONCE)
+OPERATION(fault_06_sync_fails_at_every_operation, SIM_SYNC)
+
+/* What a failure says is how to have it again. */
+static void one_run(void **state) {
+    (void)state;
+    now.disk = (enum disk)atoi(getenv("DISK"));
+    run(0, 0);
+    now.then = getenv("THEN") ? atoi(getenv("THEN")) : 0;
+    now.after = getenv("AFTER") ? strtoull(getenv("AFTER"), NULL, 10) : 0;
+    run(atoi(getenv("FAULT")), strtoull(getenv("AT"), NULL, 10));
+}
+
+static int set_up(void **state) {
+    (void)state;
+    struct error err;
+    code = code_new(&(struct exec_config){.slots = 64, .fuel = true}, &err);
+    memory = blob_file_open(NULL, &err);
+    deploy(ARRAY);
+    deploy(FILES);
+    return 0;
+}
+
+static int tear_down(void **state) {
+    (void)state;
+    forget();
+    buf_free(&expected);
+    array_free(&rows);
+    array_free(&deployed_rows);
+    sim_image_free(deployed_files);
+    sim_format(1);
+    memory->ops->close(memory);
+    code_free(code);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(fault_01_killed_before_every_commit),
+        cmocka_unit_test(fault_01_killed_after_every_commit),
+        cmocka_unit_test(fault_04_full_at_every_commit),
+        cmocka_unit_test(fault_05_error_at_every_commit),
+        cmocka_unit_test(fault_06_sync_lost_at_every_commit),
+        cmocka_unit_test(fault_06_sync_kept_at_every_commit),
+        cmocka_unit_test(fault_01_killed_at_every_operation),
+        cmocka_unit_test(fault_02_power_lost_at_every_operation),
+        cmocka_unit_test(fault_04_full_at_every_operation),
+        cmocka_unit_test(fault_04_full_from_every_operation),
+        cmocka_unit_test(fault_05_io_error_at_every_operation),
+        cmocka_unit_test(fault_06_sync_fails_at_every_operation),
+        cmocka_unit_test(fault_03_faults_in_pairs),
+    };
+    if (getenv("DISK")) {
+        const struct CMUnitTest one[] = {cmocka_unit_test(one_run)};
+        return cmocka_run_group_tests(one, set_up, tear_down);
+    }
+    cmocka_set_test_filter(getenv("CASE"));
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
