@@ -48,7 +48,7 @@ static struct request requests[] = {
     {.op = "send", .type = "script", .key = "d", .id = "r2", .body =
         "[['actor.send',{'to':'script/e','input':[" PUT("sent") "]}],"
         "['actor.send',{'to':'script/e','delayMs':30,'input':[" PUT("late") "]}]," PUT("sender") "]"},
-    {.op = "send", .type = "script", .key = "d", .id = "r3", .delay_ms = 40, .body =
+    {.op = "send", .type = "script", .key = "h", .id = "r3", .delay_ms = 40, .body =
         "[" PUT("delayed") "," HTTP("five") "," AWAIT("1") "]"},
     {.op = "call", .type = "script", .key = "f", .id = "r4", .body =
         "[" PUT("first") ",['continue',[" PUT("second") "," HTTP("six") "," AWAIT("1") "]]]"},
@@ -74,10 +74,12 @@ static const char order[] =
 /* ---- one run ---- */
 
 enum disk { ARRAY, FILES };
+enum { SEEDS = 5 };
 
 static struct {
     enum disk disk;
-    int fault; /* enum fault of a commit, or enum sim_fault of an operation */
+    uint64_t seed; /* of the world: in which order things happen */
+    int fault;     /* enum fault of a commit, or enum sim_fault of an operation */
     uint64_t at;
     int then; /* a second fault, so many commits after the first, or at that operation of the next life; after 0: none */
     uint64_t after;
@@ -95,14 +97,15 @@ static const char *fault_name(void) {
     return now.disk == FILES ? sim_fault_names[now.fault] : commits[now.fault];
 }
 
-#define must(condition, ...)                                                                                   \
-    do {                                                                                                       \
-        if (!(condition)) {                                                                                    \
-            fprintf(stderr, __VA_ARGS__);                                                                      \
-            fail_msg(" (%s); again: DISK=%d FAULT=%d AT=%llu build/asan/test/test_crash_points", fault_name(), \
-                     (int)now.disk, now.fault, (unsigned long long)now.at);                                    \
-        }                                                                                                      \
-    } while (0)
+/* What a failure says is how to have it again. */
+static void failed(void) {
+    fail_msg(" (%s); again: DISK=%d WORLD=%llu FAULT=%d AT=%llu THEN=%d AFTER=%llu build/asan/test/test_crash_points",
+             fault_name(), (int)now.disk, (unsigned long long)now.seed, now.fault, (unsigned long long)now.at, now.then,
+             (unsigned long long)now.after);
+}
+
+#define must(condition, ...) \
+    if (!(condition)) fprintf(stderr, __VA_ARGS__), failed()
 
 static bool gone(void) {
     return !w.l || w.dead || (now.disk == FILES && sim_dead());
@@ -243,7 +246,8 @@ static void live(void) {
                 print_message("%s %d %s\n", requests[k].id, requests[k].status,
                               requests[k].answer ? requests[k].answer : "-");
         for (struct request *r = requests; r < requests + REQUESTS; r++) {
-            if (!r->status && !r->asked) ask(r);
+            if (!r->status && !r->asked && world_roll(&w, 12) == 0)
+                ask(r); /* so that they meet each other in many ways */
             all = all && r->status;
         }
         step();
@@ -279,7 +283,7 @@ static void world_end(void) {
 static void world_begin(void) {
     world_end(); /* what a failed run left */
     forget();
-    world_init(&w, 1);
+    world_init(&w, now.seed);
     w.code = code;
     w.ctx = &rows;
     w.blobs = now.disk == FILES ? NULL : memory;
@@ -313,6 +317,7 @@ static void deploy(enum disk disk) {
         "clang --target=wasm32 -std=c11 -O2 -mbulk-memory -nostdlib -Iinclude -I. -Wl,--no-entry %s -o %s", ".c",
         "#include <test/support/script.h>\n");
     now.disk = disk;
+    now.seed = 1;
     now.fault = 0;
     sim_format(1);
     world_begin();
@@ -372,11 +377,15 @@ static void run(int fault, uint64_t at) {
 }
 
 static void at_every_commit(enum fault fault) {
+    uint64_t runs = 0;
     now.disk = ARRAY;
-    run(FAULT_NONE, 0);
-    uint64_t n = commits;
-    for (uint64_t at = 1; at <= n; at++) run(fault, at);
-    print_message("%llu commits\n", (unsigned long long)n);
+    for (now.seed = 1; now.seed <= SEEDS; now.seed++) {
+        run(FAULT_NONE, 0);
+        uint64_t n = commits;
+        for (uint64_t at = 1; at <= n; at++, runs++) run(fault, at);
+    }
+    now.seed = 1;
+    print_message("%llu runs\n", (unsigned long long)runs);
 }
 
 static void at_every_operation(enum sim_fault fault) {
@@ -449,10 +458,10 @@ OPERATION(fault_04_full_from_every_operation, SIM_FULL)
 OPERATION(fault_05_io_error_at_every_operation, SIM_EIO_ONCE)
 OPERATION(fault_06_sync_fails_at_every_operation, SIM_SYNC)
 
-/* What a failure says is how to have it again. */
 static void one_run(void **state) {
     (void)state;
     now.disk = (enum disk)atoi(getenv("DISK"));
+    now.seed = strtoull(getenv("WORLD"), NULL, 10);
     run(0, 0);
     now.then = getenv("THEN") ? atoi(getenv("THEN")) : 0;
     now.after = getenv("AFTER") ? strtoull(getenv("AFTER"), NULL, 10) : 0;
