@@ -28,23 +28,19 @@ static struct arena_chunk *chunk_new(struct arena *a, size_t n) {
     return c;
 }
 
-static void *take(struct arena *a, size_t n) {
+void *arena_alloc(struct arena *a, size_t n) {
     n = (n + 15) & ~(size_t)15;
     struct arena_chunk *c = a->head;
     if (!c || c->cap - c->used < n) c = chunk_new(a, n);
     void *p = c->data + c->used;
     c->used += n;
-    return p;
-}
-
-void *arena_alloc(struct arena *a, size_t n) {
-    return memset(take(a, n), 0, n);
+    return memset(p, 0, n);
 }
 
 struct str arena_dup(struct arena *a, struct str s) {
     if (!s.p) return s;
-    char *p = memcpy(take(a, s.n + 1), s.p, s.n);
-    p[s.n] = '\0';
+    char *p = arena_alloc(a, s.n + 1);
+    memcpy(p, s.p, s.n);
     return (struct str){p, s.n};
 }
 

@@ -102,11 +102,10 @@ static void real(struct buf *b, double f) {
     if (!json_write(&(yyjson_val){YYJSON_TYPE_NUM | YYJSON_SUBTYPE_REAL, {.f64 = f}}, b)) buf_str(b, STR("null"));
 }
 
-static void integer(struct buf *b, bool negative, uint64_t n) {
+static void integer(struct buf *b, uint64_t n) {
     char digits[20], *end = digits + sizeof digits, *p = end;
     do *--p = (char)('0' + n % 10);
     while ((n /= 10) > 0);
-    if (negative) buf_char(b, '-');
     buf_add(b, p, (size_t)(end - p));
 }
 
@@ -138,9 +137,10 @@ void buf_json_v(struct buf *b, const char *fmt, va_list ap) {
         case 's': buf_str(b, str_of(va_arg(ap, const char *))); break;
         case 'd':
             i = va_arg(ap, int64_t);
-            integer(b, i < 0, i < 0 ? 0 - (uint64_t)i : (uint64_t)i);
+            if (i < 0) buf_char(b, '-');
+            integer(b, i < 0 ? 0 - (uint64_t)i : (uint64_t)i);
             break;
-        case 'u': integer(b, false, va_arg(ap, uint64_t)); break;
+        case 'u': integer(b, va_arg(ap, uint64_t)); break;
         case 'f': real(b, va_arg(ap, double)); break;
         case 'b': buf_str(b, va_arg(ap, int) ? STR("true") : STR("false")); break;
         case '%': buf_char(b, '%'); break;
