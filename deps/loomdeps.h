@@ -1,5 +1,5 @@
 /*
- * JSON Schema (draft 2020-12) in three functions; the Rust crate `jsonschema` does the work. And one setting of Wasmtime.
+ * JSON Schema (draft 2020-12) in three functions; the Rust crate `jsonschema` does the work. And two settings of Wasmtime.
  *
  * A compiled schema is immutable: any number of threads may check against it at once. Nothing is ever fetched: a $ref to another
  * document is an error of loom_schema_new. Formats ("email", "uuid", ...) are annotations, as the draft has it. JSON nests at most
@@ -15,6 +15,10 @@
  * set. False when this kernel cannot tell (before Linux 6.7). */
 struct wasmtime_pooling_allocation_config_t;
 bool loom_pool_scan(struct wasmtime_pooling_allocation_config_t *config);
+
+/* A trap names so many functions, the innermost first, without addresses, which cost more than all else of a guest's end. */
+struct wasm_config_t;
+void loom_trap_names(struct wasm_config_t *config, size_t frames);
 
 struct loom_schema;
 

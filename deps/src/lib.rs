@@ -1,4 +1,4 @@
-//! The C libraries, kept by naming them, and JSON Schema behind three C functions, a setting of Wasmtime's pool (see loomdeps.h).
+//! The C libraries, kept by naming them, JSON Schema behind three C functions, two settings of Wasmtime (see loomdeps.h).
 use std::ffi::{c_char, c_int};
 use std::fmt::Write;
 
@@ -16,6 +16,14 @@ pub unsafe extern "C" fn loom_pool_scan(config: *mut wasmtime_pooling_allocation
     let config = &mut *config.cast::<wasmtime::PoolingAllocationConfig>();
     config.pagemap_scan(wasmtime::Enabled::Auto);
     wasmtime::PoolingAllocationConfig::is_pagemap_scan_available()
+}
+
+/// A trap tells so many functions by name, the innermost first, and no addresses: looking these up in a compiled module was
+/// most of what it cost to end a guest. The C type is a struct of this one member.
+#[no_mangle]
+pub unsafe extern "C" fn loom_trap_names(config: *mut wasm_config_t, frames: usize) {
+    let config = &mut *config.cast::<wasmtime::Config>();
+    config.generate_address_map(false).wasm_backtrace_max_frames(std::num::NonZeroUsize::new(frames));
 }
 
 /// Copies the text, cut at a character's border, into the caller's buffer and terminates it.

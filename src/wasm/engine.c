@@ -27,6 +27,7 @@ enum {
     MAPPINGS_PER_GUEST = 5,
     SLOTS_MAX = 12000,
     IDLE_TICKS = 50,
+    FRAMES_MAX = 8, /* that a trap names */
 };
 static const uint64_t RESERVE_BYTES = 4ULL << 30;
 
@@ -102,6 +103,7 @@ static wasm_engine_t *wasm_new(const struct exec_config *config) {
     wasmtime_config_max_wasm_stack_set(c, GUEST_STACK_BYTES);
     wasmtime_config_memory_reservation_set(c, RESERVE_BYTES);
     wasmtime_config_memory_guard_size_set(c, GUARD_BYTES);
+    loom_trap_names(c, FRAMES_MAX);
     pool_configure(c, config);
     return wasm_engine_new_with_config(c);
 }
@@ -120,7 +122,7 @@ struct exec_engine *exec_engine_new(const struct exec_config *config, struct err
     e->wasm = wasm_new(&e->config);
     e->linker = wasmtime_linker_new(e->wasm);
     host_link(e->linker);
-    snprintf(e->artefact_key, sizeof e->artefact_key, "wasmtime-" WASMTIME_VERSION "-%u-%s", e->config.memory_mb,
+    snprintf(e->artefact_key, sizeof e->artefact_key, "wasmtime-" WASMTIME_VERSION "-names-%u-%s", e->config.memory_mb,
              e->config.fuel ? "fuel" : "epoch");
     sem_init(&e->wake, 0, 0);
     if (!config->fuel) pthread_create(&e->ticker, NULL, ticker_main, e);

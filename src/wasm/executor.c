@@ -15,7 +15,7 @@
 #include <sys/mman.h>
 
 /* A suspended instance's stack, store, page tables and bookkeeping, as measured. */
-enum { INSTANCE_BYTES = 12 << 10, FRAMES_MAX = 8 };
+enum { INSTANCE_BYTES = 12 << 10 };
 
 /* ---- ops ---- */
 
@@ -88,7 +88,7 @@ struct error *exec_trapping(struct exec *x) {
 static void add_backtrace(struct exec *x, const wasm_frame_vec_t *frames) {
     char *message = x->trap->message;
     size_t n = strlen(message), cap = sizeof x->trap->message;
-    for (size_t i = 0; i < frames->size && i < FRAMES_MAX && n < cap; i++) {
+    for (size_t i = 0; i < frames->size && n < cap; i++) {
         const wasm_name_t *name = wasmtime_frame_func_name(frames->data[i]);
         n += (size_t)snprintf(message + n, cap - n, "%s%.*s", i ? " < " : " in ", name ? (int)name->size : 1,
                               name ? name->data : "?");
