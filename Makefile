@@ -134,7 +134,7 @@ fuzz:
 # The simulator: the whole engine in one thread, a run for each seed; what it links is compiled in an O of its own.
 SIMULATOR := $(O)/sim/asan/test/sim/sim
 $(O)/asan/test/sim/sim: $(patsubst %.c,$(O)/asan/%.o,$(wildcard test/sim/*.c) src/cli/verify.c) $(O)/asan/libsupport.a $(O)/asan/libloom.a
-	$(call say,link) $(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(call say,link) $(CC) $(LDFLAGS) $(SANITIZE) -o $@ $^ $(LIBS)
 simulator:
 	@scripts/setup
 	@$(MAKE) O=$(O)/sim SANITIZE=-Itest $(SIMULATOR)
@@ -147,6 +147,13 @@ tsan:
 	@scripts/setup
 	@$(MAKE) O=$(O)/tsan SANITIZE='-O1 -Itest -fsanitize=thread' $(TSAN:%=$(O)/tsan/asan/test/test_%)
 	@scripts/run-tests $(TSAN:%=$(O)/tsan/asan/test/test_%)
+
+# Branches that the C tests and the simulator take in the rooms that hold the truth; assertions do not count.
+coverage:
+	@scripts/setup
+	@$(MAKE) O=$(O)/cov CC=clang SANITIZE='-O1 -Itest -DNDEBUG -w -fprofile-instr-generate -fcoverage-mapping' \
+	  tests SCRIPTS= $(O)/cov/asan/test/sim/sim
+	@scripts/coverage $(O)/cov $(O)/coverage.txt 'scripts/run-tests $(TESTS:%.c=$(O)/cov/asan/%)' '$(O)/cov/asan/test/sim/sim 1 $(or $(COUNT),200)'
 
 $(BENCHES:%.c=$(O)/%): $(O)/%: $(O)/obj/%.o $(O)/libloom.a
 	@mkdir -p $(@D)
@@ -204,6 +211,7 @@ help:
 	@echo 'make fuzz       run the fuzzers, a minute each; T=json only that one, SECONDS=600 longer'
 	@echo 'make tsan       the tests of what has threads, with ThreadSanitizer, without WASM'
 	@echo 'make soak       the long tests: 10,000 kills, each write point, thousands of flipped bytes; then seeds of the simulator'
+	@echo 'make coverage   branches of journal, replay, runtime and storage that the C tests take; build/coverage.txt has the others'
 	@echo 'make tidy       formatting, static analysis, line budget, direction of includes, API reference; BUDGET_UPDATE=1 adds new files'
 	@echo 'make format     clang-format, in place'
 	@echo 'make docs       write the tables of docs/api-reference.md anew'
