@@ -211,7 +211,7 @@ help:
 	@echo 'make fuzz       run the fuzzers, a minute each; T=json only that one, SECONDS=600 longer'
 	@echo 'make tsan       the tests of what has threads, with ThreadSanitizer, without WASM'
 	@echo 'make soak       the long tests: 10,000 kills, each write point, thousands of flipped bytes; then seeds of the simulator'
-	@echo 'make coverage   branches of journal, replay, runtime and storage that the C tests take; build/coverage.txt has the others'
+	@echo 'make coverage   branches of src/actor, src/runtime and src/storage that the C tests and the simulator take; build/coverage.txt: the others'
 	@echo 'make tidy       formatting, static analysis, line budget, direction of includes, API reference; BUDGET_UPDATE=1 adds new files'
 	@echo 'make format     clang-format, in place'
 	@echo 'make docs       write the tables of docs/api-reference.md anew'
@@ -220,5 +220,5 @@ help:
 	@echo 'make setup      install what is missing'
 	@echo 'make clean      remove $(O); the dependencies stay in ~/.cache/loom'
 	@echo 'variables: CC=clang, WERROR=1, O=dir (where to build), V=1 (show commands), EXTRA=flags, DIRS="base storage" (only these folders of src/; give an O of its own)'
-.PHONY: all tests test sim simulator fuzz tsan run soak bench tidy format docs dist setup check clean help
+.PHONY: all tests test sim simulator fuzz tsan coverage run soak bench tidy format docs dist setup check clean help
 .SECONDARY:
