@@ -162,8 +162,8 @@ static bool serve_op(struct loom *l, struct resident *r) {
         exec_answer(r->exec, o == OP_OK, c.out);
     else if (!(goes_on = answer_await(l, r)))
         suspend(l, r);
-    if (o == OP_WAIT && l->config.evict_always && ++r->awaits > r->evicted_at) {
-        r->evicted_at = r->awaits; /* once at each await, or it would never get past it */
+    if (o == OP_WAIT && l->config.evict_always && r->starts < 2 && ++r->awaits > r->evicted_at) {
+        r->evicted_at = r->awaits; /* once at each await, or it would never get past it; not when it runs alone */
         resident_drop_guest(l, r);
         if (goes_on) resident_queue(l, r);
         return false;
