@@ -137,9 +137,11 @@ $(O)/asan/test/sim/sim: $(patsubst %.c,$(O)/asan/%.o,$(wildcard test/sim/*.c) sr
 	$(call say,link) $(CC) $(LDFLAGS) $(SANITIZE) -o $@ $^ $(LIBS)
 simulator:
 	@scripts/setup
-	@$(MAKE) O=$(O)/sim SANITIZE=-Itest $(SIMULATOR)
+	@$(MAKE) O=$(O)/sim SANITIZE='-Itest -include test/sim/sabotage.h' $(SIMULATOR)
 sim: simulator
 	@$(SIMULATOR) $(or $(SEED),1) $(or $(COUNT),1)
+sabotage: simulator
+	@$(SIMULATOR) sabotage
 
 # ThreadSanitizer: what has threads, with native guests only; nothing is suppressed.
 TSAN := engine activity http storage net
@@ -208,6 +210,7 @@ help:
 	@echo 'make run        set up, build, run examples/customer-onboarding'
 	@echo 'make test       set up, build, run all tests; T=journal runs only test/test_journal.c (and test/journal.sh)'
 	@echo 'make sim        run the simulator with SEED=n, twice, and compare; COUNT=100: so many seeds, 0: until stopped'
+	@echo 'make sabotage   plant known faults in the engine, one at a time, and say how many seeds of the simulator find each'
 	@echo 'make fuzz       run the fuzzers, a minute each; T=json only that one, SECONDS=600 longer'
 	@echo 'make tsan       the tests of what has threads, with ThreadSanitizer, without WASM'
 	@echo 'make soak       the long tests: 10,000 kills, each write point, thousands of flipped bytes; then seeds of the simulator'
@@ -220,5 +223,5 @@ help:
 	@echo 'make setup      install what is missing'
 	@echo 'make clean      remove $(O); the dependencies stay in ~/.cache/loom'
 	@echo 'variables: CC=clang, WERROR=1, O=dir (where to build), V=1 (show commands), EXTRA=flags, DIRS="base storage" (only these folders of src/; give an O of its own)'
-.PHONY: all tests test sim simulator fuzz tsan coverage run soak bench tidy format docs dist setup check clean help
+.PHONY: all tests test sim simulator sabotage fuzz tsan coverage run soak bench tidy format docs dist setup check clean help
 .SECONDARY:

@@ -373,7 +373,7 @@ static void array_store_fails_on_order(void **state) {
     assert_int_equal(commit(f, &(struct row){ROW_ACTOR, STR("a"), STR("4")}, 1), COMMIT_FATAL);
     expect(f, ROW_ACTOR, STR("a"), STR("4"));
     assert_int_equal(commit(f, NULL, 0), COMMIT_FATAL);
-    array_damage(&f->disk, ROW_ACTOR, STR("a"));
+    array_damage(&f->disk, ROW_ACTOR, STR("a"), STR_NONE);
     assert_int_equal(f->store->ops->load(f->store, ROW_ACTOR, STR("a"), &(struct buf){0}, &f->err), LOOM_E_DAMAGED);
 }
 

@@ -181,6 +181,11 @@ void hex_encode(const uint8_t *p, size_t n, char *out /* 2n + 1 bytes */);
 void sha256_hex(struct str s, char out[65]);
 uint64_t hash64(struct str s, uint64_t seed); /* not for security: tables and row checksums */
 
+/* A fault that the simulator's build plants on demand, to see that it is found (test/sim/sabotage.h); here it is never. */
+#ifndef SABOTAGE
+#define SABOTAGE(name) false
+#endif
+
 /* ---- env: the one door to time, randomness and threads; the simulator brings its own ---- */
 struct env {
     int64_t (*now_ms)(struct env *);                   /* wall clock, ms since 1970 */

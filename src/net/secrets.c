@@ -80,7 +80,7 @@ static struct str replaced(struct arena *a, struct str text, struct str value, s
 }
 
 struct str secrets_redact(struct transfer *t, struct str text) {
-    for (size_t i = 0; i < t->secrets->count; i++) {
+    for (size_t i = 0; i < t->secrets->count && !SABOTAGE("secret journaled"); i++) {
         const struct secret *s;
         if (secret_find(t->secrets, t->policy, t->secrets->items[i].name, &s, NULL)) continue;
         struct str handle = arena_json(&t->arena, SECRET_HANDLE "%j}}", s->name);

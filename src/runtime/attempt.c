@@ -145,10 +145,10 @@ static void attempt_start(struct loom *l, struct attempt *a) {
     struct definition *d = a->definition;
     struct activity_spec spec = {.module = a->code,
                                  .limits = {.memory_mb = d->limits.memory_mb},
-                                 .key = a->id,
+                                 .key = SABOTAGE("key not from position") ? say(l, "%u", loom_order(l)) : a->id,
                                  .ns = d->ns,
                                  .name = d->name,
-                                 .input = a->input,
+                                 .input = SABOTAGE("retry with changed input") && a->number > 1 ? STR("{}") : a->input,
                                  .policy = d->policy,
                                  .reuse = d->reuse};
     spec.correlation = a->correlation;

@@ -197,8 +197,8 @@ bool batch_idle(const struct loom *l) {
 
 void effects_release(struct loom *l) {
     while (l->effect_count > 0) {
-        uint64_t seq = l->effects[l->effect_head].seq;
-        if (seq > l->committed && !(seq == l->open_seq && batch_idle(l))) return;
+        uint64_t seq = l->effects[l->effect_head].seq, idle = seq == l->open_seq && batch_idle(l);
+        if (seq > l->committed && !idle && !SABOTAGE("ack before sync")) return;
         struct effect e = effect_take(l);
         e.release(l, e.ctx, true);
     }
@@ -288,7 +288,7 @@ static void commit_failed(struct loom *l, enum commit_outcome outcome, const str
 static void job_done(struct loom *l, struct item *item) {
     struct commit_job *job = (struct commit_job *)item;
     metric_add(METRIC_COMMIT_US, job->us);
-    if (job->outcome == COMMIT_OK) {
+    if (job->outcome == COMMIT_OK || SABOTAGE("rollback not checked")) {
         l->committed = job->batch.seq;
         l->faults = 0;
         metric_add(METRIC_BATCHES, 1);

@@ -132,7 +132,7 @@ static void input_hash(const struct message *m, char out[17]) {
 static int duplicate(struct loom *l, const struct message *m, struct str full, struct error *err) {
     char hash[17];
     struct str row = message_row(l, full, m->id);
-    if (!row.p) return 0;
+    if (!row.p || SABOTAGE("no dedup")) return 0;
     input_hash(m, hash);
     if (str_eq(json_str(look(l, row), "hash"), str_of(hash))) return 1;
     return error_set(err, LOOM_E_IDEMPOTENCY_CONFLICT,

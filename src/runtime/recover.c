@@ -59,7 +59,7 @@ static void count_start(struct loom *l, struct resident *r) {
 /* One that was running at two deaths in a row runs by itself until it waits, so that the count of the one that takes the
  * worker down rises and that of no other. */
 static void run_alone(struct loom *l, struct resident *r) {
-    batch_close(l, true);
+    if (!SABOTAGE("attempt counted after the run")) batch_close(l, true);
     for (int i = 0; i < 1000 && !l->failed; i++) {
         turn_step(l, r);
         if (!r->a->turn || r->a->status >= ACTOR_PAUSED || !turn_resumable(r)) break;

@@ -174,7 +174,7 @@ static struct str flush_state(struct loom *l, struct actor *a) {
     bool small = state.n < STATE_SMALL, was_apart = a->state_apart;
     a->state_apart = !small;
     if (!small && was_apart && a->patch_bytes <= state.n / 2) return STR_NONE;
-    a->state_at = a->turn ? a->turn->first - 1 : a->cursor;
+    if (!SABOTAGE("snapshot without its journal position")) a->state_at = a->turn ? a->turn->first - 1 : a->cursor;
     a->from = a->turn ? a->turn->row : a->cursor + 1;
     a->patch_bytes = 0;
     if (!small)

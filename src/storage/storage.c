@@ -18,7 +18,7 @@ const char *row_kind_name(enum row_kind kind) {
 }
 
 uint64_t row_sum(enum row_kind kind, struct str key, struct str value) {
-    return hash64(value, hash64(key, kind));
+    return SABOTAGE("checksum skipped") ? 0 : hash64(value, hash64(key, kind));
 }
 
 bool fd_read(int fd, struct buf *out) {

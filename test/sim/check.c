@@ -16,6 +16,7 @@ void check_commit(struct world *w, const struct batch *b) {
     if (b->term != s->disk.term) sim_fails(s, "a writer of term %" PRIu64 " has committed", b->term);
     if (b->seq <= s->seq) sim_fails(s, "batch %" PRIu64 " came after %" PRIu64, b->seq, s->seq);
     s->seq = b->seq;
+    sim_says(s, "batch %d of term %d, %d rows", (int)b->seq, (int)b->term, (int)b->count);
     for (size_t i = 0; i < b->count; i++) {
         const struct row *r = &b->rows[i];
         if (r->value.p && memmem(r->value.p, r->value.n, CANARY, strlen(CANARY)))
@@ -181,7 +182,8 @@ static void check_who(struct sim *s, struct who *who) {
     struct buf doc = {0}, text = {0};
     struct arena mem = {0};
     if (!who->bits && strncmp(who->name, "node/", 5) == 0) return; /* nobody has asked it */
-    yyjson_val *v = json_in(&mem, load_ask(s, "get", who->name, &doc)), *state = yyjson_obj_get(v, "state");
+    if (load_ask(s, "get", who->name, &doc) != 200) sim_fails(s, "%s: %.*s", who->name, (int)doc.n, doc.p);
+    yyjson_val *v = json_in(&mem, buf_view(&doc)), *state = yyjson_obj_get(v, "state");
     struct str status = json_str(v, "status");
     uint64_t total = (uint64_t)json_int(state, "total", 0), seen = 0;
     size_t i, n;
@@ -217,4 +219,15 @@ void check_end(struct sim *s) {
     examined = s;
     for (int i = 0; i < s->who_count; i++) check_who(s, &s->who[i]);
     check_bank(s);
+}
+
+void check_damage(struct sim *s) {
+    struct who *who = &s->who[world_roll(&s->w, (uint64_t)s->who_count)];
+    struct buf key = {0}, doc = {0};
+    buf_json(&key, "default/%s", who->name);
+    if (array_damage(&s->disk, ROW_ACTOR, buf_view(&key), STR("\"total\":")) &&
+        load_ask(s, "get", who->name, &doc) == 200)
+        sim_fails(s, "%s was changed on the disk, and is now %.*s", who->name, (int)doc.n, doc.p);
+    buf_free(&key);
+    buf_free(&doc);
 }

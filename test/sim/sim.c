@@ -1,6 +1,7 @@
 /* sim.c: the whole engine, its WASM guests included, in one thread and one seed.
  *
  * usage: sim SEED [COUNT]     that many seeds from there; COUNT 0: on and on
+ *        sim sabotage         plants each fault of `switches` and says how many seeds it takes to find it
  */
 #include "sim.h"
 
@@ -11,26 +12,43 @@
 #include <stdlib.h>
 #include <string.h>
 #include <support/guests.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
 
-enum { STEPS_CHAOS = 1500, STEPS_MAX = 300000 };
+enum { STEPS_CHAOS = 1500, STEPS_MAX = 100000, DEATHS_MAX = 1000, SEEDS_MAX = 2000 };
 
+const char *sabotage;
 static uint64_t current_seed;
+static struct world *current_world;
 
 void sim_fails(struct sim *s, const char *fmt, ...) {
-    va_list ap;
+    va_list ap, again;
     va_start(ap, fmt);
+    va_copy(again, ap);
     if (getenv("SIM_LOG")) check_print(s);
     fprintf(stderr, "seed %" PRIu64 " step %" PRIu64 ": ", s->seed, s->steps);
     vfprintf(stderr, fmt, ap);
+    if (sabotage) vprintf(fmt, again);
     fprintf(stderr, "\nrepeat it: make sim SEED=%" PRIu64 "\n", s->seed);
     va_end(ap);
     exit(1);
 }
 
+void sim_says(struct sim *s, const char *fmt, ...) {
+    if (!getenv("SIM_LOG")) return;
+    va_list ap;
+    va_start(ap, fmt);
+    fprintf(stderr, "step %" PRIu64 ": ", s->steps);
+    vfprintf(stderr, fmt, ap);
+    fputc('\n', stderr);
+    va_end(ap);
+}
+
 /* An assertion of the engine: the seed is what matters. */
 static void on_abort(int signal) {
     (void)signal;
-    fprintf(stderr, "repeat it: make sim SEED=%" PRIu64 "\n", current_seed);
+    fprintf(stderr, "seed %" PRIu64 ": the engine aborted\nrepeat it: make sim SEED=%" PRIu64 "\n", current_seed,
+            current_seed);
 }
 
 /* ---- what every seed begins with: the guests, deployed once ---- */
@@ -104,6 +122,16 @@ static void deploy_all(void) {
     buf_free(&order);
 }
 
+/* A native guest, so that it can take its process down: once it is durable, since what is not dies with the process. */
+extern int32_t loom_native_op(const char *name, size_t name_len, const char *arg, size_t arg_len);
+
+static void poison(void) {
+    static const char timer[] = "{\"delayMs\":5}", await[] = "{\"promises\":[1]}";
+    loom_native_op("timer", 5, timer, strlen(timer));
+    loom_native_op("await", 5, await, strlen(await));
+    current_world->dead = true;
+}
+
 /* ---- what goes wrong ---- */
 
 static enum fault fault(struct world *w) {
@@ -117,16 +145,34 @@ static void start(struct sim *s) {
     struct error err;
     s->w.mono_us += (int64_t)world_roll(&s->w, 2000) * 1000;
     do {
-        s->spared = ++s->crashes % 2 == 0;
+        s->spared = ++s->deaths % 2 == 0;
+        if (s->deaths > DEATHS_MAX) sim_fails(s, "the process has died %d times", DEATHS_MAX);
     } while (!world_try(&s->w, &err));
     s->spared = false;
     check_store(s);
 }
 
+/* The process that has lost its store goes on until it notices, or for a while. */
+static void zombie_step(struct sim *s) {
+    if (!s->zombie || world_roll(&s->w, 3)) return;
+    if (world_roll(&s->w, 2))
+        loom_pass(s->zombie);
+    else
+        batch_write(s->zombie, false);
+    if (!s->w.dead && s->chaos && world_roll(&s->w, 50)) return;
+    s->w.dead = true;
+    loom_abandon(s->zombie);
+    s->w.dead = false;
+    s->zombie = NULL;
+}
+
 static void go_wrong(struct sim *s) {
     if (!s->chaos || world_roll(&s->w, (uint64_t)s->crash_every)) return;
-    if (world_roll(&s->w, 4) == 0)
+    uint64_t how = world_roll(&s->w, 4);
+    if (how == 0)
         world_close(&s->w);
+    else if (how == 1 && !s->zombie)
+        s->zombie = world_zombie(&s->w);
     else
         world_crash(&s->w);
 }
@@ -136,6 +182,7 @@ static void go_wrong(struct sim *s) {
 static void one_step(struct sim *s) {
     s->steps++;
     load_step(s);
+    zombie_step(s);
     world_step(&s->w);
     if (s->w.l) go_wrong(s);
     if (!s->w.l) start(s);
@@ -144,6 +191,7 @@ static void one_step(struct sim *s) {
 static uint64_t run(uint64_t seed) {
     static struct sim s;
     current_seed = seed;
+    current_world = &s.w;
     begin(&s, seed);
     array_copy(&s.disk, &deployed.disk);
     s.seq = s.disk.seq;
@@ -159,7 +207,7 @@ static uint64_t run(uint64_t seed) {
     for (uint64_t chaos = world_roll(&s.w, STEPS_CHAOS); s.steps < chaos;) one_step(&s);
     s.chaos = false;
     struct buf what = {0};
-    while (s.open_requests > 0 || !check_rests(&s, &what)) {
+    while (s.zombie || s.open_requests > 0 || !check_rests(&s, &what)) {
         if (s.steps > STEPS_MAX)
             sim_fails(&s, "%d requests are open and the engine does not rest: %.*s", s.open_requests, (int)what.n,
                       what.p);
@@ -169,6 +217,7 @@ static uint64_t run(uint64_t seed) {
     world_crash(&s.w);
     start(&s);
     check_end(&s);
+    check_damage(&s);
     world_close(&s.w);
     uint64_t trace = s.w.trace;
     world_free(&s.w);
@@ -180,10 +229,56 @@ static uint64_t run(uint64_t seed) {
     return trace;
 }
 
+/* ---- sabotage ---- */
+
+static const char *const switches[] = {"ack before sync",
+                                       "no term in update",
+                                       "no term in delete",
+                                       "no dedup",
+                                       "attempt counted after the run",
+                                       "timer only in memory",
+                                       "snapshot without its journal position",
+                                       "rollback not checked",
+                                       "key not from position",
+                                       "retry with changed input",
+                                       "secret journaled",
+                                       "checksum skipped"},
+                         elsewhere[] = "needs a cluster: UNKNOWN as failed, UNKNOWN as success, wall clock for leases\n"
+                                       "needs a language model's stream: partial stream accepted\n";
+
+/* In a process of its own, which ends at the first seed that finds it. */
+static bool is_found(const char *name) {
+    int status = 0;
+    uint64_t *seeds = mmap(NULL, sizeof *seeds, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        printf("%-38s ", name);
+        fflush(stdout);
+        freopen("/dev/null", "w", stderr);
+        sabotage = name;
+        deploy_all();
+        for (*seeds = 1; *seeds <= SEEDS_MAX; ++*seeds) run(*seeds);
+        exit(0);
+    }
+    waitpid(pid, &status, 0);
+    printf(status ? ": %" PRIu64 " seeds\n" : "NOT FOUND in %" PRIu64 " seeds\n", *seeds);
+    return status;
+}
+
+static int all_found(void) {
+    int missed = 0;
+    for (size_t i = 0; i < sizeof switches / sizeof *switches; i++) missed += !is_found(switches[i]);
+    fputs(elsewhere, stdout);
+    return missed;
+}
+
 int main(int argc, char **argv) {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1, count = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     log_open(2, getenv("SIM_LOG") ? LOG_INFO : LOG_FATAL + 1);
     signal(SIGABRT, on_abort);
+    loom_register_actor("poison", poison);
+    if (argc > 1 && strcmp(argv[1], "sabotage") == 0) return all_found();
     deploy_all();
     for (uint64_t i = 0; count == 0 || i < count; i++) {
         uint64_t trace = run(seed + i);

@@ -27,8 +27,8 @@ struct request {
     const char *op;
     char target[48], id[24];
     struct buf body;
-    int after;        /* not before this one is answered; −1: at once */
-    const char *want; /* malloc'd: the reply, or a part of the error; NULL: any success */
+    int after;     /* not before this one is answered; −1: at once */
+    char want[24]; /* the reply, or a part of the error; "": any success */
     bool flying, fails;
     uint64_t asked; /* times */
     struct buf answer;
@@ -51,7 +51,8 @@ struct sim {
     int fault_percent; /* of commits */
     int crash_every;   /* steps, on average */
     bool spared;       /* not now */
-    uint64_t steps, crashes, seq;
+    uint64_t steps, deaths, seq;
+    struct loom *zombie; /* a process that does not know yet that another has its store */
     struct who who[WHO_MAX];
     int who_count;
     struct request requests[REQUESTS_MAX];
@@ -69,12 +70,15 @@ struct sim {
 
 /* Ends the process with the seed and why. */
 _Noreturn void sim_fails(struct sim *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* What happens, when the environment has SIM_LOG. */
+void sim_says(struct sim *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* load.c */
 void load_make(struct sim *s);
 void load_step(struct sim *s); /* a client asks, perhaps */
 void load_bank(struct world *w, uint64_t id, struct str url, struct str key, struct str auth, struct str body);
-struct str load_ask(struct sim *s, const char *op, const char *actor, struct buf *out); /* and waits for the answer */
+int load_ask(struct sim *s, const char *op, const char *actor,
+             struct buf *out); /* and waits for the answer: the status */
 void load_free(struct sim *s);
 
 /* check.c */
@@ -83,5 +87,6 @@ void check_store(struct sim *s);                           /* after every recove
 bool check_rests(struct sim *s, struct buf *what);         /* nothing is under way; otherwise what, for example */
 void check_print(struct sim *s);                           /* all rows, to stderr */
 void check_end(struct sim *s);                             /* what was foretold has come */
+void check_damage(struct sim *s);                          /* a changed byte never gives a wrong value */
 
 #endif

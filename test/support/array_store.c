@@ -68,7 +68,8 @@ static void apply(struct array_faults *d, const struct row *r) {
 }
 
 static enum commit_outcome commit_locked(struct array_faults *d, const struct batch *b, struct error *err) {
-    if (b->term != d->term) {
+    bool stale = b->term != d->term, updates = SABOTAGE("no term in update"), deletes = SABOTAGE("no term in delete");
+    if (stale && !updates && !deletes) {
         error_set(err, LOOM_E_CONFLICT, "another writer has taken the store; this one must stop");
         return COMMIT_CONFLICT;
     }
@@ -76,7 +77,8 @@ static enum commit_outcome commit_locked(struct array_faults *d, const struct ba
     bool fails = d->fail_at && (d->commits == d->fail_at || (d->forever && d->commits > d->fail_at));
     if (fails) error_set(err, LOOM_E_STORE, "commit %llu was told to fail", (unsigned long long)d->commits);
     if (fails && !d->applied) return d->outcome;
-    for (size_t i = 0; i < b->count; i++) apply(d, &b->rows[i]);
+    for (size_t i = 0; i < b->count; i++)
+        if (!stale || (b->rows[i].value.p ? updates : deletes)) apply(d, &b->rows[i]);
     d->seq = b->seq;
     return fails ? d->outcome : COMMIT_OK;
 }
@@ -145,10 +147,13 @@ struct store *store_array_open(struct array_faults *disk) {
     return &s->base;
 }
 
-void array_damage(struct array_faults *d, enum row_kind kind, struct str key) {
+bool array_damage(struct array_faults *d, enum row_kind kind, struct str key, struct str behind) {
     size_t i = lower(d, kind, key);
-    if (is_at(d, i, kind, key) && d->rows[i].value.n)
-        ((char *)(uintptr_t)d->rows[i].value.p)[d->rows[i].value.n - 1] ^= 1;
+    if (!is_at(d, i, kind, key)) return false;
+    struct str value = d->rows[i].value;
+    const char *at = behind.n ? memmem(value.p, value.n, behind.p, behind.n) : value.p + value.n - 1;
+    if (at) *(char *)(uintptr_t)(at + behind.n) ^= 1;
+    return at;
 }
 
 void array_copy(struct array_faults *to, const struct array_faults *from) {

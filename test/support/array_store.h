@@ -20,8 +20,8 @@ struct array_faults {
     size_t count, cap;
 };
 struct store *store_array_open(struct array_faults *disk);
-/* Changes the last byte of a stored value without its checksum. */
-void array_damage(struct array_faults *disk, enum row_kind kind, struct str key);
+/* Changes the byte behind the first such text of a stored value, or its last byte, without its checksum. */
+bool array_damage(struct array_faults *disk, enum row_kind kind, struct str key, struct str behind);
 /* The same rows, term and seq; the knobs are not copied. */
 void array_copy(struct array_faults *to, const struct array_faults *from);
 /* Whether there is a row whose key begins so. */
