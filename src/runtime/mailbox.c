@@ -192,14 +192,15 @@ static int check_actor(const struct message *m, const struct resident *r, bool w
 }
 
 static void enqueue(struct loom *l, struct resident *r, const struct message *m, struct str id) {
-    int64_t now = loom_now(l), due = m->delay_ms > 0 ? now + m->delay_ms : 0;
+    int64_t due = m->delay_ms > 0 ? loom_now(l) + m->delay_ms : 0;
     uint64_t arrival = loom_order(l);
     struct str key = mail_key(l, r->a->full, m->event.p != NULL, m->priority, arrival);
     struct str text = write_message(l, m, r, id, due);
     rows_put(l, ROW_MAILBOX, key, text, true);
-    mail_insert(r, mail_read(key, text));
+    struct mail mail = mail_read(key, text);
+    mail_insert(r, mail);
     if (due) alarm_set(l, due, ALARM_MAIL, r->a->full, 0, arrival, true);
-    if (m->ttl_ms > 0) alarm_set(l, now + m->ttl_ms, ALARM_MAIL, r->a->full, 0, arrival, true);
+    if (mail.expires) alarm_set(l, mail.expires, ALARM_MAIL, r->a->full, 0, arrival, true);
     if (!r->a->turn) resident_queue(l, r);
 }
 
