@@ -548,7 +548,7 @@ def fault_09_slow_disk(project, disk):
     disk.set()
     w.start()
     w.deploy()
-    disk.set("slow 700")
+    disk.set("slow 3000")
     first, last = [], []
     def ask(n):
         body = {"id": f"{n}:" + "w" * 60000}
@@ -562,7 +562,7 @@ def fault_09_slow_disk(project, disk):
     for t in threads:
         t.start()
     reads = w.get("/v1/actors/tally/s0/state").status
-    until(20, lambda: first, 0.05)
+    until(60, lambda: first, 0.05)
     disk.set()
     for t in threads:
         t.join()

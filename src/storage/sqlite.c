@@ -21,6 +21,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sqlite3.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +29,7 @@
 
 /* SQLite's own 1,000 pages checkpoint every few batches when each batch touches a hundred pages; 4,000 (16 MB of WAL)
  * writes a page that changes often once instead of many times, and a recovery still reads it in a tenth of a second. */
-enum { CHECKPOINT_PAGES = 4000 };
+enum { CHECKPOINT_PAGES = 4000, REST_PAGES = 500, WAL_PAGES_MAX = 16000 };
 
 static_assert(SQLITE_VERSION_NUMBER >= 3051003, "older versions of SQLite can lose a commit when the WAL is reset");
 
@@ -63,8 +64,15 @@ struct sqlite_store {
     uint64_t seq;
     int64_t seen_at; /* when guard_seen was told; -1: never to be */
     int lock_fd;
-    bool sync_failed; /* also of a checkpoint: the next commit says FATAL */
+    atomic_bool sync_failed; /* also of a checkpoint: the next commit says FATAL */
     struct side writer, file_reader, *reader;
+
+    /* Checkpoints have a thread and a connection of their own, so that commits go on meanwhile. */
+    struct side keeper;
+    atomic_int kept; /* pages of the WAL that it has brought into the file */
+    unsigned long thread;
+    bool has_thread, due, stop; /* the last two under keeper.lock */
+    pthread_cond_t wake;
 };
 
 static struct sqlite_store *self(struct store *s) {
@@ -179,10 +187,48 @@ static int write_row(struct side *w, const struct row *r) {
     return run(w, r->value.p ? Q_PUT : Q_DELETE);
 }
 
-/* Called after each commit. Ours, not SQLite's, because that one would hide a failed fsync and try it again. */
-static int checkpoint(void *ctx, sqlite3 *db, const char *name, int pages) {
-    if (pages >= CHECKPOINT_PAGES)
-        notice_sync_error(ctx, sqlite3_wal_checkpoint_v2(db, name, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL));
+/* How many pages of the WAL are in the file then. */
+static int checkpoint(struct sqlite_store *s, sqlite3 *db) {
+    int pages, done = 0;
+    notice_sync_error(s, sqlite3_wal_checkpoint_v2(db, NULL, SQLITE_CHECKPOINT_PASSIVE, &pages, &done));
+    return done;
+}
+
+static void *keeper_main(void *arg) {
+    struct sqlite_store *s = arg;
+    pthread_mutex_lock(&s->keeper.lock);
+    while (!s->stop) {
+        if (s->due) {
+            s->due = false;
+            pthread_mutex_unlock(&s->keeper.lock);
+            s->kept = checkpoint(s, s->keeper.db);
+            pthread_mutex_lock(&s->keeper.lock);
+        } else {
+            pthread_cond_wait(&s->wake, &s->keeper.lock);
+        }
+    }
+    pthread_mutex_unlock(&s->keeper.lock);
+    return NULL;
+}
+
+static void keeper_tell(struct sqlite_store *s, bool *what) {
+    pthread_mutex_lock(&s->keeper.lock);
+    *what = true;
+    pthread_cond_signal(&s->wake);
+    pthread_mutex_unlock(&s->keeper.lock);
+}
+
+/* Called after each commit. Ours, not SQLite's, because that one would hide a failed fsync and try it again. While commits
+ * go on the keeper never has all of the WAL, and it would grow for ever: the little that is left then a commit does itself. */
+static int committed(void *ctx, sqlite3 *db, const char *name, int pages) {
+    struct sqlite_store *s = ctx;
+    (void)name;
+    bool last = !s->has_thread || pages - s->kept < REST_PAGES || pages >= WAL_PAGES_MAX;
+    if (pages >= CHECKPOINT_PAGES && last) checkpoint(s, db);
+    if (pages < CHECKPOINT_PAGES || last)
+        s->kept = 0;
+    else
+        keeper_tell(s, &s->due);
     return SQLITE_OK;
 }
 
@@ -320,8 +366,11 @@ static int check_seen(struct sqlite_store *s, bool accept_restored, struct error
 static void sqlite_close(struct store *base) {
     struct sqlite_store *s = self(base);
     write_seen(s, 0);
+    keeper_tell(s, &s->stop);
+    if (s->has_thread) pthread_join(s->thread, NULL);
     if (s->sync_failed) /* what the page cache holds must not be taken for durable */
         sqlite3_db_config(s->writer.db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
+    close_side(&s->keeper);
     close_side(&s->file_reader);
     close_side(&s->writer);
     if (s->path) close(s->lock_fd);
@@ -337,7 +386,9 @@ struct store *store_sqlite_open(const char *path, struct env *env, bool accept_r
                                .env = env,
                                .seen_at = -1,
                                .writer.lock = PTHREAD_MUTEX_INITIALIZER,
-                               .file_reader.lock = PTHREAD_MUTEX_INITIALIZER};
+                               .file_reader.lock = PTHREAD_MUTEX_INITIALIZER,
+                               .keeper.lock = PTHREAD_MUTEX_INITIALIZER,
+                               .wake = PTHREAD_COND_INITIALIZER};
     s->path = path ? str_dup(str_of(path)) : NULL;
     s->reader = path ? &s->file_reader : &s->writer;
     int rc = s->lock_fd = path ? guard_open(path, err) : LOOM_OK;
@@ -346,7 +397,9 @@ struct store *store_sqlite_open(const char *path, struct env *env, bool accept_r
     if (rc >= 0 && path && !folder_sync(path)) /* SQLite does this too, but does not tell when it fails */
         rc = error_set(err, LOOM_E_STORE, "the folder of %s cannot be synced: %s", path, strerror(errno));
     if (rc >= 0 && path) rc = check_seen(s, accept_restored, err);
-    if (rc >= 0) sqlite3_wal_hook(s->writer.db, checkpoint, s);
+    if (rc >= 0 && path) rc = open_side(&s->keeper, s->path, err);
+    if (rc >= 0) sqlite3_wal_hook(s->writer.db, committed, s);
+    s->has_thread = rc >= 0 && path && env->thread(env, &s->thread, keeper_main, s);
     if (rc >= 0) return &s->base;
     notice_sync_error(s, sqlite3_extended_errcode(s->writer.db));
     notice_sync_error(s, sqlite3_extended_errcode(s->file_reader.db));
