@@ -8,8 +8,8 @@
  * places. As a table WITHOUT ROWID the same batch wrote 2.5 times the bytes and took 2 to 4 times as long.
  *
  * A commit is one transaction that first takes `meta` where the term is still the writer's, so a writer that lost the
- * shard changes nothing. Two connections: the writer's (store thread) and the reader's (loop); in memory they are one.
- * Each has a mutex.
+ * shard changes nothing. Three connections: the writer's (store thread), the reader's (loop) and the keeper's, which brings
+ * the WAL into the file on a thread of its own; in memory they are one. Each has a mutex.
  *
  * What stands beside the file, and what it is for: guard.c.
  *
