@@ -42,7 +42,13 @@ static void no_random(struct env *env, void *out, size_t n) {
     memset(out, 7, n);
 }
 
-static struct env clockwork = {now_ms, now_ms, now_us, no_random};
+static bool no_thread(struct env *env, unsigned long *id, void *(*fn)(void *), void *arg) {
+    (void)env, (void)id, (void)fn, (void)arg;
+    return false;
+}
+
+static struct env clockwork = {
+    .now_ms = now_ms, .mono_ms = now_ms, .mono_us = now_us, .random = no_random, .thread = no_thread};
 
 /* ---- what is tested and what it is compared with ---- */
 
