@@ -112,6 +112,7 @@ test:
 
 # What `make test` samples, at length: hours, and then one seed of the simulator after the other until it is stopped.
 soak: all simulator
+	@$(MAKE) T=crash_points tests && SOAK=1 CASE='fault_03*' $(O)/asan/test/test_crash_points
 	@LOOM=$(abspath $(O)/loom) test/crash.sh 50
 	@LOOM=$(abspath $(O)/loom) LOOM_KILL_STRIDE=1 LOOM_FLIPS=5000 test/faults.sh
 	@$(SIMULATOR) $(or $(SEED),$(shell date +%s)) 0
