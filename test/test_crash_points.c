@@ -421,9 +421,12 @@ static void fault_03_faults_in_pairs(void **state) {
     now.disk = ARRAY;
     run(FAULT_NONE, 0);
     uint64_t n = commits;
-    for (int first = soak ? FAULT_ERROR : FAULT_KILLED; first <= (soak ? FAULT_SYNC_KEPT : FAULT_KILLED_BY); first++)
-        for (int then = soak ? FAULT_ERROR : FAULT_KILLED; then <= (soak ? FAULT_SYNC_KEPT : FAULT_KILLED_BY); then++)
+    int from = soak ? FAULT_ERROR : FAULT_KILLED, to = soak ? FAULT_SYNC_KEPT : FAULT_KILLED_BY;
+    for (int first = from; first <= to; first++)
+        for (int then = from; then <= to; then++) {
             for (uint64_t at = 1; at <= n; at++) runs += pairs_from(first, at, then);
+            if (soak) print_message("fault %d, then %d: %zu runs\n", first, then, runs);
+        }
     now.disk = FILES;
     if (soak) run(SIM_NONE, 0);
     n = soak ? operations : 0;
