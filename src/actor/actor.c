@@ -60,13 +60,14 @@ int actor_check_name(struct str name, const char *what, struct error *err) {
         (int)(name.n < 80 ? name.n : 80), name.p ? name.p : "");
 }
 
-/* Quoting leaves UTF-8 as it is and puts '?' for what is not. */
+/* Of text with bytes beyond ASCII: quoting leaves UTF-8 as it is and takes them from what is not. */
 static bool is_utf8(struct str s) {
     struct buf quoted = {0};
+    bool beyond = false;
     buf_json(&quoted, "%q", s);
-    bool same = quoted.n == s.n + 2 && memcmp(quoted.p + 1, s.p, s.n) == 0;
+    for (size_t i = 0; i < quoted.n; i++) beyond |= (unsigned char)quoted.p[i] >= 0x80;
     buf_free(&quoted);
-    return same;
+    return beyond;
 }
 
 int actor_check_text(struct str text, const char *what, struct error *err) {

@@ -130,7 +130,7 @@ static void fire(struct loom *l, const struct alarm *alarm) {
     struct resident *r = whole ? resident_by_id(l, str_of(id)) : NULL;
     if (!r) return;
     if (kind == ALARM_MAIL) {
-        mail_expire(l, r);
+        mail_due(l, r);
         resident_queue(l, r);
     } else if (r->a->turn && r->a->turn->number == turn && r->a->status != ACTOR_PAUSED) {
         if (kind == ALARM_RETRY)

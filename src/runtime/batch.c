@@ -53,7 +53,7 @@ static struct str kinded(enum row_kind kind, struct str key, char *space, size_t
     return (struct str){p, key.n + 1};
 }
 
-static void put(struct loom *l, enum row_kind kind, struct str key, struct str value, bool fresh) {
+void rows_put(struct loom *l, enum row_kind kind, struct str key, struct str value, bool fresh) {
     struct pending *p = l->open;
     char space[512];
     struct str full = kinded(kind, key, space, sizeof space, &p->mem);
@@ -71,12 +71,8 @@ static void put(struct loom *l, enum row_kind kind, struct str key, struct str v
     row->value = value.p ? arena_dup(&p->mem, value) : STR_NONE;
 }
 
-void rows_put(struct loom *l, enum row_kind kind, struct str key, struct str value, bool fresh) {
-    put(l, kind, key, value, fresh);
-}
-
 void rows_delete(struct loom *l, enum row_kind kind, struct str key) {
-    put(l, kind, key, STR_NONE, false);
+    rows_put(l, kind, key, STR_NONE, false);
 }
 
 static int resolve(struct loom *l, struct str value, struct buf *out, struct error *err) {
@@ -162,10 +158,8 @@ int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to
 
 int rows_prefix(struct loom *l, enum row_kind kind, struct str prefix, row_fn fn, void *ctx, struct error *err) {
     char *end = memcpy(arena_alloc(&l->scratch, prefix.n), prefix.p, prefix.n); /* the smallest key above all with it */
-    size_t n = prefix.n;
-    while (n > 0 && (unsigned char)end[n - 1] == 0xff) n--;
-    if (n > 0) end[n - 1]++;
-    return rows_scan(l, kind, prefix, (struct str){n ? end : NULL, n}, fn, ctx, err);
+    end[prefix.n - 1]++;
+    return rows_scan(l, kind, prefix, (struct str){end, prefix.n}, fn, ctx, err);
 }
 
 /* ---- effects ---- */

@@ -89,7 +89,7 @@ void mail_dead_letter(struct loom *l, struct resident *r, struct mail *m, const 
     mail_remove(l, r, m);
 }
 
-void mail_expire(struct loom *l, struct resident *r) {
+static void mail_expire(struct loom *l, struct resident *r) {
     int64_t now = loom_now(l);
     for (size_t i = 0; i < r->mail_count;)
         if (r->mail[i].expires && r->mail[i].expires <= now)
@@ -114,8 +114,22 @@ struct mail *mail_next(struct loom *l, struct resident *r) {
     return first_due(l, r, STR_NONE);
 }
 
-struct mail *mail_event(struct loom *l, struct resident *r, struct str type) {
-    return first_due(l, r, type);
+bool mail_bind(struct loom *l, struct resident *r, uint64_t promise, struct str type) {
+    struct mail *m = first_due(l, r, type);
+    if (!m) return false;
+    yyjson_val *data = yyjson_obj_get(yyjson_obj_get(m->doc, "payload"), "data");
+    promise_event(l, r, promise, m->id, json_text_of(data, &l->scratch));
+    mail_remove(l, r, m);
+    return true;
+}
+
+void mail_due(struct loom *l, struct resident *r) {
+    mail_expire(l, r);
+    for (uint64_t i = 1; r->a->turn && i <= r->a->turn->promise_count; i++) {
+        struct promise *p = turn_promise(r->a->turn, i);
+        if (p->kind == PROMISE_EVENT && p->done_at == ENTRY_NEVER)
+            mail_bind(l, r, i, json_str(look(l, (struct str){p->entry, p->entry_n}), "event"));
+    }
 }
 
 /* ---- delivery ---- */

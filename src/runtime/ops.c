@@ -199,13 +199,7 @@ static enum op_outcome op_timer(struct op_call *c) {
 }
 
 static void begin_wait(struct op_call *c) {
-    struct mail *m = mail_event(c->l, c->r, json_str(c->value, "type"));
-    if (!m) {
-        begin_deadline(c);
-        return;
-    }
-    promise_event(c->l, c->r, c->id, m->id, text_or_null(c, yyjson_obj_get(yyjson_obj_get(m->doc, "payload"), "data")));
-    mail_remove(c->l, c->r, m);
+    if (!mail_bind(c->l, c->r, c->id, json_str(c->value, "type"))) begin_deadline(c);
 }
 
 static enum op_outcome op_event_wait(struct op_call *c) {

@@ -46,10 +46,9 @@ void resident_queue(struct loom *l, struct resident *r) {
 
 void resident_status(struct loom *l, struct resident *r, enum actor_status status, struct str reason) {
     size_t n = reason.n < sizeof r->a->reason - 1 ? reason.n : sizeof r->a->reason - 1;
+    while (n > 0 && n < reason.n && ((unsigned char)reason.p[n] & 0xc0) == 0x80) n--; /* not within a character */
     r->a->status = status;
     memcpy(r->a->reason, reason.p ? reason.p : "", n);
-    while (n > 0 && n == sizeof r->a->reason - 1 && ((unsigned char)r->a->reason[n - 1] & 0xc0) == 0x80)
-        n--; /* not within a character */
     r->a->reason[n] = '\0';
     resident_touch(l, r, true);
 }

@@ -304,11 +304,12 @@ struct message {
 };
 /* Puts the message in the target's mailbox. 0: accepted. 1: a duplicate. Negative: err. id_out lives in the scratch or is m's. */
 int mail_deliver(struct loom *l, const struct message *m, struct str *id_out, struct error *err);
-void mail_expire(struct loom *l, struct resident *r); /* messages whose time is over become dead letters */
+/* The time of a message has come, or is over: an event goes to the wait that is open for it, the expired become dead letters. */
+void mail_due(struct loom *l, struct resident *r);
 struct mail *mail_next(struct loom *l,
                        struct resident *r); /* the next activate message, due and not expired; NULL: none */
-struct mail *mail_event(struct loom *l, struct resident *r,
-                        struct str type); /* the oldest buffered event of the type */
+/* Settles the wait with the oldest buffered event of the type; false: there is none. */
+bool mail_bind(struct loom *l, struct resident *r, uint64_t promise, struct str type);
 void mail_remove(struct loom *l, struct resident *r, struct mail *m);
 void mail_dead_letter(struct loom *l, struct resident *r, struct mail *m, const char *code, const char *why);
 int mail_load(struct loom *l, struct resident *r, struct error *err);
