@@ -73,7 +73,7 @@ static const char order[] =
 
 /* ---- one run ---- */
 
-enum disk { ARRAY, FILES };
+enum disk { ARRAY, FILES, READS };
 enum { SEEDS = 5 };
 
 static struct {
@@ -171,6 +171,38 @@ static struct store *files(struct world *world, struct error *err) {
     if (world->blobs) world->blobs->ops->close(world->blobs);
     world->blobs = blob_file_open(SIM_ROOT "/blobs", err);
     return world->blobs ? store_sqlite_open(SIM_ROOT "/loom.db", &world->env, false, err) : NULL;
+}
+
+/* Rows in memory of which so many reads in a row fail, from the at-th on. */
+static struct store *readable;
+static uint64_t reads;
+
+static bool read_fails(struct error *err) {
+    bool fails = ++reads >= now.at && reads < now.at + (uint64_t)now.fault;
+    if (fails) error_set(err, LOOM_E_STORE, "read %llu was told to fail", (unsigned long long)reads);
+    return fails;
+}
+
+static int read_load(struct store *s, enum row_kind kind, struct str key, struct buf *out, struct error *err) {
+    return read_fails(err) ? LOOM_E_STORE : readable->ops->load(s, kind, key, out, err);
+}
+
+static int read_scan(struct store *s, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx,
+                     struct error *err) {
+    return read_fails(err) ? LOOM_E_STORE : readable->ops->scan(s, kind, from, to, fn, ctx, err);
+}
+
+static struct store *reading(struct world *world, struct error *err) {
+    static struct store_ops ops;
+    static struct store array;
+    struct store *s = world_array(world, err);
+    array = *s;
+    readable = &array;
+    ops = *array.ops;
+    ops.load = read_load;
+    ops.scan = read_scan;
+    s->ops = &ops;
+    return s;
 }
 
 static enum fault at_commit(struct world *world) {
@@ -287,7 +319,8 @@ static void world_begin(void) {
     w.code = code;
     w.ctx = &rows;
     w.blobs = now.disk == FILES ? NULL : memory;
-    w.under = now.disk == FILES ? files : world_array;
+    w.under = now.disk == FILES ? files : now.disk == READS ? reading : world_array;
+    reads = 0;
     w.fault = at_commit;
     w.sent = sent;
 }
@@ -401,6 +434,83 @@ static void at_every_operation(enum sim_fault fault) {
     print_message("%llu operations, %zu runs\n", (unsigned long long)n, runs);
 }
 
+/* One read fails, or so many that the worker gives up. */
+static void fault_05_every_read_fails(void **state) {
+    (void)state;
+    static const int lengths[] = {1, 40};
+    now.disk = READS;
+    run(0, 0);
+    uint64_t n = reads;
+    for (uint64_t at = 1; at <= n; at++)
+        for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) run(lengths[i], at);
+    print_message("%llu reads\n", (unsigned long long)n);
+}
+
+/* ---- poison ---- */
+
+static bool deadly;
+
+/* The door of native guests; guest.h has words that the engine has, too. */
+int32_t loom_native_op(const char *name, size_t name_len, const char *arg, size_t arg_len);
+void loom_native_take(void *to);
+
+static int32_t op(const char *name, const char *arg) {
+    return loom_native_op(name, strlen(name), arg, strlen(arg));
+}
+
+/* Takes the process down, at once or when its timer has fired; a program that has changed meanwhile ends early. */
+static void killer(void) {
+    char how[32] = "";
+    op("input", "");
+    loom_native_take(how);
+    if (strstr(how, "changed") && w.opened > 3) op("return", "\"early\"");
+    if (!strstr(how, "mail")) op("timer", "{\"delayMs\":20}");
+    if (!strstr(how, "mail")) op("await", "{\"promises\":[1]}");
+    if (deadly) w.dead = true;
+    op("return", "\"alive\"");
+}
+
+/* A message, or a turn, in whose course the worker died again and again is given up, and says so; later mail goes on. */
+static void fault_16_poison(void **state) {
+    (void)state;
+    static const char *const kinds[] = {"'mail'", "'turn'", "'changed'"};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        now.disk = ARRAY;
+        now.seed = 1;
+        now.fault = 0;
+        array_free(&rows);
+        array_copy(&rows, &deployed_rows);
+        world_begin();
+        deadly = true;
+        struct request sent_one = {
+            .op = "send", .type = "killer", .key = "k", .id = "r", .delay_ms = 20, .body = kinds[i]};
+        struct request again = sent_one, status = {.op = "get", .type = "killer", .key = "k"};
+        settle(&sent_one);
+        must(sent_one.status == 202, "%d %s", sent_one.status, sent_one.answer);
+        for (int k = 0; k < 300; k++) step();
+        must(w.opened >= 4 && w.opened < 12, "%llu lives", (unsigned long long)w.opened);
+        deadly = false;
+        settle(&status);
+        if (i == 2) {
+            must(strstr(status.answer, "\"status\":\"paused\""), "%s", status.answer);
+        } else {
+            again.op = "call";
+            again.delay_ms = 0;
+            settle(&again);
+            must(again.status == 422 && strstr(again.answer, "poison"), "%s %llu: %d %s", kinds[i],
+                 (unsigned long long)w.opened, again.status, again.answer);
+            struct request later = {.op = "call", .type = "killer", .key = "k", .id = "later", .body = "'mail'"};
+            settle(&later);
+            must(later.status == 200, "%d %s", later.status, later.answer);
+            free(later.answer);
+        }
+        free(again.answer);
+        free(status.answer);
+        free(sent_one.answer);
+        world_end();
+    }
+}
+
 /* Every pair: the second fault at each commit, or at each operation of the life, that follows; until none is left to strike. */
 static size_t pairs_from(int fault, uint64_t at, int then) {
     now.then = then;
@@ -474,6 +584,7 @@ static void one_run(void **state) {
 static int set_up(void **state) {
     (void)state;
     struct error err;
+    loom_register_actor("killer", killer);
     code = code_new(&(struct exec_config){.slots = 64, .fuel = true}, &err);
     memory = blob_file_open(NULL, &err);
     deploy(ARRAY);
@@ -508,6 +619,8 @@ int main(void) {
         cmocka_unit_test(fault_04_full_from_every_operation),
         cmocka_unit_test(fault_05_io_error_at_every_operation),
         cmocka_unit_test(fault_06_sync_fails_at_every_operation),
+        cmocka_unit_test(fault_05_every_read_fails),
+        cmocka_unit_test(fault_16_poison),
         cmocka_unit_test(fault_03_faults_in_pairs),
     };
     if (getenv("DISK")) {

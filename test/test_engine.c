@@ -1,5 +1,6 @@
 /* The semantics of turns, one sentence per test. Most guests are scripts (support/script.h); test_engine_evict.c runs the
  * same tests with WASM in place of native scripts and with a replay at every await. */
+#include "observe/observe.h"
 #include "storage/storage.h"
 #include "support/engine.h"
 #include "support/script.h"
@@ -1156,9 +1157,17 @@ static void age_reply(const char *dir, struct str key) {
 }
 
 static void replies_are_forgotten(void **state) {
-    (void)state; /* 24 hours after its reply a message id is unknown again; one whose reply is younger is not. */
+    (void)
+        state; /* 24 hours after its reply a message id is unknown again, however many there are; a younger one is not. */
+    enum { MANY = 1100 };
+    static struct answer many[MANY];
     char *dir = make_folder();
     struct loom *l = open_scripts(dir);
+    for (int i = 0; i < MANY; i++) submit(l, about("send", "script/b", "[]"), &many[i]);
+    for (int i = 0; i < MANY; i++) {
+        await_answer(&many[i]);
+        answer_free(&many[i]);
+    }
     struct loom_request old = with_id(about("call", "script/a", "[]"), "old"),
                         young = with_id(about("call", "script/a", "[]"), "young");
     expect_request(l, old, 200, "[]");
@@ -1751,6 +1760,277 @@ static void asking_for_actors(void **state) {
     loom_close(l);
 }
 
+/* ---- what is rare ---- */
+
+static const char *oddity;
+
+/* Says to the door of a guest what the SDK never says. */
+static void odd(void) {
+    static char huge[(2 << 20) + 1];
+    if (strcmp(oddity, "end") == 0) return;
+    if (strcmp(oddity, "huge argument") == 0 && loom_native_op("emit", 4, huge, sizeof huge) >= 0) return;
+    if (strcmp(oddity, "huge reply") == 0) loom_native_op("return", 6, huge, sizeof huge);
+    if (strcmp(oddity, "long name") == 0) loom_native_op(huge, 1000, "", 0);
+    if (loom_native_op("state.get", 9, "", 0) != 2) return;
+    loom_native_op("return", 6, "", 0);
+}
+
+static void odd_calls_of_ops(void **state) {
+    (void)
+        state; /* An op without its argument takes the default, one that is too large is refused, an unknown name is cut. */
+    static const char *const codes[][2] = {{"end", NULL},
+                                           {"nothing", NULL},
+                                           {"huge argument", NULL},
+                                           {"huge reply", "invalid_output"},
+                                           {"long name", "unknown_op"}};
+    struct loom *l = open_scripts("memory");
+    for (size_t i = 0; i < sizeof codes / sizeof *codes; i++) {
+        oddity = codes[i][0];
+        struct answer a = ask(l, about("call", "odd/a", "1"));
+        if (codes[i][1])
+            check_code(&a, 422, codes[i][1]);
+        else
+            check(&a, 200, "null");
+    }
+    expect_call(l, "script/a",
+                "[['activity',{'name':'act','retry':{'maxAttempts':-1}}],['actor.send',{'to':'nowhere'}],"
+                "['event.wait',{'type':''}],['cancel',{'promise':0}],['state.get','/none']]",
+                "[{'error':'invalid_document'},{'error':'invalid_argument'},{'error':'invalid_argument'},"
+                "{'error':'invalid_argument'},null]");
+    expect_code(l, about("call", "script/a", "[['fail',{'code':'internal'}]]"), 422, "internal");
+    loom_close(l);
+}
+
+static void guests_log(void **state) {
+    (void)
+        state; /* A guest's log line comes once, with its level, when its batch has committed; a quiet level does not. */
+    NEEDS_WASM();
+    int ends[2];
+    char text[65536] = "";
+    assert_int_equal(pipe(ends), 0);
+    log_open(ends[1], LOG_INFO);
+    struct loom *l = open_scripts("memory");
+    expect_call(l, "script/a",
+                "[['log',{'level':'warn','msg':'one'}],['log',{'level':40}],['log',{'level':99,'msg':'two'}],"
+                "['log',{'level':'debug','msg':'quiet'}],['timer',{'delayMs':1}],['await',{'promises':[1]}]]",
+                NULL);
+    expect_activity(l, "a", "{'name':'act','input':[['log',{'level':'error','msg':'three'}],['progress',{'done':4}]]}",
+                    "'ok'");
+    loom_close(l);
+    log_open(2, LOG_INFO);
+    assert_true(read(ends[0], text, sizeof text - 1) > 0);
+    static const char *const once[] = {"\"msg\":\"one\"}\n{\"level\":40", "\"msg\":\"guest\"}\n{\"level\":30",
+                                       "\"msg\":\"two\"}\n", "three", "\"done\":4"};
+    for (size_t i = 0; i < sizeof once / sizeof *once; i++) {
+        char *at = strstr(text, once[i]);
+        if (!at || strstr(at + 1, once[i])) fail_msg("not once: %s in %s", once[i], text);
+    }
+    assert_null(strstr(text, "quiet"));
+    close(ends[0]);
+    close(ends[1]);
+}
+
+static void cancelled_again(void **state) {
+    (void)
+        state; /* A second cancel changes nothing, nor does one of an actor that is idle; the promise stays cancelled. */
+    struct loom *l = open_scripts("memory");
+    struct answer a;
+    expect_call(l, "script/idle", "[]", "[]");
+    expect_code(l, about("cancel", "script/idle", NULL), 409, "conflict");
+    expect_field(l, "script/idle", "/status", "'idle'");
+    submit(l, about("call", "script/a", "[['suspend',{}],['await',{'promises':[1]}],['suspend',{'reason':'again'}]]"),
+           &a);
+    wait_status(l, "script/a", "suspended");
+    expect(l, "cancel", "script/a", NULL, 202, NULL);
+    wait_field(l, "script/a", "/suspendReason", "'again'");
+    expect(l, "cancel", "script/a", NULL, 202, NULL);
+    assert_int_equal(entries_of(l, "script/a", "cancel_requested"), 1);
+    expect(l, "resume", "script/a", NULL, 202, NULL);
+    await_answer(&a);
+    check_code(&a, 422, "cancelled");
+    loom_close(l);
+}
+
+static void withdrawn_from_behind(void **state) {
+    (void)
+        state; /* Of two calls that wait for an actor the one that is given up is withdrawn, and a retry given up does not come. */
+    struct loom *l = open_scripts("memory");
+    expect(l, "send", "script/b", "[" WAIT_X "]", 202, NULL);
+    wait_status(l, "script/b", "suspended");
+    flaky_calls = 0;
+    expect(l, "send", "script/a",
+           "[['actor.call',{'to':'script/b','input':[['return',1]]}],['actor.call',{'to':'script/b','input':[['return',"
+           "2]]}],['activity',{'name':'flaky','input':9,'retry':{'backoffMs':20}}],['timer',{'delayMs':5}],"
+           "['await',{'promises':[4]}],['cancel',{'promise':2}],['cancel',{'promise':3}],['timer',{'delayMs':60}],"
+           "['await',{'promises':[5]}],['await',{'promises':[1]}]]",
+           202, NULL);
+    while (entries_of(l, "script/a", "timer_fired") < 2) usleep(1000);
+    assert_true(flaky_calls <= 1);
+    send_event(l, "script/b", "x", "1");
+    wait_status(l, "script/a", "idle");
+    wait_status(l, "script/b", "idle");
+    assert_int_equal(entries_of(l, "script/b", "turn_started"), 2);
+    loom_close(l);
+}
+
+static void timed_program(void) {
+    int both[] = {loom_timer(30), loom_wait_event("x", 0)};
+    loom_must(loom_await_all(both, 2));
+    loom_return("'timed'");
+}
+
+static void paused_timers_wait(void **state) {
+    (void)state; /* What comes due while an actor is paused happens when it is resumed. */
+    char *dir = make_folder();
+    struct answer a;
+    loom_register_actor("program", timed_program);
+    struct loom *l = open_at(dir);
+    expect(l, "send", "program/a", "null", 202, NULL);
+    wait_status(l, "program/a", "suspended");
+    loom_close(l);
+    loom_register_actor("program", short_program);
+    l = open_at(dir);
+    send_event(l, "program/a", "x", "1");
+    wait_status(l, "program/a", "paused");
+    expect_request(l, with_id(about("call", "script/t", "[['timer',{'delayMs':60}],['await',{'promises':[1]}]]"), "t"),
+                   200, NULL);
+    expect_field(l, "program/a", "/status", "'paused'");
+    loom_close(l);
+    loom_register_actor("program", timed_program);
+    l = open_at(dir);
+    expect(l, "resume", "program/a", NULL, 202, NULL);
+    wait_status(l, "program/a", "idle");
+    submit(l, about("call", "program/b", "null"), &a);
+    send_event(l, "program/b", "x", "1");
+    await_answer(&a);
+    check(&a, 200, "'timed'");
+    loom_close(l);
+    remove_folder(dir);
+}
+
+static struct loom_request put_type(const char *name, const char *version, const char *doc) {
+    return (struct loom_request){.op = "actor-type.put", .type = text(name), .key = text(version), .body = text(doc)};
+}
+
+static void last_deployed_counts(void **state) {
+    (void)state; /* The version deployed last is the one that runs, whatever it is called, also after a restart. */
+    static const char *const orders[][3] = {{"3", "2", "1"}, {"2", "3", "1"}, {"1", "2", "3"}};
+    char *dir = make_folder();
+    struct loom *l = open_scripts(dir);
+    for (size_t i = 0; i < 3; i++)
+        for (size_t k = 0; k < 3; k++) {
+            char name[8], doc[200];
+            snprintf(name, sizeof name, "v%zu", i);
+            snprintf(doc, sizeof doc, "{'actorType':'%s','version':'%s','wasmBlobUrl':'module:wasm@1','config':%s}",
+                     name, orders[i][k], orders[i][k]);
+            deploy(l, "actor-type.put", name, orders[i][k], doc, false);
+        }
+    expect_call(l, "v0/a", "[['config']]", "[1]");
+    loom_close(l);
+    l = open_at(dir);
+    expect_call(l, "v0/b", "[['config']]", "[1]");
+    expect_call(l, "v1/b", "[['config']]", "[1]");
+    expect_call(l, "v2/b", "[['config']]", "[3]");
+    loom_close(l);
+    remove_folder(dir);
+}
+
+static void wrong_definitions(void **state) {
+    (void)
+        state; /* A definition that could not run is refused with its code; one whose module is lost fails its messages. */
+    NEEDS_WASM();
+    static const char *const wrong[] = {
+        "{'actorType':'t','version':'1'}",
+        "{'actorType':'t','version':'1','wasmBlobUrl':'module:act'}",
+        "{'actorType':'t','version':'1','wasmBlobUrl':'module:act@1','inputSchema':{'type':7}}",
+        "{'actorType':'t','version':'1','wasmBlobUrl':'module:act@1','outputSchema':{'type':7}}",
+        "{'actorType':'t','version':'1','wasmBlobUrl':'module:act@1','retryPolicy':{'maxAttempts':-1}}",
+        "{'actorType':'t','version':'1','wasmBlobUrl':'module:act@1','reuse':true}",
+        "{'actorType':'u','version':'1','wasmBlobUrl':'module:act@1'}",
+        "{'actorType':'t','version':'1','wasmBlobUrl':'sha256:"
+        "zz11223344556677889900112233445566778899001122334455667788990011'}"};
+    struct loom *l = open_scripts("memory");
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        char *doc = quoted(wrong[i]);
+        expect_code(l, put_type("t", "1", doc), 400, "invalid_document");
+        free(doc);
+    }
+    struct loom_request activity = put_type("x", "1",
+                                            "{'activityName':'y','version':'1','wasmBlobUrl':'module:act@1'}");
+    activity.op = "activity.put";
+    expect_code(l, activity, 400, "invalid_document");
+    deploy(l, "actor-type.put", "t", "1",
+           "{'actorType':'t','version':'1','wasmBlobUrl':'sha256:"
+           "0011223344556677889900112233445566778899001122334455667788990011'}",
+           false);
+    expect_code(l, about("call", "t/a", "1"), 404, "not_found");
+    expect_code(l, put_type("t", "1", "{'actorType':'t','version':'1','wasmBlobUrl':'module:act@1'}"), 409, "exists");
+    struct loom_request run = {
+        .op = "run", .type = text("none"), .key = text("k"), .version = text("7"), .body = text("1")};
+    expect_code(l, run, 404, "not_found");
+    assert_int_equal(loom_register_actor("Not A Name", odd), LOOM_E_INVALID_ARGUMENT);
+    loom_close(l);
+}
+
+static void long_reasons_are_whole(void **state) {
+    (void)
+        state; /* A suspendReason that is too long is cut between characters, and an event with a delay waits for it. */
+    struct loom *l = open_scripts("memory");
+    char in[1024] = "[['suspend',{'reason':'";
+    for (int i = 0; i < 300; i++) strcat(in, "\303\244");
+    strcat(in, "'}]]");
+    expect(l, "send", "script/a", in, 202, NULL);
+    wait_status(l, "script/a", "suspended");
+    char *reason = looked_up(l, "script/a", "/suspendReason");
+    assert_int_equal(strlen(reason), 2 + 254);
+    free(reason);
+    loom_close(l);
+}
+
+static void delayed_event(void **state) {
+    (void)state; /* An event with a delay reaches the wait that was open before it came due. */
+    struct loom *l = open_scripts("memory");
+    expect(l, "send", "script/b", "[" WAIT_X "]", 202, NULL);
+    wait_status(l, "script/b", "suspended");
+    struct loom_request late = about("event", "script/b", "1");
+    late.id = text("x");
+    late.delay_ms = 30;
+    expect_request(l, late, 202, NULL);
+    wait_status(l, "script/b", "idle");
+    loom_close(l);
+}
+
+static void count_flush(void *ctx) {
+    ++*(atomic_int *)ctx;
+}
+
+static void flushes_and_projects(void **state) {
+    (void)
+        state; /* `flushed` comes after a group of replies; a request may have no reply; a wrong project is refused. */
+    atomic_int flushes = 0;
+    char message[1200];
+    struct answer first, second;
+    struct loom_config config = {.store = "memory", .flushed = count_flush, .flushed_ctx = &flushes};
+    struct loom *l = open_with(config);
+    if (ENGINE_EVICT) deploy_module(l, false, "script", script_wasm(), NULL);
+    submit(l, about("call", "script/a", "[" WAIT_X "]"), &first);
+    struct loom_request sooner = about("call", "script/a", "[]");
+    sooner.timeout_ms = 5;
+    submit(l, sooner, &second);
+    await_answer(&second);
+    check(&second, 202, NULL);
+    loom_submit(l, &(struct loom_request){
+                       .op = "event", .type = text("script"), .key = text("a"), .id = text("x"), .body = text("1")});
+    await_answer(&first);
+    check(&first, 200, NULL);
+    loom_close(l);
+    assert_true(flushes >= 2);
+    config.project = "{";
+    assert_null(loom_open(&config, message, sizeof message));
+    config.project = "{\"network\":{\"caFile\":\"/nonsuch\"}}";
+    assert_null(loom_open(&config, message, sizeof message));
+}
+
 static int group(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_message_same_reply),
@@ -1814,6 +2094,16 @@ static int group(void) {
         cmocka_unit_test(sends_in_order),
         cmocka_unit_test(asking_for_actors),
         cmocka_unit_test(replies_are_forgotten),
+        cmocka_unit_test(odd_calls_of_ops),
+        cmocka_unit_test(guests_log),
+        cmocka_unit_test(cancelled_again),
+        cmocka_unit_test(withdrawn_from_behind),
+        cmocka_unit_test(paused_timers_wait),
+        cmocka_unit_test(last_deployed_counts),
+        cmocka_unit_test(wrong_definitions),
+        cmocka_unit_test(long_reasons_are_whole),
+        cmocka_unit_test(delayed_event),
+        cmocka_unit_test(flushes_and_projects),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
@@ -1829,5 +2119,6 @@ int main(int argc, char **argv) {
     loom_register_activity("garbage", garbage);
     loom_register_activity("gated", gated);
     loom_register_actor("killer", killer);
+    loom_register_actor("odd", odd);
     return argc == 3 ? child_main(argv[1], strcmp(argv[2], "first") == 0) : group();
 }

@@ -221,6 +221,60 @@ static void damaged_rows(void **state) {
     }
 }
 
+static void unknown_entries(void **state) {
+    (void)
+        state; /* An entry of a type that this version does not know, or of a promise that is not there, changes nothing. */
+    static const char row[] =
+        "{\"prev\":\"0000000000000000\",\"entries\":[{\"type\":\"older\",\"at\":1}," STARTED ",\"at\":1},"
+        "{\"type\":\"newer\",\"at\":2},{\"type\":\"activity_completed\",\"activityId\":1,\"result\":1,\"at\":2},"
+        "{\"type\":\"activity_retry\",\"activityId\":1,\"attempt\":2,\"at\":2},"
+        "{\"type\":\"activity_scheduled\",\"activityId\":1,\"name\":\"n\"},{\"type\":\"activity_completed\","
+        "\"activityId\":1},{\"type\":\"activity_retry\",\"activityId\":1,\"attempt\":2,\"at\":2},"
+        "{\"type\":\"emitted\",\"channel\":\"c\",\"data\":1}]}";
+    struct actor *a = fresh();
+    struct error err;
+    assert_int_equal(journal_key_number(STR("short")), 0);
+    assert_int_equal(journal_load(a,
+                                  STR("default/order/7\0"
+                                      "0000000000000001"),
+                                  str_of(row), &err),
+                     0);
+    assert_int_equal(a->cursor, 9);
+    assert_int_equal(a->turn->promise_count, 1);
+    struct promise *p = turn_promise(a->turn, 1);
+    assert_int_equal(p->done_at, 7);
+    assert_int_equal(p->attempt, 1);
+    assert_memory_equal(p->result, "null", 4);
+    assert_int_equal(a->turn->op_count, 2);
+    assert_int_equal(journal_load(a,
+                                  STR("default/order/7\0"
+                                      "000000000000000a"),
+                                  STR("{\"prev\":\"\",\"entries\":[]}"), &err),
+                     LOOM_E_DAMAGED);
+    actor_free(a);
+}
+
+static void long_ops_are_cut(void **state) {
+    (void)state; /* What is said of an op that does not fit its entry is cut, however long the two are. */
+    struct actor *a = fresh(), *b = fresh();
+    struct buf key = {0}, row = {0}, op = {0};
+    struct error err;
+    buf_str(&op, STR("{\"type\":\"emitted\",\"channel\":\""));
+    for (int i = 0; i < 1000; i++) buf_char(&op, 'c');
+    buf_char(&op, '"');
+    append(a, 1, STARTED);
+    journal_append(a, 1, buf_view(&op));
+    close_row(a, &key, &row);
+    assert_int_equal(journal_load(b, buf_view(&key), buf_view(&row), &err), 0);
+    buf_str(&op, STR(",\"data\":1"));
+    assert_int_equal(journal_repeat(b, buf_view(&op), &err), LOOM_E_MISMATCH);
+    assert_non_null(strstr(err.message, "then resume, or cancel"));
+    struct buf *all[] = {&key, &row, &op};
+    for (int i = 0; i < 3; i++) buf_free(all[i]);
+    actor_free(a);
+    actor_free(b);
+}
+
 static void documents(void **state) {
     (void)
         state; /* The stored document is read back the same; what is not one is damaged; the answered one has the user's shape. */
@@ -251,6 +305,7 @@ static void documents(void **state) {
                         "\"state\":{\"n\":12345678901234567890123},\"metadata\":{\"correlationId\":\"c\","
                         "\"parentActorId\":null,\"createdAt\":3,\"lastActivatedAt\":4,\"activationCount\":0}}");
     assert_int_equal(actor_read(c, STR("{\"status\":\"odd\",\"journal\":{},\"metadata\":{}}"), &err), LOOM_E_DAMAGED);
+    assert_int_equal(actor_read(c, STR("{\"status\":\"idle\",\"journal\":{}}"), &err), LOOM_E_DAMAGED);
     assert_int_equal(actor_read(c, STR("x"), &err), LOOM_E_DAMAGED);
     struct buf *all[] = {&stored, &again, &answered, &text};
     for (int i = 0; i < 4; i++) buf_free(all[i]);
@@ -287,7 +342,7 @@ static void state_before_the_turn(void **state) {
 static void names_and_keys(void **state) {
     (void)state; /* Names and keys are held to their rules, and what is wrong with them is said. */
     static const char *const good[] = {"a", "0", "a.b_c-d", "workflow.customer-onboarding"};
-    static const char *const bad[] = {"", ".a", "-a", "A", "a b", "a/b", "\303\244"};
+    static const char *const bad[] = {"", ".a", "-a", "A", "a b", "a/b", "a{", "\303\244"};
     struct error err;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++)
         assert_int_equal(actor_check_name(str_of(good[i]), "the name", &err), 0);
@@ -304,6 +359,14 @@ static void names_and_keys(void **state) {
     assert_int_equal(actor_check_key(STR("a\nb"), &err), LOOM_E_INVALID_ARGUMENT);
     assert_int_equal(actor_check_key(STR("\377"), &err), LOOM_E_INVALID_ARGUMENT);
     assert_int_equal(actor_check_key(STR(""), &err), LOOM_E_INVALID_ARGUMENT);
+    assert_int_equal(actor_check_key(STR_NONE, &err), LOOM_E_INVALID_ARGUMENT);
+    assert_int_equal(actor_check_key(STR("a\177"), &err), LOOM_E_INVALID_ARGUMENT);
+    assert_int_equal(actor_check_key(STR("K\303\244se \"1\""), &err), 0);
+    assert_int_equal(actor_check_name(STR_NONE, "the name", &err), LOOM_E_INVALID_ARGUMENT);
+    longest[0] = '/'; /* what is quoted of it is cut */
+    assert_int_equal(actor_check_name((struct str){longest, 257}, "the name", &err), LOOM_E_INVALID_ARGUMENT);
+    assert_int_equal(actor_check_key((struct str){longest, 257}, &err), LOOM_E_INVALID_ARGUMENT);
+    assert_true(strlen(err.message) < 150);
 }
 
 int main(void) {
@@ -314,6 +377,8 @@ int main(void) {
         cmocka_unit_test(loading_repeats_everything),
         cmocka_unit_test(ended_turns_change_the_state),
         cmocka_unit_test(damaged_rows),
+        cmocka_unit_test(unknown_entries),
+        cmocka_unit_test(long_ops_are_cut),
         cmocka_unit_test(documents),
         cmocka_unit_test(state_before_the_turn),
         cmocka_unit_test(names_and_keys),
