@@ -190,7 +190,7 @@ static enum verdict commit_step(struct world *w, int i) {
 
 /* One life of the process; where it stood when it ended. A full disk has space again when it was met three times; errors that
  * stay end the process. */
-static int live(struct world *w, int from) {
+static int live(struct world *w, int from, bool closes) {
     int met = 0;
     for (int i = from; i < BATCHES; met++) {
         if (met >= 3 && (now.fault == SIM_EIO || now.fault == SIM_READ_EIO)) return i;
@@ -208,7 +208,7 @@ static int live(struct world *w, int from) {
         met = 0;
         if (++i == BATCHES / 2) close_all(w);
     }
-    close_all(w);
+    if (closes) close_all(w);
     return BATCHES;
 }
 
@@ -246,14 +246,16 @@ static int end(void **state) {
     return 0;
 }
 
-/* A life with the fault, one without, and then the power goes. */
+/* A life with the fault, one without, and then the power goes while the store is open. */
 static void run(enum sim_fault fault, uint64_t at, uint64_t seed) {
     struct world *w = begin(fault, at, seed);
-    int i = live(w, 0);
+    int i = live(w, 0, true);
     close_all(w);
     sim_restart(fault == SIM_POWER || fault == SIM_EIO);
     check_all(w);
-    live(w, i);
+    live(w, i, false);
+    sim_kill();
+    close_all(w);
     sim_restart(true);
     check_all(w);
 }
@@ -281,16 +283,17 @@ static bool run_twice(const struct sim_image *after, const struct world *so_far,
 }
 
 static size_t with_second_faults(enum sim_fault first, uint64_t at, uint64_t seed) {
-    static const enum sim_fault seconds[] = {SIM_POWER};
+    static const enum sim_fault seconds[] = {SIM_POWER, SIM_KILL, SIM_SYNC};
     struct world *w = begin(first, at, seed), so_far = {0};
-    live(w, 0);
+    live(w, 0, true);
     close_all(w);
     sim_restart(first == SIM_POWER);
     array_copy(&so_far.sure, &w->sure);
     array_copy(&so_far.doubt, &w->doubt);
     struct sim_image *after = sim_save();
-    size_t runs = 0;
-    for (size_t i = 0; i < sizeof seconds / sizeof *seconds; i++) {
+    size_t runs = 0,
+           ways = first == SIM_SYNC && !getenv("SOAK") && !getenv("SECOND") ? 1 : sizeof seconds / sizeof *seconds;
+    for (size_t i = 0; i < ways; i++) {
         now.second_fault = seconds[i];
         for (uint64_t m = 1; run_twice(after, &so_far, m); m++) runs++;
     }
@@ -302,24 +305,27 @@ static size_t with_second_faults(enum sim_fault first, uint64_t at, uint64_t see
     return runs;
 }
 
+/* After a failed sync the store is rewritten; what a power loss then leaves depends on the dice, so each has several. */
 static void fault_03_fault_while_opening_after_a_fault(void **state) {
     (void)state;
-    static const enum sim_fault firsts[] = {SIM_SYNC};
     run(SIM_NONE, 0, SEED);
-    live(begin(SIM_NONE, 0, SEED), 0);
-    size_t runs = 0, count = sim_operations(), stride = 1;
-    static bool sim_was[1000];
-    for (size_t at = 1; at <= count; at++) sim_was[at] = sim_strikes(SIM_SYNC, at);
-    for (size_t i = 0; i < sizeof firsts / sizeof *firsts; i++)
-        for (size_t at = 1; at <= count; at += stride)
-            if (sim_was[at])
-                for (uint64_t q = 0; q < 6; q++) runs += with_second_faults(firsts[i], at, SEED + at * 100 + q);
-    print_message("%zu runs\n", runs);
+    live(begin(SIM_NONE, 0, SEED), 0, true);
+    uint64_t runs = 0, count = sim_operations(), stride = getenv("SOAK") ? 1 : 41, seeds = getenv("SOAK") ? 20 : 2;
+    bool *syncs = mem_alloc(count + 1);
+    for (uint64_t at = 1; at <= count; at++) syncs[at] = sim_strikes(SIM_SYNC, at);
+    for (uint64_t at = 1; at <= count; at++) {
+        for (uint64_t s = 0; syncs[at] && s < seeds; s++) runs += with_second_faults(SIM_SYNC, at, SEED + at * 100 + s);
+        if (at % stride) continue;
+        runs += with_second_faults(SIM_KILL, at, SEED + at);
+        runs += with_second_faults(SIM_POWER, at, SEED + at);
+    }
+    free(syncs);
+    print_message("%llu runs\n", (unsigned long long)runs);
 }
 
 static void at_every_operation(enum sim_fault fault, int seeds) {
     run(SIM_NONE, 0, SEED);
-    live(begin(SIM_NONE, 0, SEED), 0);
+    live(begin(SIM_NONE, 0, SEED), 0, true);
     if (getenv("SOAK")) seeds *= 20;
     size_t runs = 0, count = fault >= SIM_READ_EIO_ONCE && fault <= SIM_READ_SHORT ? sim_reads() : sim_operations();
     bool *strikes = mem_alloc(count + 1);
@@ -380,11 +386,17 @@ static void fault_06_every_sync_fails(void **state) {
     at_every_operation(SIM_SYNC, 4);
 }
 
-/* FAULT=name AT=operation SEED=number: that run alone. */
-static void one_run(const char *name) {
+/* FAULT=name AT=operation SEED=number: that run alone; with SECOND, every second fault after it. */
+static void one_run(void **state) {
+    (void)state;
+    uint64_t at = strtoull(getenv("AT"), NULL, 10), seed = strtoull(getenv("SEED"), NULL, 10);
+    const char *second = getenv("SECOND");
     int fault = SIM_FAULT_END - 1;
-    while (fault > 0 && strcmp(sim_fault_names[fault], name) != 0) fault--;
-    run((enum sim_fault)fault, strtoull(getenv("AT"), NULL, 10), strtoull(getenv("SEED"), NULL, 10));
+    while (fault > 0 && strcmp(sim_fault_names[fault], getenv("FAULT")) != 0) fault--;
+    if (second && strcmp(second, "none") != 0)
+        with_second_faults((enum sim_fault)fault, at, seed);
+    else
+        run((enum sim_fault)fault, at, seed);
 }
 
 int main(void) {
@@ -402,6 +414,7 @@ int main(void) {
         cmocka_unit_test_teardown(fault_06_every_sync_fails, end),
     };
     cmocka_set_test_filter(getenv("CASE"));
-    if (getenv("FAULT")) return one_run(getenv("FAULT")), 0;
+    const struct CMUnitTest one[] = {cmocka_unit_test_teardown(one_run, end)};
+    if (getenv("FAULT")) return cmocka_run_group_tests(one, NULL, NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -481,6 +481,7 @@ static void restored_backup_is_refused(void **state) {
     refused(f, "conflict", "it ends at batch 1, seen was 2");
     f->store = store_sqlite_open(f->path, env_system(), true, &f->err);
     assert_non_null(f->store);
+    claim(f);
     close_store(f);
     open_store(f);
     expect(f, ROW_ACTOR, STR("a"), STR("1"));

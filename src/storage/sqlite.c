@@ -272,16 +272,21 @@ static enum commit_outcome sqlite_commit(struct store *base, const struct batch 
 }
 
 static int sqlite_claim(struct store *base, struct str writer, uint64_t *term, uint64_t *seq, struct error *err) {
-    struct side *w = &self(base)->writer;
+    struct sqlite_store *s = self(base);
+    struct side *w = &s->writer;
     sqlite3_stmt *q = hold(w, Q_CLAIM);
     sqlite3_bind_text64(q, 1, writer.p, writer.n, SQLITE_STATIC, SQLITE_UTF8);
     int rc = sqlite3_step(q);
     *term = (uint64_t)sqlite3_column_int64(q, 0);
     *seq = (uint64_t)sqlite3_column_int64(q, 1);
     if (rc == SQLITE_ROW) rc = sqlite3_step(q);
+    if (rc != SQLITE_DONE) notice_sync_error(s, rc);
     rc = rc == SQLITE_DONE ? LOOM_OK : read_error(w, err);
     release(w, q);
-    return rc;
+    if (rc < 0 || !s->path) return rc;
+    s->seen_at = 0; /* only now: what a killed process left in the page cache may not have been on the disk before */
+    write_seen(s, 0);
+    return LOOM_OK;
 }
 
 int store_sqlite_verify(struct store *base, struct error *err) {
@@ -357,10 +362,7 @@ static int check_seen(struct sqlite_store *s, bool accept_restored, struct error
     s->seq = (uint64_t)sqlite3_column_int64(q, 1);
     release(s->reader, q);
     if (rc == LOOM_OK && !accept_restored) rc = guard_check(s->lock_fd, s->path, s->id, s->seq, err);
-    if (rc < 0) return rc;
-    s->seen_at = 0;
-    write_seen(s, 0);
-    return LOOM_OK;
+    return rc;
 }
 
 static void sqlite_close(struct store *base) {
