@@ -310,11 +310,11 @@ static void fault_03_fault_while_opening_after_a_fault(void **state) {
     (void)state;
     run(SIM_NONE, 0, SEED);
     live(begin(SIM_NONE, 0, SEED), 0, true);
-    uint64_t runs = 0, count = sim_operations(), stride = getenv("SOAK") ? 1 : 41, seeds = getenv("SOAK") ? 20 : 2;
+    uint64_t runs = 0, count = sim_operations(), stride = getenv("SOAK") ? 1 : 41, seeds = getenv("SOAK") ? 20 : 1;
     bool *syncs = mem_alloc(count + 1);
     for (uint64_t at = 1; at <= count; at++) syncs[at] = sim_strikes(SIM_SYNC, at);
     for (uint64_t at = 1; at <= count; at++) {
-        for (uint64_t s = 0; syncs[at] && s < seeds; s++) runs += with_second_faults(SIM_SYNC, at, SEED + at * 100 + s);
+        for (uint64_t s = 0; syncs[at] && s < seeds; s++) runs += with_second_faults(SIM_SYNC, at, at * 100 + 2 + s);
         if (at % stride) continue;
         runs += with_second_faults(SIM_KILL, at, SEED + at);
         runs += with_second_faults(SIM_POWER, at, SEED + at);
