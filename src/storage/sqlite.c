@@ -361,8 +361,7 @@ static int check_seen(struct sqlite_store *s, bool accept_restored, struct error
     snprintf(s->id, sizeof s->id, "%s", rc == LOOM_OK ? (const char *)sqlite3_column_text(q, 0) : "");
     s->seq = (uint64_t)sqlite3_column_int64(q, 1);
     release(s->reader, q);
-    if (rc == LOOM_OK && !accept_restored) rc = guard_check(s->lock_fd, s->path, s->id, s->seq, err);
-    return rc;
+    return rc < 0 || accept_restored ? rc : guard_check(s->lock_fd, s->path, s->id, s->seq, err);
 }
 
 static void sqlite_close(struct store *base) {
