@@ -283,10 +283,10 @@ static int sqlite_claim(struct store *base, struct str writer, uint64_t *term, u
     if (rc != SQLITE_DONE) notice_sync_error(s, rc);
     rc = rc == SQLITE_DONE ? LOOM_OK : read_error(w, err);
     release(w, q);
-    if (rc < 0 || !s->path) return rc;
-    s->seen_at = 0; /* only now: what a killed process left in the page cache may not have been on the disk before */
+    /* Told only now: what a killed process left in the page cache may not have been on the disk before. */
+    if (rc == LOOM_OK && s->path) s->seen_at = 0;
     write_seen(s, 0);
-    return LOOM_OK;
+    return rc;
 }
 
 int store_sqlite_verify(struct store *base, struct error *err) {
