@@ -23,7 +23,7 @@
 /* ---- faults of the operating system, injected where SQLite calls it ---- */
 
 static bool disk_full;
-static const char *sync_fails; /* for files whose name ends so */
+static const char *_Atomic sync_fails; /* the store syncs on two threads */ /* for files whose name ends so */
 
 static int sync_or_fail(int fd, long call) {
     char link[64], name[256] = "";
