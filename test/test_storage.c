@@ -23,15 +23,16 @@
 /* ---- faults of the operating system, injected where SQLite calls it ---- */
 
 static bool disk_full;
-static const char *_Atomic sync_fails; /* the store syncs on two threads */ /* for files whose name ends so */
+static const char *_Atomic sync_fails; /* for files whose name ends so; the store syncs on two threads */
 
 static int sync_or_fail(int fd, long call) {
     char link[64], name[256] = "";
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t len = sync_fails ? readlink(link, name, sizeof name - 1) : 0;
-    size_t end = sync_fails ? strlen(sync_fails) : 0;
+    const char *fails = sync_fails;
+    ssize_t len = fails ? readlink(link, name, sizeof name - 1) : 0;
+    size_t end = fails ? strlen(fails) : 0;
     errno = EIO;
-    return sync_fails && len >= (ssize_t)end && strcmp(name + len - end, sync_fails) == 0 ? -1 : (int)syscall(call, fd);
+    return fails && len >= (ssize_t)end && strcmp(name + len - end, fails) == 0 ? -1 : (int)syscall(call, fd);
 }
 
 int fsync(int fd) {
