@@ -539,6 +539,7 @@ static void urls(void **state) {
         {"http://[::1/", "invalid_argument"},
         {"http://api.test%00.evil.test/", "invalid_argument"},
         {"http://api.test%2f.evil.test/", "invalid_argument"},
+        {"http://api%25%2etest/", "invalid_argument"}, /* whose host curl would decode once more */
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *json = ask(c, p, cases[i][0]);

@@ -94,7 +94,7 @@ static int url_parse(struct str url, const char *scheme, struct arena *a, struct
         return error_set(err, LOOM_E_DENIED,
                          "a url is http:// or https:// without credentials (those are for headers),"
                          " or \"smtp://\", the project's own mail server");
-    if (!out->url.p || !out->host.p || !port.p)
+    if (!out->url.p || !out->host.p || memchr(out->host.p, '%', out->host.n)) /* curl would decode it once more */
         return error_set(err, LOOM_E_INVALID_ARGUMENT, "url \"%.200s\": %s", text.p,
                          rc ? curl_url_strerror(rc) : "it names no host");
     if (out->host.n > 1 && out->host.p[out->host.n - 1] == '.') out->host.n--;
