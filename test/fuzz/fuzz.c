@@ -541,9 +541,13 @@ static void fuzz_ops(struct str in) {
         struct loom_request cancel = {.op = "cancel", .type = q.type, .key = q.key, .body = {"null", 4}};
         ask(cancel, NULL);
     }
-    must(call.status != 500 && !memmem(call.body.p, call.body.n, "replay_mismatch", 15));
+    must(call.status != 500);
     struct loom_request get = {.op = "get", .type = q.type, .key = q.key};
-    if (ask(get, &document) == 200) must(!memmem(document.p, document.n, "\"status\":\"paused\"", 17));
+    if (ask(get, &document) == 200) {
+        yyjson_doc *doc = json_parse(buf_view(&document), NULL);
+        must(!str_eq(json_str(yyjson_doc_get_root(doc), "status"), STR("paused"))); /* as a mismatch leaves it */
+        yyjson_doc_free(doc);
+    }
     buf_free(&document);
     buf_free(&call.body);
 }
