@@ -111,12 +111,6 @@ static bool gone(void) {
     return !w.l || w.dead || (now.disk == FILES && sim_dead());
 }
 
-static char *quoted(const char *text) {
-    char *copy = str_dup(str_of(text));
-    for (char *p = copy; *p; p++) *p = *p == '\'' ? '"' : *p;
-    return copy;
-}
-
 static void answered(void *ctx, const struct loom_reply *reply) {
     struct request *r = ctx;
     if (gone()) return; /* nobody hears the dead */
@@ -346,16 +340,13 @@ static void put_module(const char *name, struct str wasm) {
 }
 
 static void deploy(enum disk disk) {
-    struct buf wasm = guest_build(
-        "clang --target=wasm32 -std=c11 -O2 -mbulk-memory -nostdlib -Iinclude -I. -Wl,--no-entry %s -o %s", ".c",
-        "#include <test/support/script.h>\n");
     now.disk = disk;
     now.seed = 1;
     now.fault = 0;
     sim_format(1);
     world_begin();
     world_open(&w);
-    put_module("script", buf_view(&wasm));
+    put_module("script", script_wasm());
     put("actor-type.put", "script", "{'actorType':'script','version':'1','wasmBlobUrl':'module:script@1'}");
     put("workflow.put", "order", order);
     world_close(&w);
@@ -366,7 +357,6 @@ static void deploy(enum disk disk) {
     } else {
         array_copy(&deployed_rows, &rows);
     }
-    buf_free(&wasm);
 }
 
 /* ---- runs ---- */

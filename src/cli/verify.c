@@ -263,23 +263,14 @@ static bool see_outbox(void *ctx, struct str key, struct str value) {
     return true;
 }
 
-static bool is_builtin(struct str hash) {
-    for (size_t i = 0; i < builtin_module_count; i++) {
-        char own[65];
-        const struct builtin_module *b = &builtin_modules[i];
-        sha256_hex((struct str){(const char *)b->start, (size_t)(b->end - b->start)}, own);
-        if (str_eq(hash, str_of(own))) return true;
-    }
-    return false;
-}
-
 static void see_blob(struct check *c, struct str hash) {
     struct buf bytes = {0};
     struct error err;
     char hex[65];
     snprintf(hex, sizeof hex, "%.*s", (int)hash.n, hash.p);
     c->modules_seen++;
-    if (!is_builtin(hash) && (!c->im->blobs || c->im->blobs->ops->get(c->im->blobs, hex, &bytes, &err) < 0))
+    if (!builtin_module(STR_NONE, hex).p &&
+        (!c->im->blobs || c->im->blobs->ops->get(c->im->blobs, hex, &bytes, &err) < 0))
         image_fault(c->im, "module %s: %s", hex, c->im->blobs ? err.message : "there is no folder of blobs");
     buf_free(&bytes);
 }

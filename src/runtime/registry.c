@@ -123,14 +123,13 @@ int definition_check(const struct definition *d, bool input, struct str json, st
 
 /* ---- modules ---- */
 
-/* The built-in module with this name, or with this hash; .p NULL: none. */
-static struct str builtin_module(struct str name, const char *hash) {
+struct str builtin_module(struct str name, const char *hash) {
     for (size_t i = 0; i < builtin_module_count; i++) {
-        const struct builtin_module *b = &builtin_modules[i];
+        const struct builtin_file *b = &builtin_modules[i];
         struct str bytes = {(const char *)b->start, (size_t)(b->end - b->start)};
         char own[65] = "";
         if (hash) sha256_hex(bytes, own);
-        if (hash ? strcmp(own, hash) == 0 : str_eq(str_of(b->name), name)) return bytes;
+        if (hash ? strcmp(own, hash) == 0 : str_eq(str_of(b->path), name)) return bytes;
     }
     return STR_NONE;
 }

@@ -369,18 +369,15 @@ struct definition *registry_put(struct loom *l, const char *kind, const struct l
 int module_artefact(struct loom *l, const char *hash, struct str wasm, bool anew, struct buf *artefact,
                     struct error *err);
 extern const char kind_activity[], kind_actor[];
-struct builtin_module {
-    const char *name;
-    const unsigned char *start, *end;
-};
 struct builtin_file {
-    const char *path;
+    const char *path; /* or a module's name */
     const unsigned char *start, *end;
 };
-extern const struct builtin_module builtin_modules[];
+extern const struct builtin_file builtin_modules[];
 extern const size_t builtin_module_count;
 extern const struct builtin_file builtin_files[];
 extern const size_t builtin_file_count;
+struct str builtin_module(struct str name, const char *hash); /* by either; .p NULL: none */
 
 /* ---- the room src/operate, the operator's door ---- */
 void stream_open(struct loom *l);

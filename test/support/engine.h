@@ -29,13 +29,6 @@ static void answer_free(struct answer *a) {
     *a = (struct answer){0};
 }
 
-/* ' becomes ". */
-static char *quoted(const char *text) {
-    char *copy = str_dup(str_of(text));
-    for (char *p = copy; *p; p++) *p = *p == '\'' ? '"' : *p;
-    return copy;
-}
-
 static struct loom_str text(const char *z) {
     return (struct loom_str){z, z ? strlen(z) : 0};
 }
@@ -210,16 +203,6 @@ static void deploy_wat(struct loom *l, const char *name, const char *wat, const 
     struct buf wasm = guest_wat(wat);
     deploy_module(l, false, name, buf_view(&wasm), extra);
     buf_free(&wasm);
-}
-
-/* The guest of script.h as WASM, made once. */
-static struct str script_wasm(void) {
-    static struct buf wasm;
-    if (!wasm.n)
-        wasm = guest_build(
-            "clang --target=wasm32 -std=c11 -O2 -mbulk-memory -nostdlib -Iinclude -I. -Wl,--no-entry %s -o %s", ".c",
-            "#include <test/support/script.h>\n");
-    return buf_view(&wasm);
 }
 
 static struct loom *open_with(struct loom_config config) {

@@ -49,4 +49,21 @@ static inline struct buf guest_c(const char *source) {
                        ".c", source);
 }
 
+/* The guest of script.h as WASM, made once. */
+static inline struct str script_wasm(void) {
+    static struct buf wasm;
+    if (!wasm.n)
+        wasm = guest_build(
+            "clang --target=wasm32 -std=c11 -O2 -mbulk-memory -nostdlib -Iinclude -I. -Wl,--no-entry %s -o %s", ".c",
+            "#include <test/support/script.h>\n");
+    return buf_view(&wasm);
+}
+
+/* ' becomes ". */
+static inline char *quoted(const char *text) {
+    char *copy = str_dup(str_of(text));
+    for (char *p = copy; *p; p++) *p = *p == '\'' ? '"' : *p;
+    return copy;
+}
+
 #endif
