@@ -156,7 +156,7 @@ static void *accept_all(void *arg) {
 static pthread_t server;
 
 /* The guest of attempt.h as WASM. */
-static struct buf script_wasm(void) {
+static struct buf attempt_wasm(void) {
     return guest_build(
         "clang --target=wasm32 -std=c11 -O2 -mbulk-memory -nostdlib -Iinclude -I. -Wl,--no-entry %s -o %s", ".c",
         "#include <test/support/attempt.h>\n");
@@ -186,7 +186,7 @@ static int open_all(void **state) {
     pthread_create(&server, NULL, accept_all, NULL);
     log_open(-1, LOG_FATAL);
     engine = exec_engine_new(&(struct exec_config){.slots = 300}, &err);
-    script = NATIVE_ONLY ? exec_module_native(loom_run_attempt) : module_of(script_wasm());
+    script = NATIVE_ONLY ? exec_module_native(loom_run_attempt) : module_of(attempt_wasm());
     setenv("TEST_TOKEN", "top-secret", 1);
     yyjson_doc *config = json_parse(STR("{\"network\":{\"allowPrivate\":true},\"secrets\":{\"token\":"
                                         "{\"env\":\"TEST_TOKEN\",\"hosts\":[\"127.0.0.1\"]}}}"),
@@ -428,7 +428,7 @@ static void more_attempts_than_slots(void **state) {
     static struct outcome o[100];
     struct error err;
     struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 3}, &err);
-    struct buf wasm = script_wasm(), artefact = {0};
+    struct buf wasm = attempt_wasm(), artefact = {0};
     struct exec_module *m;
     exec_compile(e, buf_view(&wasm), &artefact, &err);
     assert_int_equal(exec_module_load(e, buf_view(&artefact), &m, &err), 0);
