@@ -57,6 +57,9 @@ check "an actor needs type and key" 2 'TYPE/KEY is expected' "$LOOM" call counte
 check "an argument that is not JSON is named with the place of the fault" 1 'not JSON.* at byte' "$LOOM" call counter/a '{"add":'
 check "where no Loom answers, the address and the remedy are named" 1 'no Loom answers at http://127.0.0.1:1; start one with `loom dev`' \
     "$LOOM" actors --url http://127.0.0.1:1
+check "an option of all commands may stand before the command" 1 'no Loom answers at http://127.0.0.1:1' \
+    "$LOOM" --url http://127.0.0.1:1 actors
+check "another option may not" 2 'takes no option --limit before a command' "$LOOM" --limit 3 actors
 
 # Projects
 check "a folder without loom.json is no project" 1 'there is no .*loom.json; `loom new NAME` makes one' "$LOOM" build .

@@ -185,7 +185,7 @@ static bool takes_option(const struct command *cmd, const struct option *o) {
 static void print_options(const struct command *cmd) {
     for (const struct option *o = options; o->name; o++)
         if (takes_option(cmd, o))
-            printf("  %s%-10s%s %-10s %s\n", paint(BOLD), o->name, paint(PLAIN), o->argument ? o->argument : "",
+            printf("  %s%-17s%s %-10s %s\n", paint(BOLD), o->name, paint(PLAIN), o->argument ? o->argument : "",
                    o->doc);
 }
 
@@ -249,7 +249,9 @@ static int option_read(struct cli *c, const struct command *cmd, char **argv, in
     size_t n = equals ? (size_t)(equals - arg) : strlen(arg);
     const struct option *o = options;
     while (o->name && (strlen(o->name) != n || strncmp(o->name, arg, n))) o++;
-    if (!o->name || !takes_option(cmd, o)) return fail_usage(c, "loom %s takes no option %.*s", cmd->name, (int)n, arg);
+    if (!o->name || !takes_option(cmd, o))
+        return fail_usage(c, cmd ? "loom %s takes no option %.*s" : "%s takes no option %.*s before a command",
+                          cmd ? cmd->name : "loom", (int)n, arg);
     void *field = (char *)&c->o + o->at;
     if (o->kind == OPTION_BOOL) return *(bool *)field = true, EXIT_OK;
     const char *value = equals ? equals + 1 : argv[*i + 1] ? argv[++*i] : NULL;
@@ -257,29 +259,35 @@ static int option_read(struct cli *c, const struct command *cmd, char **argv, in
     return option_set(field, o, value) ? EXIT_OK : fail_usage(c, "%s needs a whole number, not `%s`", o->name, value);
 }
 
+/* Takes the line apart: a command (none: help), its arguments and options; those of all commands may stand before it.
+ * NULL: what is wrong has been said. */
+static const struct command *line_read(struct cli *c, int argc, char **argv) {
+    const struct command *cmd = NULL;
+    bool only_args = false;
+    c->args = argv; /* overwritten from the front: never beyond what has been read */
+    for (int i = 1; i < argc; i++) {
+        bool option = !only_args && strncmp(argv[i], "--", 2) == 0;
+        if (option && !argv[i][2]) {
+            only_args = true;
+        } else if (option) {
+            if (option_read(c, cmd, argv, &i)) return NULL;
+        } else if (cmd) {
+            c->args[c->arg_count++] = argv[i];
+        } else {
+            if (!(cmd = command_find(argv[i]))) return unknown_command(c, argv[i]), NULL;
+            c->command = cmd->name, c->usage = cmd->usage;
+        }
+    }
+    return cmd ? cmd : command_find("help");
+}
+
 int main(int argc, char **argv) {
     if (argc == 2 && strcmp(argv[1], "--compile-module") == 0) return exec_compile_child(0, 1);
     signal(SIGPIPE, SIG_IGN);
     struct cli c = {.o = {.url = getenv("LOOM_URL"), .key = getenv("LOOM_API_KEY"), .request.at = -1}};
-    const char *first = argc > 1 ? argv[1] : "help";
-    const struct command *cmd = NULL;
-    int i = 2;
-    if (strcmp(first, "--version") == 0)
-        first = "version";
-    else if (strncmp(first, "-", 1) == 0)
-        i = 1, first = "help";
-    if (!(cmd = command_find(first))) return unknown_command(&c, first);
-    c.command = cmd->name, c.usage = cmd->usage;
-    c.args = argv; /* overwritten from the front: never beyond what has been read */
-    bool only_args = false;
-    for (; i < argc; i++) {
-        if (!only_args && strcmp(argv[i], "--") == 0)
-            only_args = true;
-        else if (only_args || strncmp(argv[i], "--", 2))
-            c.args[c.arg_count++] = argv[i];
-        else if (option_read(&c, cmd, argv, &i))
-            return EXIT_USAGE;
-    }
+    if (argc > 1 && strcmp(argv[1], "--version") == 0) argv[1] += 2;
+    const struct command *cmd = line_read(&c, argc, argv);
+    if (!cmd) return EXIT_USAGE;
     if (c.o.help) {
         c.args[0] = (char *)(uintptr_t)cmd->name, c.arg_count = cmd->run != command_help;
         return command_help(&c);
