@@ -48,7 +48,7 @@ GUESTLIB    := $(O)/guest/yyjson.o
 HEADERS     := $(wildcard include/loom/*.h builtin/*/*.h)
 
 # Embedded beside the modules: definitions, the dashboard, what `loom new` writes, and what `loom build` needs to compile a C guest.
-FILES := $(wildcard builtin/*/*.json builtin/*/*.md src/http/ui/*) $(sort $(shell find src/cli/template -type f 2>/dev/null)) \
+FILES := $(wildcard builtin/*/*.json builtin/*/*.md src/http/ui/*) $(sort $(shell find src/cli/template -type f ! -name ".*" 2>/dev/null)) \
          $(wildcard include/loom/guest*.h) $(DEPS)/include/yyjson.h $(GUESTLIB)
 
 all: check $(O)/loom
@@ -166,7 +166,7 @@ bench: all $(BENCHES:%.c=$(O)/%)
 
 # Style: each file is checked again only when it or a header of it has changed.
 GUESTSRC := $(wildcard builtin/*/*.c)
-FORMATTED := $(wildcard src/*/*.[ch] include/loom/*.h builtin/*/*.[ch] test/*.[ch] test/*/*.[ch] bench/*.[ch] scripts/*.c)
+FORMATTED := $(wildcard src/*/*.[ch] include/loom/*.h builtin/*/*.[ch] test/*.[ch] test/*/*.[ch] test/*/*/*.[ch] bench/*.[ch] scripts/*.c)
 format:
 	clang-format -i $(FORMATTED)
 tidy: $(SRC:%.c=$(O)/tidy/%.ok) $(GUESTSRC:%.c=$(O)/tidy/%.ok) $(O)/loom $(O)/api-tables

@@ -39,7 +39,8 @@ LOOM_ACTOR(node) {
                loom_int(loom_state("/total")) + ((int64_t)1 << loom_int(bit)), bit);
     for (struct loom_each it = loom_each(loom_get(in, "/do")); loom_next(&it);) step(it.value);
     await_open();
-    if (loom_int(loom_get(loom_self(), "/attempt")) < loom_int(loom_get(in, "/tries"))) loom_fail("again", true, "'not yet'");
+    if (loom_int(loom_get(loom_self(), "/attempt")) < loom_int(loom_get(in, "/tries")))
+        loom_fail("again", true, "'not yet'");
     if (loom_bool(loom_get(in, "/fail"))) loom_fail("told", false, "'as it was told'");
     if (next.n) loom_continue("%j", next);
     loom_return("%l", sum);
