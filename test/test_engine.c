@@ -1638,6 +1638,33 @@ static void cancel_paused(void **state) {
     remove_folder(dir);
 }
 
+/* Goal: also where the state is too large to be written with each document, and whoever loads the actor later. */
+static void cancel_paused_with_a_large_state(void **state) {
+    (void)state;
+    char *dir = make_folder(), *grow = repeated("[['state.patch',[{'op':'add','path':'/big','value':'", 40000,
+                                                "'},{'op':'add','path':'/n','value':0}]]]");
+    loom_register_actor("program", loom_run_script);
+    struct loom *l = open_at(dir);
+    expect_call(l, "program/a", grow, "[null]");
+    loom_close(l);
+    loom_register_actor("program", first_program);
+    l = open_at(dir);
+    expect(l, "send", "program/a", "null", 202, NULL);
+    wait_status(l, "program/a", "suspended");
+    loom_close(l);
+    loom_register_actor("program", short_program);
+    l = open_at(dir);
+    send_event(l, "program/a", "x", "1");
+    wait_status(l, "program/a", "paused");
+    expect_field(l, "program/a", "/state/n", "1");
+    expect(l, "cancel", "program/a", NULL, 202, NULL);
+    wait_status(l, "program/a", "idle");
+    expect_field(l, "program/a", "/state/n", "0");
+    loom_close(l);
+    free(grow);
+    remove_folder(dir);
+}
+
 static void unknown_program(void) {
     loom_op("nonsuch", "null");
     loom_return("0");
@@ -2089,6 +2116,7 @@ static int group(void) {
         cmocka_unit_test(fault_23_determinism),
         cmocka_unit_test(cancel_a_running_activity),
         cmocka_unit_test(cancel_paused),
+        cmocka_unit_test(cancel_paused_with_a_large_state),
         cmocka_unit_test(pauses_survive),
         cmocka_unit_test(full_mailbox),
         cmocka_unit_test(sends_in_order),

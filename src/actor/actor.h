@@ -74,8 +74,7 @@ struct turn {
     size_t await_count;
     bool await_any, suspend_written;
     /* State at the turn's start, kept from the first patch on: what the document row holds while the turn is open. */
-    char *before;
-    size_t before_n;
+    struct buf before;
 };
 
 struct actor {
@@ -152,6 +151,8 @@ void state_text_stored(const struct actor *a, struct buf *out);
 void state_rollback(struct actor *a, struct buf *entry);
 /* Applies a patch; its inverse (JSON array) is appended to `inverse`. INVALID_ARGUMENT names operation and path. */
 int state_patch(struct actor *a, yyjson_val *patch, struct buf *inverse, struct error *err);
+/* The worker ends a turn that has not been replayed: the patches of the ops left are applied, none need be repeated. */
+void state_patch_rest(struct actor *a);
 /* Applies the state patches among the turn's recorded ops from `next` on, leaving out entries that the state holds. */
 void state_patch_recorded(yyjson_mut_doc *state, const struct turn *t, size_t next, uint64_t state_at);
 

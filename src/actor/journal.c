@@ -106,7 +106,7 @@ void turn_free(struct turn *t) {
     free(t->promises);
     free(t->ops);
     free(t->await);
-    free(t->before);
+    buf_free(&t->before);
     arena_free(&t->op_text);
     yyjson_doc_free(t->started);
     free(t);

@@ -34,40 +34,40 @@ void state_patch_recorded(yyjson_mut_doc *state, const struct turn *t, size_t ne
 }
 
 void state_text_stored(const struct actor *a, struct buf *out) {
-    if (a->turn && a->turn->before)
-        buf_add(out, a->turn->before, a->turn->before_n);
+    if (a->turn && a->turn->before.n)
+        buf_str(out, buf_view(&a->turn->before));
     else
         json_write_mut(yyjson_mut_doc_get_root(a->state), out);
 }
 
-int state_patch(struct actor *a, yyjson_val *patch, struct buf *inverse, struct error *err) {
-    struct turn *t = a->turn;
-    struct buf before = {0};
-    if (!t->before) state_text_stored(a, &before);
-    int rc = patch_apply(a->state, patch, inverse, err);
-    if (rc < 0 || t->before) {
-        buf_free(&before);
-        return rc;
-    }
-    t->before = before.p;
-    t->before_n = before.n;
-    return 0;
+static void keep_before(struct actor *a) {
+    if (!a->turn->before.n) json_write_mut(yyjson_mut_doc_get_root(a->state), &a->turn->before);
 }
 
-void state_rollback(struct actor *a, struct buf *entry) {
+int state_patch(struct actor *a, yyjson_val *patch, struct buf *inverse, struct error *err) {
+    keep_before(a);
+    return patch_apply(a->state, patch, inverse, err);
+}
+
+void state_patch_rest(struct actor *a) {
     struct turn *t = a->turn;
-    if (!t->before) return;
+    keep_before(a);
+    state_patch_recorded(a->state, t, t->op_next, a->state_at);
+    t->op_count = t->op_next = 0;
+}
+
+/* The whole text: what was read again later has its members in the order of what stayed in memory. */
+void state_rollback(struct actor *a, struct buf *entry) {
+    struct str before = buf_view(&a->turn->before);
     struct buf now = {0};
     json_write_mut(yyjson_mut_doc_get_root(a->state), &now);
-    yyjson_doc *from = yyjson_read(now.p, now.n, YYJSON_READ_BIGNUM_AS_RAW),
-               *to = yyjson_read(t->before, t->before_n, YYJSON_READ_BIGNUM_AS_RAW);
-    buf_json(entry, "{\"type\":\"state_patches\",\"patches\":");
-    patch_diff(yyjson_doc_get_root(from), yyjson_doc_get_root(to), entry);
-    buf_json(entry, ",\"inversePatches\":");
-    patch_diff(yyjson_doc_get_root(to), yyjson_doc_get_root(from), entry);
-    buf_json(entry, ",\"rollback\":true");
-    yyjson_doc_free(from);
-    yyjson_doc_free(to);
+    if (before.n && !str_eq(before, buf_view(&now))) {
+        buf_json(entry,
+                 "{\"type\":\"state_patches\",\"patches\":[{\"op\":\"replace\",\"path\":\"\",\"value\":%j}],"
+                 "\"inversePatches\":[{\"op\":\"replace\",\"path\":\"\",\"value\":%j}],\"rollback\":true",
+                 before, buf_view(&now));
+        a->patch_bytes += before.n;
+        state_set(a, before);
+    }
     buf_free(&now);
-    state_set(a, (struct str){t->before, t->before_n});
 }

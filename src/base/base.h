@@ -172,8 +172,6 @@ struct str json_text_of(yyjson_val *v, struct arena *a); /* minified text in the
 /* RFC 6902. Applies `patch` (an array) to `doc` wholly or not at all; appends the inverse patch (an array, JSON text)
  * to `inverse` when that is not NULL. Errors: INVALID_ARGUMENT naming the operation's index and path. */
 int patch_apply(yyjson_mut_doc *doc, yyjson_val *patch, struct buf *inverse, struct error *err);
-/* A patch (array, JSON text) that turns `from` into `to`. */
-void patch_diff(yyjson_val *from, yyjson_val *to, struct buf *out);
 
 /* ---- hashes ---- */
 void sha256(struct str s, uint8_t out[32]);

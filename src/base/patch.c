@@ -1,4 +1,4 @@
-/* patch.c: JSON Pointer (RFC 6901) and JSON Patch (RFC 6902): lookup, apply with inverse, diff.
+/* patch.c: JSON Pointer (RFC 6901) and JSON Patch (RFC 6902): lookup, and apply with inverse.
  *
  * An operation is made of edits. An edit exchanges what is at a place (perhaps nothing) with something else, and the same
  * exchange again undoes it exactly, place among its siblings included: a patch that fails leaves the document as it was,
@@ -233,73 +233,4 @@ int patch_apply(yyjson_mut_doc *doc, yyjson_val *patch, struct buf *inverse, str
     buf_free(&w.texts);
     buf_free(&w.name);
     return fault ? LOOM_E_INVALID_ARGUMENT : LOOM_OK;
-}
-
-/* ---- diff ---- */
-
-struct diff {
-    struct buf path, *out;
-    const char *comma;
-};
-
-static void diff_values(struct diff *d, yyjson_val *from, yyjson_val *to);
-
-/* One level down: to a member, or without a name to the element at index. */
-static void diff_child(struct diff *d, yyjson_val *name, size_t index, yyjson_val *from, yyjson_val *to) {
-    size_t n = d->path.n;
-    const char *c = yyjson_get_str(name);
-    buf_char(&d->path, '/');
-    if (!name) buf_json(&d->path, "%u", (uint64_t)index);
-    for (size_t left = yyjson_get_len(name); left > 0; left--, c++)
-        buf_str(&d->path, *c == '~' ? STR("~0") : *c == '/' ? STR("~1") : (struct str){c, 1});
-    diff_values(d, from, to);
-    d->path.n = n;
-}
-
-static void diff_objects(struct diff *d, yyjson_val *from, yyjson_val *to) {
-    yyjson_obj_iter in_from = yyjson_obj_iter_with(from), in_to = yyjson_obj_iter_with(to);
-    yyjson_val *name, *value;
-    size_t i, n;
-    yyjson_obj_foreach(from, i, n, name, value) {
-        if (!yyjson_obj_iter_getn(&in_to, yyjson_get_str(name), yyjson_get_len(name)))
-            diff_child(d, name, 0, value, NULL);
-    }
-    yyjson_obj_foreach(to, i, n, name, value) {
-        diff_child(d, name, 0, yyjson_obj_iter_getn(&in_from, yyjson_get_str(name), yyjson_get_len(name)), value);
-    }
-}
-
-/* The lengths differ where the first difference is: exact for appending, for taking from the front, for one hole. */
-static void diff_arrays(struct diff *d, yyjson_val *from, yyjson_val *to) {
-    size_t from_n = yyjson_arr_size(from), to_n = yyjson_arr_size(to), i = 0;
-    yyjson_val *a = yyjson_arr_get_first(from), *b = yyjson_arr_get_first(to);
-    for (; i < from_n && i < to_n && yyjson_equals(a, b); i++) {
-        a = unsafe_yyjson_get_next(a);
-        b = unsafe_yyjson_get_next(b);
-    }
-    for (; from_n > to_n; from_n--, a = unsafe_yyjson_get_next(a)) diff_child(d, NULL, i, a, NULL);
-    for (; from_n < to_n; from_n++, i++, b = unsafe_yyjson_get_next(b)) diff_child(d, NULL, i, NULL, b);
-    for (; i < to_n; i++, a = unsafe_yyjson_get_next(a), b = unsafe_yyjson_get_next(b)) diff_child(d, NULL, i, a, b);
-}
-
-/* The difference at d->path; NULL: absent on that side. */
-static void diff_values(struct diff *d, yyjson_val *from, yyjson_val *to) {
-    if (yyjson_is_obj(from) && yyjson_is_obj(to)) {
-        diff_objects(d, from, to);
-    } else if (yyjson_is_arr(from) && yyjson_is_arr(to)) {
-        diff_arrays(d, from, to);
-    } else if (!yyjson_equals(from, to)) {
-        const char *op = !from ? "add" : !to ? "remove" : "replace";
-        buf_json(d->out, "%s{\"op\":%z,\"path\":%q%s%v}", d->comma, op, buf_view(&d->path), to ? ",\"value\":" : "",
-                 to);
-        d->comma = ",";
-    }
-}
-
-void patch_diff(yyjson_val *from, yyjson_val *to, struct buf *out) {
-    struct diff d = {.out = out, .comma = ""};
-    buf_char(out, '[');
-    diff_values(&d, from, to);
-    buf_char(out, ']');
-    buf_free(&d.path);
 }

@@ -277,7 +277,7 @@ void turn_cancel(struct loom *l, struct resident *r, struct str reason) {
     abandon_all(l, r);
     journal_append(r->a, loom_now(l), say(l, "{\"type\":\"cancel_requested\",\"reason\":%Q", reason));
     if (paused) {
-        r->a->turn->op_count = r->a->turn->op_next = 0;
+        state_patch_rest(r->a);
         turn_end(
             l, r, END_FAIL,
             STR("{\"code\":\"cancelled\",\"message\":\"an operator cancelled the paused actor\",\"retryable\":false}"));
