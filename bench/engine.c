@@ -185,6 +185,11 @@ static void deploy(struct bench *b) {
                    ",\"capabilities\":{\"network\":[\"127.0.0.1\"]}");
     put_definition(b, "activity.put", "activityName", "pure", "echo", "");
     put_definition(b, "activity.put", "activityName", "reuse", "echo", ",\"reuse\":true");
+    put(b, "workflow.put", "waiter",
+        str("{\"name\":\"waiter\",\"version\":\"1.0.0\",\"steps\":["
+            "{\"id\":\"echo\",\"type\":\"activity\",\"activity\":\"pure\",\"input\":\"{{ input "
+            "}}\",\"output\":\"sent\"},"
+            "{\"id\":\"go\",\"type\":\"wait\",\"event\":\"go\"}]}"));
 }
 
 static void start_new(struct bench *b) {
@@ -311,14 +316,15 @@ static void measure_overhead(struct bench *b) {
     loom_close(b->loom);
 }
 
-/* journal STEPS: one actor that has done so many steps and waits; replay opens it. */
+/* journal STEPS TURNS: one actor that has done so many steps in each of so many turns and waits; replay opens it. */
 static void measure_journal(struct bench *b) {
     char body[512];
     start_new(b);
-    snprintf(body, sizeof body, "{\"steps\":%d,\"activity\":\"reuse\",\"wait\":true,\"data\":" DATA "}", arg(b, 0));
+    snprintf(body, sizeof body, "{\"steps\":%d,\"activity\":\"reuse\",\"wait\":true,\"left\":%d,\"data\":" DATA "}",
+             arg(b, 0), arg(b, 1));
     struct loom_request r = {.op = "send", .type = str("steps"), .key = str("long"), .id = str("m"), .body = str(body)};
     one(b->loom, r, NULL, NULL);
-    while (metric("loom_activity_attempts_total") < arg(b, 0)) usleep(1000);
+    while (metric("loom_activity_attempts_total") < (double)arg(b, 0) * arg(b, 1)) usleep(1000);
     usleep(50000);
     loom_close(b->loom);
 }
@@ -355,8 +361,8 @@ static double store_bytes(const struct bench *b) {
     return stat(path, &st) == 0 ? (double)st.st_size : 0;
 }
 
-static void seed(struct bench *b, int n) {
-    struct load d = {.loom = b->loom, .op = "send", .type = "waiter", .body = "null", .total = n, .at_once = 1024};
+static void seed(struct bench *b, const char *type, int n) {
+    struct load d = {.loom = b->loom, .op = "send", .type = type, .body = "null", .total = n, .at_once = 1024};
     d.named = true;
     double before = metric("loom_turns_started_total");
     load_run(&d);
@@ -364,21 +370,21 @@ static void seed(struct bench *b, int n) {
     load_free(&d);
 }
 
-/* suspended N BUDGET: memory and disk of N actors that wait for an event, and the time to let them all go on. */
+/* suspended TYPE N BUDGET: memory of N actors that wait for an event, and the time to let them all go on. */
 static void measure_suspended(struct bench *b) {
-    int n = arg(b, 0);
-    b->config.memory_budget = b->args[1] ? strtoull(b->args[1], NULL, 10) : 0;
-    b->config.idle_ms = b->args[1] ? 200 : 0;
+    int n = arg(b, 1);
+    b->config.memory_budget = b->args[2] ? strtoull(b->args[2], NULL, 10) : 0;
+    b->config.idle_ms = b->args[2] ? 200 : 0;
     start_new(b);
     struct load warm = {.loom = b->loom, .op = "call", .type = "counter", .body = "1", .total = ACTORS, .at_once = 64};
     load_run(&warm);
     load_free(&warm);
     double before = rss_bytes();
-    seed(b, n);
-    usleep(b->args[1] ? 2500000 : 300000);
+    seed(b, b->args[0], n);
+    usleep(b->args[2] ? 2500000 : 300000);
     print("bytes", (rss_bytes() - before) / n);
     print("guests", metric("loom_guests_resident"));
-    struct load events = {.loom = b->loom, .op = "event", .type = "waiter", .body = "1", .event = "go"};
+    struct load events = {.loom = b->loom, .op = "event", .type = b->args[0], .body = "1", .event = "go"};
     events.total = n, events.at_once = 1024;
     double ended = metric("loom_turns_completed_total"), from = now_us();
     load_begin(&events);
@@ -395,7 +401,7 @@ static void measure_seed(struct bench *b) {
     b->config.idle_ms = 100;
     start_new(b);
     double empty = store_bytes(b);
-    seed(b, arg(b, 0));
+    seed(b, "waiter", arg(b, 0));
     loom_close(b->loom);
     print("seed_s", (now_us() - from) / 1e6);
     print("disk_bytes", (store_bytes(b) - empty) / arg(b, 0));

@@ -1,5 +1,5 @@
-/* The workflow of W1: {"steps", "activity", "data"} runs the activity so many times in sequence; with "wait" it then waits
- * for the event "go", with "left" it goes on with a new turn as long as turns are left. */
+/* The workflow of W1: {"steps", "activity", "data"} runs the activity so many times in sequence; with "left" it goes on with
+ * a new turn as long as turns are left; with "wait" the last turn then waits for the event "go". */
 #include <loom/guest.h>
 
 LOOM_ACTOR(steps) {
@@ -11,8 +11,10 @@ LOOM_ACTOR(steps) {
         loom_must(loom_await(loom_activity(activity.p, "%j", data)));
         loom_release(mark);
     }
-    if (loom_bool(loom_get(input, "/wait"))) loom_must(loom_await(loom_wait_event("go", 0)));
+    bool wait = loom_bool(loom_get(input, "/wait"));
     if (loom_int(left) > 1)
-        loom_continue("{'steps':%l,'activity':'%t','data':%j,'left':%l}", steps, activity, data, loom_int(left) - 1);
+        loom_continue("{'steps':%l,'activity':'%t','data':%j,'left':%l,'wait':%b}", steps, activity, data,
+                      loom_int(left) - 1, wait);
+    if (wait) loom_must(loom_await(loom_wait_event("go", 0)));
     loom_return("%l", steps);
 }
