@@ -161,8 +161,14 @@ coverage:
 $(BENCHES:%.c=$(O)/%): $(O)/%: $(O)/obj/%.o $(O)/libloom.a
 	@mkdir -p $(@D)
 	$(call say,link) $(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
-bench: all $(BENCHES:%.c=$(O)/%)
-	@LOOM=$(abspath $(O)/loom) BENCH=$(abspath $(O)/bench) bench/run
+$(O)/bench/guest/%.wasm: bench/guest/%.c include/loom/guest.h
+	@mkdir -p $(@D)
+	$(call say,guest) $(GUESTCC) -nostdlib -Iinclude $(GUESTLINK) -o $@ $<
+benches: all $(BENCHES:%.c=$(O)/%) $(patsubst %.c,$(O)/%.wasm,$(wildcard bench/guest/*.c))
+bench: benches
+	@LOOM=$(abspath $(O)/loom) BENCH=$(abspath $(O)/bench) bench/run $(T)
+flame: benches
+	@bench/flame $(O)/bench
 
 # Style: each file is checked again only when it or a header of it has changed.
 GUESTSRC := $(wildcard builtin/*/*.c)
@@ -219,10 +225,11 @@ help:
 	@echo 'make tidy       formatting, static analysis, line budget, direction of includes, API reference; BUDGET_UPDATE=1 adds new files'
 	@echo 'make format     clang-format, in place'
 	@echo 'make docs       write the tables of docs/api-reference.md anew'
-	@echo 'make bench      measure; PEERS=1 also Restate and DBOS, which it installs'
+	@echo 'make bench      measure; T="steps http" only these parts; PEERS=1 also Restate and DBOS, which it installs'
+	@echo 'make flame      draw where the time goes: docs/flame-*.svg'
 	@echo 'make dist       release archive $(O)/$(PACKAGE).tar.xz'
 	@echo 'make setup      install what is missing'
 	@echo 'make clean      remove $(O); the dependencies stay in ~/.cache/loom'
 	@echo 'variables: CC=clang, WERROR=1, O=dir (where to build), V=1 (show commands), EXTRA=flags, DIRS="base storage" (only these folders of src/; give an O of its own)'
-.PHONY: all tests test sim simulator sabotage fuzz tsan coverage run soak bench tidy format docs dist setup check clean help
+.PHONY: all tests test sim simulator sabotage fuzz tsan coverage run soak bench benches flame tidy format docs dist setup check clean help
 .SECONDARY:
