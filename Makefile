@@ -34,7 +34,7 @@ DEPSLIB := $(DEPS)/lib/libloomdeps.a
 WARN    := -Wall -Wextra -Wshadow -Wundef -Wwrite-strings -Wmissing-prototypes -Wstrict-prototypes -Wconversion \
            $(if $(filter-out 0 false,$(CI) $(WERROR)),-Werror)
 INCLUDE := -Isrc -Iinclude -isystem $(DEPS)/include
-CFLAGS  := -std=c11 -D_GNU_SOURCE -DYYJSON_DISABLE_UTILS=1 -O2 -g -fno-omit-frame-pointer \
+CFLAGS  := -std=c11 -D_GNU_SOURCE -O2 -g -fno-omit-frame-pointer \
            -ffunction-sections -fdata-sections $(INCLUDE) $(WARN) $(EXTRA)
 LDFLAGS := -fuse-ld=lld -Wl,--gc-sections -Wl,--as-needed
 LIBS    := $(DEPSLIB) -lcurl -lssl -lcrypto -lpthread -ldl -lm
@@ -58,8 +58,8 @@ $(O)/loom: $(CLI:%.c=$(O)/obj/%.o) $(O)/libloom.a
 	$(call say,link) $(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 BUILTIN := $(if $(filter * runtime,$(DIRS)),$(O)/builtin.o)
-$(O)/libloom.a: $(LIB:%.c=$(O)/obj/%.o) $(BUILTIN)
-$(O)/asan/libloom.a: $(LIB:%.c=$(O)/asan/%.o) $(BUILTIN)
+$(O)/libloom.a: $(LIB:%.c=$(O)/obj/%.o) $(O)/yyjson.o $(BUILTIN)
+$(O)/asan/libloom.a: $(LIB:%.c=$(O)/asan/%.o) $(O)/yyjson.o $(BUILTIN)
 %.a:
 	@rm -f $@
 	$(call say,ar) ar rcs $@ $^
@@ -70,6 +70,9 @@ $(O)/obj/%.o: %.c $(O)/flags | $(DEPSLIB)
 $(O)/asan/%.o: %.c $(O)/flags | $(DEPSLIB)
 	@mkdir -p $(@D)
 	$(call say,cc) $(CC) $(CFLAGS) $(SANITIZE) -MMD -MP -c -o $@ $<
+# The whole of yyjson, linked before the crate's, which is built without JSON Pointer.
+$(O)/yyjson.o: $(DEPS)/src/yyjson.c $(O)/flags | $(DEPSLIB)
+	$(call say,cc) $(CC) $(CFLAGS) -w -c -o $@ $<
 -include $(shell find $(O) -name '*.d' 2>/dev/null)
 
 # Rewritten when a flag, a dependency or the list of built-ins changes; everything compiled depends on it.

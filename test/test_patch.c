@@ -122,7 +122,7 @@ static void wrong_patches_change_nothing(void **state) {
     } rows[] = {
         {"{\"op\":\"remove\",\"path\":\"/x\"}", "patch operation 6 at \"/x\": there is nothing at this place"},
         {"{\"op\":\"remove\",\"path\":\"\"}", "cannot be removed"},
-        {"{\"op\":\"replace\",\"path\":\"/b/9\",\"value\":1}", "nothing at this place"},
+        {"{\"op\":\"replace\",\"path\":\"/b/9\",\"value\":1}", "no such index"},
         {"{\"op\":\"replace\",\"path\":\"/b/-\",\"value\":1}", "nothing at this place"},
         {"{\"op\":\"add\",\"path\":\"/b/9\",\"value\":1}", "no such index"},
         {"{\"op\":\"add\",\"path\":\"/b/01\",\"value\":1}", "no such index"},

@@ -158,9 +158,6 @@ yyjson_doc *json_parse(struct str text, struct error *err);
 bool json_write(const yyjson_val *v, struct buf *out);
 bool json_write_mut(const yyjson_mut_val *v, struct buf *out);
 int json_normalize(struct str text, struct buf *out, struct error *err); /* parse + write; 0 or LOOM_E_INVALID_JSON */
-/* JSON Pointer (RFC 6901): the value, or NULL when there is none or the pointer is malformed. */
-yyjson_val *json_at(yyjson_val *root, struct str pointer);
-yyjson_mut_val *json_mut_at(yyjson_mut_val *root, struct str pointer);
 /* Fields of an object with a default when absent or of another type. */
 struct str json_str(yyjson_val *obj, const char *key); /* STR_NONE when absent */
 int64_t json_int(yyjson_val *obj, const char *key, int64_t absent);

@@ -1,9 +1,8 @@
-/* patch.c: JSON Pointer (RFC 6901) and JSON Patch (RFC 6902): lookup, and apply with inverse.
+/* patch.c: JSON Patch (RFC 6902): apply with inverse, wholly or not at all. Places are found by yyjson's JSON Pointer.
  *
- * An operation is made of edits. An edit exchanges what is at a place (perhaps nothing) with something else, and the same
- * exchange again undoes it exactly, place among its siblings included: a patch that fails leaves the document as it was,
- * to the byte. The inverse patch gives back equal values, but RFC 6902 cannot say where a member stood: members that it
- * adds again come last.
+ * An operation is made of edits. An edit knows what stood at its place and what stands there now; taken back one after the
+ * other they leave the document as it was, to the byte. The inverse patch gives back equal values, but RFC 6902 cannot say
+ * where a member stood: members that it adds again come last.
  *
  * Values that are replaced or removed stay in the document's pool until it is freed: a long-lived document is renewed
  * by its owner (write and parse, or copy) now and then. `test` takes 1 and 1.0 for equal, inside of arrays and objects
@@ -11,142 +10,61 @@
  */
 #include "base/base.h"
 
-#include <stdlib.h>
 #include <string.h>
-
-/* ---- pointers ---- */
-
-/* Takes "/token" off the front of rest and unescapes it into name, a NUL behind it; false when rest begins otherwise. */
-static bool next_name(struct str *rest, struct buf *name) {
-    const char *p = rest->p, *end = p + rest->n;
-    buf_clear(name);
-    if (*p++ != '/') return false;
-    for (; p < end && *p != '/'; p++) {
-        bool escaped = *p == '~';
-        if (escaped && (++p == end || (*p != '0' && *p != '1'))) return false;
-        buf_char(name, !escaped ? *p : *p == '0' ? '~' : '/');
-    }
-    *buf_reserve(name, 1) = 0;
-    *rest = (struct str){p, (size_t)(end - p)};
-    return true;
-}
-
-/* Digits without leading zeros; SIZE_MAX for anything else. */
-static size_t array_index(const struct buf *name) {
-    bool number = name->n > 0 && name->n < 10 && strspn(name->p, "0123456789") == name->n;
-    return number && (name->n == 1 || name->p[0] != '0') ? strtoul(name->p, NULL, 10) : SIZE_MAX;
-}
-
-yyjson_val *json_at(yyjson_val *v, struct str pointer) {
-    struct buf name = {0};
-    while (v && pointer.n > 0)
-        v = !next_name(&pointer, &name) ? NULL
-            : yyjson_is_arr(v)          ? yyjson_arr_get(v, array_index(&name))
-                                        : yyjson_obj_getn(v, name.p, name.n);
-    buf_free(&name);
-    return v;
-}
-
-/* Where a pointer leads. */
-struct place {
-    struct str path;
-    yyjson_mut_val *parent;       /* NULL for the root */
-    yyjson_mut_val *name, *value; /* the member's name; value NULL: nothing there (yet) */
-    size_t index;                 /* among the parent's children; an array may have no such index */
-    size_t depth;                 /* containers around it */
-};
-
-static void find_element(struct place *p, const struct buf *name) {
-    p->index = str_eq(buf_view(name), STR("-")) ? yyjson_mut_arr_size(p->parent) : array_index(name);
-    p->value = yyjson_mut_arr_get(p->parent, p->index);
-}
-
-static void find_member(struct place *p, const struct buf *name) {
-    yyjson_mut_obj_iter it = yyjson_mut_obj_iter_with(p->parent);
-    p->value = yyjson_mut_obj_iter_getn(&it, name->p, name->n);
-    p->name = p->value ? it.cur : NULL;
-    p->index = p->value ? it.idx - 1 : it.max;
-}
-
-/* NULL, or why the pointer leads nowhere; name gets the last token. A place without a value is a place all the same. */
-static const char *resolve(yyjson_mut_val *root, struct str path, struct place *p, struct buf *name) {
-    static const char malformed[] = "it needs a JSON Pointer: \"\" or /name/0/…";
-    *p = (struct place){.path = path, .value = root};
-    while (path.n > 0) {
-        if (!next_name(&path, name)) return malformed;
-        if (!yyjson_mut_is_ctn(p->value)) return "there is no object or array around this place";
-        *p = (struct place){.path = p->path, .parent = p->value, .depth = p->depth + 1};
-        (yyjson_mut_is_arr(p->parent) ? find_element : find_member)(p, name);
-    }
-    return path.p ? NULL : malformed;
-}
-
-yyjson_mut_val *json_mut_at(yyjson_mut_val *root, struct str pointer) {
-    struct place p;
-    struct buf name = {0};
-    const char *fault = resolve(root, pointer, &p, &name);
-    buf_free(&name);
-    return fault ? NULL : p.value;
-}
 
 /* ---- edits ---- */
 
 struct edit {
-    struct place at;
-    yyjson_mut_val *other; /* what belongs there on the other side of the edit; NULL: nothing */
-    size_t text;           /* where its inverse begins in work.texts */
+    struct str path;               /* "-" has become the index that it meant */
+    yyjson_mut_val *was, *now;     /* NULL: nothing */
+    yyjson_mut_val *parent, *name; /* of a member that was removed */
+    size_t index;                  /* and where it stood */
 };
 
 struct work {
     yyjson_mut_doc *doc;
     struct buf edits; /* of struct edit, each done */
-    struct buf texts; /* their inverse operations, in the order of the edits */
-    struct buf name;  /* the last token of the place in hand */
+    struct arena mem; /* for their paths */
 };
 
-static void exchange(struct edit *e) {
-    struct place *at = &e->at;
-    yyjson_mut_val *was = at->value, *now = e->other;
-    bool array = yyjson_mut_is_arr(at->parent);
-    if (was && now) { /* both nodes stay where they hang, only what they hold changes sides */
-        yyjson_mut_val held = *was;
-        was->tag = now->tag;
-        was->uni = now->uni;
-        now->tag = held.tag;
-        now->uni = held.uni;
-        return;
+/* Exchanges what stands at a place with `now`, or puts it there, or removes what is there. */
+static const char *edit(struct work *w, struct str path, yyjson_ptr_ctx *at, yyjson_mut_val *was, yyjson_mut_val *now) {
+    struct edit e = {path, was, now, at->ctn, NULL, 0};
+    bool array = yyjson_mut_is_arr(at->ctn);
+    if (!at->ctn && !now) return "the whole document cannot be removed, only replaced";
+    if (!was && array && path.p[path.n - 1] == '-')
+        e.path = arena_json(&w->mem, "%j%u", (struct str){path.p, path.n - 1}, (uint64_t)yyjson_mut_arr_size(at->ctn));
+    if (!now && !array) {
+        e.name = at->pre->next->next;
+        for (yyjson_mut_val *name = at->ctn->uni.ptr; name != at->pre; name = name->next->next) e.index++;
     }
-    if (now && array) yyjson_mut_arr_insert(at->parent, now, at->index);
-    if (now && !array) yyjson_mut_obj_insert(at->parent, at->name, now, at->index);
-    if (was && array) yyjson_mut_arr_remove(at->parent, at->index);
-    if (was && !array) yyjson_mut_obj_remove(at->parent, at->name);
-    at->value = now;
-    e->other = was;
-}
-
-/* The operation that leads to the other side of an edit. */
-static void write_operation(const struct edit *e, struct buf *out) {
-    const char *op = !e->other ? "remove" : !e->at.value ? "add" : "replace";
-    struct buf path = {0};
-    buf_str(&path, e->at.path);
-    if (yyjson_mut_is_arr(e->at.parent)) { /* "-" becomes the index that it meant */
-        while (path.p[path.n - 1] != '/') path.n--;
-        buf_json(&path, "%u", (uint64_t)e->at.index);
-    }
-    buf_json(out, "{\"op\":%z,\"path\":%q%s", op, buf_view(&path), e->other ? ",\"value\":" : "");
-    json_write_mut(e->other, out);
-    buf_char(out, '}');
-    buf_free(&path);
-}
-
-static const char *edit(struct work *w, struct place *at, yyjson_mut_val *value) {
-    struct edit e = {*at, value, w->texts.n};
-    if (!value && !at->parent) return "the whole document cannot be removed, only replaced";
-    if (yyjson_mut_is_obj(at->parent) && !at->name) e.at.name = yyjson_mut_strncpy(w->doc, w->name.p, w->name.n);
-    exchange(&e);
-    write_operation(&e, &w->texts);
+    if (!was)
+        yyjson_mut_doc_ptr_addx(w->doc, path.p, path.n, now, false, NULL, NULL);
+    else if (!now)
+        yyjson_ptr_ctx_remove(at);
+    else if (!yyjson_ptr_ctx_replace(at, now))
+        yyjson_mut_doc_set_root(w->doc, now);
     buf_add(&w->edits, &e, sizeof e);
     return NULL;
+}
+
+static void undo(yyjson_mut_doc *doc, const struct edit *e) {
+    if (e->was && e->now)
+        yyjson_mut_doc_ptr_replacex(doc, e->path.p, e->path.n, e->was, NULL, NULL);
+    else if (e->now)
+        yyjson_mut_doc_ptr_removex(doc, e->path.p, e->path.n, NULL, NULL);
+    else if (e->name)
+        yyjson_mut_obj_insert(e->parent, e->name, e->was, e->index);
+    else
+        yyjson_mut_doc_ptr_addx(doc, e->path.p, e->path.n, e->was, false, NULL, NULL);
+}
+
+/* The operation that takes an edit back. */
+static void write_inverse(const struct edit *e, struct buf *out) {
+    const char *op = !e->was ? "remove" : !e->now ? "add" : "replace";
+    buf_json(out, "{\"op\":%z,\"path\":%q%s", op, e->path, e->was ? ",\"value\":" : "");
+    json_write_mut(e->was, out);
+    buf_char(out, '}');
 }
 
 /* ---- operations ---- */
@@ -164,54 +82,63 @@ static size_t height(yyjson_mut_val *v) {
     return max + yyjson_mut_is_ctn(v);
 }
 
+static bool too_deep(struct str path, yyjson_mut_val *value) {
+    size_t levels = height(value);
+    for (size_t i = 0; i < path.n; i++) levels += path.p[i] == '/';
+    return levels > JSON_DEPTH_MAX;
+}
+
 static bool same(yyjson_mut_val *a, yyjson_mut_val *b) {
     bool real = yyjson_mut_is_real(a) || yyjson_mut_is_real(b);
     if (real && yyjson_mut_is_num(a) && yyjson_mut_is_num(b)) return yyjson_mut_get_num(a) == yyjson_mut_get_num(b);
     return yyjson_mut_equals(a, b);
 }
 
+/* What stands at a place; NULL with a fault unless something could stand there. */
+static yyjson_mut_val *find(struct work *w, struct str path, yyjson_ptr_ctx *at, const char **fault) {
+    yyjson_ptr_err err;
+    yyjson_mut_val *found = yyjson_mut_doc_ptr_getx(w->doc, path.p, path.n, at, &err);
+    if (!found && !at->ctn)
+        *fault = path.p && err.code == YYJSON_PTR_ERR_RESOLVE
+                     ? "there is no object or array around this place, or no such index"
+                     : "it needs a JSON Pointer: \"\" or /name/0/…";
+    return found;
+}
+
 /* A copy of what is at "from"; a move takes that away. */
 static const char *value_from(struct work *w, yyjson_val *line, bool move, yyjson_mut_val **value) {
     struct str path = json_str(line, "path"), from = json_str(line, "from");
-    struct place at;
-    const char *fault = resolve(w->doc->root, from, &at, &w->name);
-    if (fault || !at.value) return fault ? fault : "there is nothing at \"from\"";
-    *value = yyjson_mut_val_mut_copy(w->doc, at.value);
+    const char *fault = NULL;
+    yyjson_ptr_ctx at = {0};
+    yyjson_mut_val *found = find(w, from, &at, &fault);
+    if (!found) return fault ? fault : "there is nothing at \"from\"";
+    *value = yyjson_mut_val_mut_copy(w->doc, found);
     if (!move) return NULL;
     if (path.n > from.n && str_starts(path, from) && path.p[from.n] == '/') return "a value cannot move into itself";
-    return edit(w, &at, NULL);
+    return edit(w, from, &at, found, NULL);
 }
 
 static const char *run(struct work *w, yyjson_val *line) {
-    struct str name = json_str(line, "op");
-    yyjson_mut_val *value = yyjson_val_mut_copy(w->doc, yyjson_obj_get(line, "value"));
+    struct str name = json_str(line, "op"), path = json_str(line, "path");
+    yyjson_mut_val *value = yyjson_val_mut_copy(w->doc, yyjson_obj_get(line, "value")), *was = NULL;
     const char *fault = NULL;
-    struct place at;
+    yyjson_ptr_ctx at = {0};
     enum op op = 0;
-    while (op < OP_END && !str_eq(name, str_of(op_names[op]))) op++;
+    while (op < OP_END && !str_is(name, op_names[op])) op++;
     if (op == OP_END) return "its op is not add, remove, replace, move, copy or test";
     if (op == COPY || op == MOVE) fault = value_from(w, line, op == MOVE, &value);
     if (op == REMOVE) value = NULL;
     if (!fault && op != REMOVE && !value) return "it needs a value";
-    if (!fault) fault = resolve(w->doc->root, json_str(line, "path"), &at, &w->name);
+    if (!fault) was = find(w, path, &at, &fault);
     if (fault) return fault;
-    if (op >= REPLACE && !at.value) return "there is nothing at this place";
-    if (op == TEST) return same(at.value, value) ? NULL : "the value there is another one";
-    if (value && at.depth + height(value) > JSON_DEPTH_MAX) return "the document would nest deeper than 100 levels";
-    if (op < REPLACE && yyjson_mut_is_arr(at.parent)) at.value = NULL; /* the others make room */
-    if (!at.value && at.index > yyjson_mut_get_len(at.parent)) return "the array has no such index";
-    return edit(w, &at, value);
+    if (op >= REPLACE && !was) return "there is nothing at this place";
+    if (op == TEST) return same(was, value) ? NULL : "the value there is another one";
+    if (value && too_deep(path, value)) return "the document would nest deeper than 100 levels";
+    if (op < REPLACE && yyjson_mut_is_arr(at.ctn)) was = NULL; /* the others make room */
+    return edit(w, path, &at, was, value);
 }
 
 /* ---- patches ---- */
-
-static void write_inverse(const struct work *w, const struct edit *edits, size_t count, struct buf *out) {
-    size_t end = w->texts.n;
-    buf_char(out, '[');
-    for (size_t i = count; i-- > 0; end = edits[i].text)
-        buf_json(out, "%j%s", (struct str){w->texts.p + edits[i].text, end - edits[i].text}, i ? "," : "");
-    buf_char(out, ']');
-}
 
 int patch_apply(yyjson_mut_doc *doc, yyjson_val *patch, struct buf *inverse, struct error *err) {
     struct work w = {.doc = doc};
@@ -225,12 +152,13 @@ int patch_apply(yyjson_mut_doc *doc, yyjson_val *patch, struct buf *inverse, str
         struct str path = json_str(line, "path");
         error_set(err, LOOM_E_INVALID_ARGUMENT, "patch operation %zu at \"%.*s\": %s", it.idx - (line != NULL),
                   path.n > 200 ? 200 : (int)path.n, path.n ? path.p : "", fault);
-        while (count-- > 0) exchange(&edits[count]);
+        while (count-- > 0) undo(doc, &edits[count]);
     } else if (inverse) {
-        write_inverse(&w, edits, count, inverse);
+        buf_char(inverse, '[');
+        for (; count > 0; buf_str(inverse, --count ? STR(",") : STR(""))) write_inverse(&edits[count - 1], inverse);
+        buf_char(inverse, ']');
     }
     buf_free(&w.edits);
-    buf_free(&w.texts);
-    buf_free(&w.name);
+    arena_free(&w.mem);
     return fault ? LOOM_E_INVALID_ARGUMENT : LOOM_OK;
 }

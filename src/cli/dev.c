@@ -68,7 +68,7 @@ static void show_recovered(struct served *s, const struct door *d, yyjson_val *a
     size_t i, n;
     request_actor(&r, id);
     ask_ok(d, &r, &a);
-    yyjson_arr_foreach(json_at(a.root, STR("/journal/entries")), i, n, entry) {
+    yyjson_arr_foreach(yyjson_ptr_get(a.root, "/journal/entries"), i, n, entry) {
         if (json_int(entry, "at", 0) < s->started)
             view_begin(&s->view, id, entry);
         else

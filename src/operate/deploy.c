@@ -60,8 +60,7 @@ static void check_done(void *ctx, struct str result, const struct error *error) 
 static struct str step_of(yyjson_val *doc, const char *why) {
     struct str id = STR("");
     for (size_t n = 1; why[n - 1] && why[n - 1] != ':'; n++) {
-        struct str found = why[n] == '/' || why[n] == ':' ? json_str(json_at(doc, (struct str){why, n}), "id")
-                                                          : STR_NONE;
+        struct str found = why[n] == '/' || why[n] == ':' ? json_str(yyjson_ptr_getn(doc, why, n), "id") : STR_NONE;
         id = found.p ? found : id;
     }
     return id;

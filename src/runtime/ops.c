@@ -152,8 +152,8 @@ static enum op_outcome op_random(struct op_call *c) {
 static enum op_outcome op_state_get(struct op_call *c) {
     if (c->value && !yyjson_is_str(c->value))
         return bad(c, "the argument is a JSON Pointer as a string, \"\" for the whole state");
-    struct str pointer = {c->value ? yyjson_get_str(c->value) : "", yyjson_get_len(c->value)};
-    yyjson_mut_val *v = json_mut_at(yyjson_mut_doc_get_root(c->r->a->state), pointer);
+    yyjson_mut_val *v = yyjson_mut_doc_ptr_getn(c->r->a->state, c->value ? yyjson_get_str(c->value) : "",
+                                                yyjson_get_len(c->value));
     struct buf text = {0};
     if (v) json_write_mut(v, &text);
     return answer(c, v ? kept(c->l, &text) : STR("null"));

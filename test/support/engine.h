@@ -117,7 +117,7 @@ static char *looked_up(struct loom *l, const char *actor, const char *pointer) {
     struct answer a = ask(l, about("get", actor, NULL));
     yyjson_doc *doc = yyjson_read(a.body, strlen(a.body), 0);
     struct buf out = {0};
-    yyjson_val *v = json_at(yyjson_doc_get_root(doc), str_of(pointer));
+    yyjson_val *v = yyjson_doc_ptr_get(doc, pointer);
     if (v) json_write(v, &out);
     buf_char(&out, '\0');
     yyjson_doc_free(doc);
