@@ -1325,6 +1325,30 @@ static void graceful_shutdown(void **state) {
     remove_folder(dir);
 }
 
+/* Goal: closing waits for a module that is being compiled: it is answered, and there when the store is opened again. */
+static void closing_waits_for_uploads(void **state) {
+    (void)state;
+    NEEDS_WASM();
+    char *dir = make_folder();
+    struct buf wasm = guest_wat("(module (memory (export \"memory\") 1) (func (export \"run\")))");
+    struct answer a = {0};
+    struct loom *l = open_at(dir);
+    loom_submit(l, &(struct loom_request){.op = "module.put",
+                                          .type = text("late"),
+                                          .key = text("1"),
+                                          .body = {wasm.p, wasm.n},
+                                          .reply = on_reply,
+                                          .ctx = &a});
+    loom_close(l);
+    assert_int_equal(a.status, 201);
+    answer_free(&a);
+    l = open_at(dir);
+    upload(l, "late", "1", buf_view(&wasm), false);
+    loom_close(l);
+    buf_free(&wasm);
+    remove_folder(dir);
+}
+
 static void bad_requests(void **state) {
     (void)state; /* What is wrong with a request is said with its code, and nothing is made. */
     struct loom *l = open_scripts("memory");
@@ -2109,6 +2133,7 @@ static int group(void) {
         cmocka_unit_test(stream_without_gaps),
         cmocka_unit_test(stream_of_large_rows),
         cmocka_unit_test(graceful_shutdown),
+        cmocka_unit_test(closing_waits_for_uploads),
         cmocka_unit_test(bad_requests),
         cmocka_unit_test(full_disk),
         cmocka_unit_test(failing_commits),

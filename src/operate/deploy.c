@@ -144,6 +144,7 @@ struct upload {
 
 static void upload_done(struct loom *l, struct item *item) {
     struct upload *u = (struct upload *)item;
+    l->helpers--;
     struct str old = rows_get(l, ROW_MODULE, u->key);
     bool same = old.p && str_eq(json_str(look(l, old), "sha256"), str_of(u->hash));
     if (u->rc == 0 && old.p && !same && !u->req.replace)
@@ -188,6 +189,7 @@ void deploy_module(struct loom *l, const struct loom_request *req) {
     *u = (struct upload){.item.fn = upload_done, .l = l};
     u->req = request_copy(&u->mem, req);
     u->key = arena_json(&u->mem, "%j/%j/%j", ns, name, version);
+    l->helpers++;
     if (l->env->thread(l->env, &thread, upload_main, u))
         pthread_detach(thread);
     else
