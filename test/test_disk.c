@@ -14,6 +14,7 @@
 #include "storage/storage.h"
 #include "support/array_store.h"
 #include "support/sim_disk.h"
+#include "support/sqlite_whole.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -214,7 +215,7 @@ static int live(struct world *w, int from, bool closes) {
 
 static void check_all(struct world *w) {
     must(w, open_all(w));
-    must(w, store_sqlite_verify(w->store, &w->err) == LOOM_OK);
+    must(w, sqlite_whole(path));
     bool sure = holds(w, &w->sure);
     must(w, sure || holds(w, &w->doubt));
     if (!sure) {

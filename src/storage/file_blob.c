@@ -18,12 +18,8 @@ struct file_blobs {
     struct blob_store base;
     char *dir; /* NULL: in memory */
     pthread_mutex_t lock;
-    struct map blobs; /* in memory: name → struct blob */
-};
-
-struct blob {
-    char name[65];
-    struct str bytes;
+    struct map blobs; /* in memory: name → struct str */
+    struct arena mem; /* of them */
 };
 
 static struct file_blobs *self(struct blob_store *s) {
@@ -74,10 +70,9 @@ static int memory_put(struct blob_store *base, struct str bytes, char hex[65], s
     sha256_hex(bytes, hex);
     pthread_mutex_lock(&s->lock);
     if (!map_get(&s->blobs, str_of(hex))) {
-        struct blob *b = mem_alloc(sizeof *b);
-        memcpy(b->name, hex, sizeof b->name);
-        b->bytes = (struct str){str_dup(bytes), bytes.n};
-        map_put(&s->blobs, str_of(b->name), b);
+        struct str *kept = arena_alloc(&s->mem, sizeof *kept);
+        *kept = arena_dup(&s->mem, bytes);
+        map_put(&s->blobs, arena_dup(&s->mem, str_of(hex)), kept);
     }
     pthread_mutex_unlock(&s->lock);
     return LOOM_OK;
@@ -86,10 +81,10 @@ static int memory_put(struct blob_store *base, struct str bytes, char hex[65], s
 static int memory_get(struct blob_store *base, const char *hex, struct buf *out, struct error *err) {
     struct file_blobs *s = self(base);
     pthread_mutex_lock(&s->lock);
-    struct blob *b = map_get(&s->blobs, str_of(hex));
+    struct str *kept = map_get(&s->blobs, str_of(hex));
     pthread_mutex_unlock(&s->lock);
-    if (!b) return error_set(err, LOOM_E_NOT_FOUND, "there is no blob %s", hex);
-    buf_str(out, b->bytes);
+    if (!kept) return error_set(err, LOOM_E_NOT_FOUND, "there is no blob %s", hex);
+    buf_str(out, *kept);
     return LOOM_OK;
 }
 
@@ -97,9 +92,8 @@ static int memory_get(struct blob_store *base, const char *hex, struct buf *out,
 
 static void blobs_close(struct blob_store *base) {
     struct file_blobs *s = self(base);
-    struct blob *b;
-    for (size_t i = 0; (b = map_next(&s->blobs, &i)) != NULL; free(b)) free((void *)(uintptr_t)b->bytes.p);
     map_free(&s->blobs);
+    arena_free(&s->mem);
     free(s->dir);
     free(s);
 }

@@ -20,6 +20,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <sqlite3.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -33,7 +34,7 @@ enum { CHECKPOINT_PAGES = 4000, REST_PAGES = 500, WAL_PAGES_MAX = 16000 };
 
 static_assert(SQLITE_VERSION_NUMBER >= 3051003, "older versions of SQLite can lose a commit when the WAL is reset");
 
-enum { Q_BEGIN, Q_COMMIT, Q_ROLLBACK, Q_CLAIM, Q_FENCE, Q_PUT, Q_DELETE, Q_LOAD, Q_SCAN, Q_META, Q_VERIFY, Q_END };
+enum { Q_BEGIN, Q_COMMIT, Q_ROLLBACK, Q_CLAIM, Q_FENCE, Q_PUT, Q_DELETE, Q_LOAD, Q_SCAN, Q_META, Q_END };
 static const char *const queries[Q_END] = {
     [Q_BEGIN] = "BEGIN IMMEDIATE",
     [Q_COMMIT] = "COMMIT",
@@ -46,7 +47,6 @@ static const char *const queries[Q_END] = {
     [Q_LOAD] = "SELECT key, value, sum FROM rows WHERE kind = ? AND key = ?",
     [Q_SCAN] = "SELECT key, value, sum FROM rows WHERE kind = ? AND key >= ? ORDER BY key",
     [Q_META] = "SELECT id, seq FROM meta",
-    [Q_VERIFY] = "PRAGMA integrity_check(1)",
 };
 
 struct side {
@@ -69,10 +69,11 @@ struct sqlite_store {
 
     /* Checkpoints have a thread and a connection of their own, so that commits go on meanwhile. */
     struct side keeper;
-    atomic_int kept; /* pages of the WAL that it has brought into the file */
     unsigned long thread;
-    bool has_thread, due, stop; /* the last two under keeper.lock */
-    pthread_cond_t wake;
+    bool has_thread;
+    sem_t wake;
+    atomic_int kept;       /* pages of the WAL that it has brought into the file */
+    atomic_bool due, stop; /* told to it with `wake` */
 };
 
 static struct sqlite_store *self(struct store *s) {
@@ -91,11 +92,9 @@ static struct str column(sqlite3_stmt *q, int i) {
     return (struct str){p ? p : "", (size_t)sqlite3_column_bytes(q, i)};
 }
 
-/* Runs a statement whose rows, if any, do not matter. */
+/* Runs a statement that has no rows. */
 static int run(struct side *side, int query) {
-    int rc;
-    while ((rc = sqlite3_step(side->stmt[query])) == SQLITE_ROW)
-        ;
+    int rc = sqlite3_step(side->stmt[query]);
     sqlite3_reset(side->stmt[query]);
     return rc == SQLITE_DONE ? SQLITE_OK : rc;
 }
@@ -110,14 +109,13 @@ static void release(struct side *side, sqlite3_stmt *q) {
     pthread_mutex_unlock(&side->lock);
 }
 
-static const char recover_hint[] = "; stop Loom, save what is readable with `loom debug dump --store DIR`";
-
 static int read_error(struct side *side, struct error *err) {
     int rc = sqlite3_errcode(side->db) & 0xFF;
     bool damaged = rc == SQLITE_CORRUPT || rc == SQLITE_NOTADB;
-    return error_set(err, LOOM_E_STORE, "the store %s cannot be read: %s (%s)%s%s", side->path,
-                     sqlite3_errmsg(side->db), sqlite3_errstr(sqlite3_extended_errcode(side->db)),
-                     damaged ? "; the file is damaged" : "", damaged ? recover_hint : "");
+    static const char hint[] =
+        "; the file is damaged; stop Loom, save what is readable with `loom debug dump --store DIR`";
+    return error_set(err, LOOM_E_STORE, "the store %s cannot be read: %s (%s)%s", side->path, sqlite3_errmsg(side->db),
+                     sqlite3_errstr(sqlite3_extended_errcode(side->db)), damaged ? hint : "");
 }
 
 /* ---- reading ---- */
@@ -166,13 +164,15 @@ static void notice_sync_error(struct sqlite_store *s, int rc) {
     if (s->path) guard_mark(s->path);
 }
 
-static enum commit_outcome commit_failed(struct sqlite_store *s, struct error *err) {
+static enum commit_outcome commit_failed(struct sqlite_store *s, int rc, struct error *err) {
     sqlite3 *db = s->writer.db;
-    int rc = sqlite3_extended_errcode(db);
     bool full = rc == SQLITE_FULL || rc == SQLITE_IOERR_SHMSIZE;
-    error_set(err, full ? LOOM_E_DISK_FULL : LOOM_E_STORE, "the batch was not written: %s (%s)", sqlite3_errmsg(db),
-              sqlite3_errstr(rc));
     notice_sync_error(s, rc);
+    if (s->sync_failed)
+        error_set(err, LOOM_E_STORE, "the disk failed to sync; start Loom again, it then rewrites the store");
+    else
+        error_set(err, full ? LOOM_E_DISK_FULL : LOOM_E_STORE, "the batch was not written: %s (%s)", sqlite3_errmsg(db),
+                  sqlite3_errstr(rc));
     if (!sqlite3_get_autocommit(db)) run(&s->writer, Q_ROLLBACK);
     return s->sync_failed ? COMMIT_FATAL : full ? COMMIT_FULL : COMMIT_FAILED;
 }
@@ -196,26 +196,15 @@ static int checkpoint(struct sqlite_store *s, sqlite3 *db) {
 
 static void *keeper_main(void *arg) {
     struct sqlite_store *s = arg;
-    pthread_mutex_lock(&s->keeper.lock);
-    while (!s->stop) {
-        if (s->due) {
-            s->due = false;
-            pthread_mutex_unlock(&s->keeper.lock);
-            s->kept = checkpoint(s, s->keeper.db);
-            pthread_mutex_lock(&s->keeper.lock);
-        } else {
-            pthread_cond_wait(&s->wake, &s->keeper.lock);
-        }
+    for (sem_wait(&s->wake); !s->stop; sem_wait(&s->wake)) {
+        s->due = false;
+        s->kept = checkpoint(s, s->keeper.db);
     }
-    pthread_mutex_unlock(&s->keeper.lock);
     return NULL;
 }
 
-static void keeper_tell(struct sqlite_store *s, bool *what) {
-    pthread_mutex_lock(&s->keeper.lock);
-    *what = true;
-    pthread_cond_signal(&s->wake);
-    pthread_mutex_unlock(&s->keeper.lock);
+static void keeper_tell(struct sqlite_store *s, atomic_bool *what) {
+    if (!atomic_exchange(what, true)) sem_post(&s->wake);
 }
 
 /* Called after each commit. Ours, not SQLite's, because that one would hide a failed fsync and try it again. While commits
@@ -240,34 +229,25 @@ static void write_seen(struct sqlite_store *s, int64_t pause_ms) {
     guard_seen(s->lock_fd, s->id, s->seq);
 }
 
-static enum commit_outcome commit_locked(struct sqlite_store *s, const struct batch *b, struct error *err) {
-    struct side *w = &s->writer;
-    if (s->sync_failed) {
-        error_set(err, LOOM_E_STORE, "the disk failed to sync; start Loom again, it then rewrites the store");
-        return COMMIT_FATAL;
-    }
-    int rc = run(w, Q_BEGIN);
-    sqlite3_bind_int64(w->stmt[Q_FENCE], 1, (sqlite3_int64)b->term);
-    sqlite3_bind_int64(w->stmt[Q_FENCE], 2, (sqlite3_int64)b->seq);
-    if (rc == SQLITE_OK) rc = run(w, Q_FENCE);
-    if (rc == SQLITE_OK && sqlite3_changes(w->db) != 1) {
-        run(w, Q_ROLLBACK);
-        error_set(err, LOOM_E_CONFLICT, "another writer has taken the store; this one must stop");
-        return COMMIT_CONFLICT;
-    }
-    for (size_t i = 0; i < b->count && rc == SQLITE_OK; i++) rc = write_row(w, &b->rows[i]);
-    if (rc == SQLITE_OK) rc = run(w, Q_COMMIT);
-    if (rc != SQLITE_OK) return commit_failed(s, err);
-    s->seq = b->seq;
-    write_seen(s, 1000);
-    return COMMIT_OK;
-}
-
 static enum commit_outcome sqlite_commit(struct store *base, const struct batch *b, struct error *err) {
     struct sqlite_store *s = self(base);
-    pthread_mutex_lock(&s->writer.lock);
-    enum commit_outcome outcome = commit_locked(s, b, err);
-    pthread_mutex_unlock(&s->writer.lock);
+    struct side *w = &s->writer;
+    sqlite3_stmt *fence = hold(w, Q_FENCE);
+    int rc = s->sync_failed ? SQLITE_IOERR_FSYNC : run(w, Q_BEGIN);
+    sqlite3_bind_int64(fence, 1, (sqlite3_int64)b->term);
+    sqlite3_bind_int64(fence, 2, (sqlite3_int64)b->seq);
+    if (rc == SQLITE_OK) rc = run(w, Q_FENCE);
+    bool ours = rc == SQLITE_OK && sqlite3_changes(w->db) == 1;
+    for (size_t i = 0; ours && i < b->count && rc == SQLITE_OK; i++) rc = write_row(w, &b->rows[i]);
+    if (rc == SQLITE_OK) rc = run(w, ours ? Q_COMMIT : Q_ROLLBACK);
+    enum commit_outcome outcome = rc != SQLITE_OK ? commit_failed(s, rc, err) : ours ? COMMIT_OK : COMMIT_CONFLICT;
+    if (outcome == COMMIT_CONFLICT)
+        error_set(err, LOOM_E_CONFLICT, "another writer has taken the store; this one must stop");
+    if (outcome == COMMIT_OK) {
+        s->seq = b->seq;
+        write_seen(s, 1000);
+    }
+    release(w, fence);
     return outcome;
 }
 
@@ -286,17 +266,6 @@ static int sqlite_claim(struct store *base, struct str writer, uint64_t *term, u
     /* Told only now: what a killed process left in the page cache may not have been on the disk before. */
     if (rc == LOOM_OK && s->path) s->seen_at = 0;
     write_seen(s, 0);
-    return rc;
-}
-
-int store_sqlite_verify(struct store *base, struct error *err) {
-    struct side *side = self(base)->reader;
-    sqlite3_stmt *q = hold(side, Q_VERIFY);
-    bool told = sqlite3_step(q) == SQLITE_ROW;
-    const char *verdict = told ? (const char *)sqlite3_column_text(q, 0) : sqlite3_errmsg(side->db);
-    bool good = strcmp(verdict, "ok") == 0;
-    int rc = good ? LOOM_OK : error_set(err, LOOM_E_STORE, "the store is damaged: %s%s", verdict, recover_hint);
-    release(side, q);
     return rc;
 }
 
@@ -339,6 +308,7 @@ static int read_int(void *out, int n, char **values, char **names) {
 static int open_side(struct side *side, const char *path, struct error *err) {
     int format = 0, flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE;
     side->path = path ? path : ":memory:";
+    pthread_mutex_init(&side->lock, NULL);
     int rc = sqlite3_open_v2(side->path, &side->db, flags, NULL);
     if (rc == SQLITE_OK) rc = sqlite3_exec(side->db, pragmas, read_int, &format, NULL);
     if (rc == SQLITE_OK && format > STORE_FORMAT)
@@ -383,13 +353,8 @@ static const struct store_ops sqlite_ops = {sqlite_claim, sqlite_commit, sqlite_
 
 struct store *store_sqlite_open(const char *path, struct env *env, bool accept_restored, struct error *err) {
     struct sqlite_store *s = mem_alloc(sizeof *s);
-    *s = (struct sqlite_store){.base.ops = &sqlite_ops,
-                               .env = env,
-                               .seen_at = -1,
-                               .writer.lock = PTHREAD_MUTEX_INITIALIZER,
-                               .file_reader.lock = PTHREAD_MUTEX_INITIALIZER,
-                               .keeper.lock = PTHREAD_MUTEX_INITIALIZER,
-                               .wake = PTHREAD_COND_INITIALIZER};
+    *s = (struct sqlite_store){.base.ops = &sqlite_ops, .env = env, .seen_at = -1};
+    sem_init(&s->wake, 0, 0);
     s->path = path ? str_dup(str_of(path)) : NULL;
     s->reader = path ? &s->file_reader : &s->writer;
     int rc = s->lock_fd = path ? guard_open(path, err) : LOOM_OK;

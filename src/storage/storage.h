@@ -81,8 +81,6 @@ struct store_ops {
  * failed fsync, PATH.fsync-failed. CONFLICT: the file is in use (by which pid), of a newer format, or older than what was
  * seen here (accept_restored: go on all the same). */
 struct store *store_sqlite_open(const char *path, struct env *env, bool accept_restored, struct error *err);
-/* Checks SQLite's own structure (PRAGMA integrity_check), naming the damaged page. */
-int store_sqlite_verify(struct store *s, struct error *err);
 
 /* ---- blobs: content-addressed bytes, named by SHA-256 in hex ---- */
 struct blob_store {
