@@ -23,29 +23,29 @@ static struct net_policy *policy;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 
+/* An attempt and what came of it. */
 struct outcome {
+    struct activity run; /* first */
     int ended;
-    char result[4096], notes[4096];
+    char actor[20], result[4096];
     struct error error;
 };
 
-static void on_done(void *ctx, struct str result, const struct error *error) {
-    struct outcome *o = ctx;
+static void on_end(struct activity *run) {
+    struct outcome *o = (struct outcome *)run;
+    yyjson_doc *doc = yyjson_read(run->text.p, run->text.n, 0);
+    yyjson_val *error = run->ok ? NULL : yyjson_doc_get_root(doc);
+    assert_true(run->ok || yyjson_is_obj(error));
     pthread_mutex_lock(&mutex);
     o->ended++;
-    snprintf(o->result, sizeof o->result, "%.*s", (int)result.n, result.n ? result.p : "");
-    o->error = error ? *error : (struct error){.code = ""};
+    snprintf(o->result, sizeof o->result, "%.*s", run->ok ? (int)run->text.n : 0, run->text.p);
+    snprintf(o->error.code, sizeof o->error.code, "%s", error ? json_str(error, "code").p : "");
+    snprintf(o->error.message, sizeof o->error.message, "%s", error ? json_str(error, "message").p : "");
+    o->error.retryable = json_bool(error, "retryable", false);
+    buf_free(&run->text);
     pthread_cond_broadcast(&changed);
     pthread_mutex_unlock(&mutex);
-}
-
-static void on_note(void *ctx, int level, struct str json) {
-    struct outcome *o = ctx;
-    pthread_mutex_lock(&mutex);
-    size_t n = strlen(o->notes);
-    if (n < 4000) snprintf(o->notes + n, sizeof o->notes - n, "%d:%.*s ", level, (int)json.n, json.p);
-    pthread_cond_broadcast(&changed);
-    pthread_mutex_unlock(&mutex);
+    yyjson_doc_free(doc);
 }
 
 static void wait_for(struct outcome *o) {
@@ -54,38 +54,65 @@ static void wait_for(struct outcome *o) {
     pthread_mutex_unlock(&mutex);
 }
 
-static void wait_for_note(struct outcome *o) {
-    pthread_mutex_lock(&mutex);
-    while (!o->notes[0]) pthread_cond_wait(&changed, &mutex);
-    pthread_mutex_unlock(&mutex);
+/* What the attempt has said: "LEVEL MSG GUEST'S JSON; " for each line of the log. */
+static FILE *log_file;
+
+static struct buf notes_of(const struct outcome *o) {
+    char line[4096];
+    struct buf notes = {0};
+    rewind(log_file);
+    while (fgets(line, sizeof line, log_file)) {
+        yyjson_doc *doc = yyjson_read(line, strlen(line), 0);
+        yyjson_val *root = yyjson_doc_get_root(doc);
+        if (str_is(json_str(root, "actor"), o->actor))
+            buf_json(&notes, "%d %j %v; ", json_int(root, "level", 0), json_str(root, "msg"),
+                     yyjson_obj_get(root, "guest"));
+        yyjson_doc_free(doc);
+    }
+    buf_char(&notes, '\0');
+    return notes;
 }
 
-static int64_t soon(int64_t ms) {
-    return env_system()->mono_ms(env_system()) + ms;
+static void expect_notes(const struct outcome *o, const char *text) {
+    struct buf notes = notes_of(o);
+    assert_string_equal(notes.p, text);
+    buf_free(&notes);
 }
 
-static struct activity_spec spec_of(struct outcome *o, const char *input) {
-    *o = (struct outcome){0};
-    return (struct activity_spec){
-        .module = script,
-        .limits = {.memory_mb = 4, .cpu_ms = 5000},
-        .deadline_mono_ms = soon(30000),
-        .key = STR("KEY"),
-        .ns = STR("default"),
-        .name = STR("script@1"),
-        .input = str_of(input),
-        .seed = 7,
-        .ctx = o,
-        .done = on_done,
-        .note = on_note,
-    };
+static void wait_for_note(const struct outcome *o) {
+    for (bool found = false; !found; usleep(1000)) {
+        struct buf notes = notes_of(o);
+        found = notes.n > 1;
+        buf_free(&notes);
+    }
+}
+
+/* An attempt of the script with this input, to be started. */
+static struct activity *prepare(struct outcome *o, const char *input) {
+    static int count;
+    *o = (struct outcome){.run = {.module = script,
+                                  .memory_mb = 4,
+                                  .time_ms = 30000,
+                                  .key = STR("KEY"),
+                                  .name = STR("script@1"),
+                                  .input = str_of(input),
+                                  .ended = on_end}};
+    snprintf(o->actor, sizeof o->actor, "actor-%d", ++count);
+    o->run.actor = str_of(o->actor);
+    return &o->run;
+}
+
+/* On this thread as far as it goes. */
+static bool start_here(struct activity_pool *p, struct activity *a) {
+    bool ended = activity_start(p, a, true);
+    if (ended) on_end(a);
+    return ended;
 }
 
 /* Runs a script to its end, with or without capabilities. */
 static void run_script(struct activity_pool *p, struct outcome *o, const struct net_policy *may, const char *input) {
-    struct activity_spec spec = spec_of(o, input);
-    spec.policy = may;
-    activity_start(p, &spec, false);
+    prepare(o, input)->policy = may;
+    activity_start(p, &o->run, false);
     wait_for(o);
 }
 
@@ -184,7 +211,8 @@ static int open_all(void **state) {
     getsockname(server_fd, (struct sockaddr *)&address, &n);
     server_port = ntohs(address.sin_port);
     pthread_create(&server, NULL, accept_all, NULL);
-    log_open(-1, LOG_FATAL);
+    log_file = tmpfile();
+    log_open(fileno(log_file), LOG_INFO);
     engine = exec_engine_new(&(struct exec_config){.slots = 300}, &err);
     script = NATIVE_ONLY ? exec_module_native(loom_run_attempt) : module_of(attempt_wasm());
     setenv("TEST_TOKEN", "top-secret", 1);
@@ -200,6 +228,8 @@ static int open_all(void **state) {
 
 static int close_all(void **state) {
     (void)state;
+    log_open(-1, LOG_FATAL);
+    fclose(log_file);
     net_client_free(net);
     free(policy);
     yyjson_doc_free(grants);
@@ -218,16 +248,15 @@ static void runs_inline(void **state) {
     NEEDS_WASM();
     struct activity_pool *p = activity_pool_new(env_system(), net, 1);
     struct outcome o;
-    struct activity_spec spec = spec_of(&o, "[[\"input\", null]]");
-    bool again = activity_start(p, &spec, true) != NULL; /* a slow machine may need a second slice */
-    assert_true(again || o.ended == 1);
+    bool ended = start_here(p, prepare(&o, "[[\"input\", null]]"));
+    assert_true(!ended || o.ended == 1); /* a slow machine may need a second slice */
     wait_for(&o);
     assert_string_equal(o.result, "[[[\"input\",null]]]");
-    spec = spec_of(&o, "[[\"spin\", null]]");
-    spec.limits.cpu_ms = 20;
-    assert_non_null(activity_start(p, &spec, true)); /* the rest of it runs on the pool */
+    struct activity *a = prepare(&o, "[[\"spin\", null]]");
+    a->time_ms = 50;
+    assert_false(start_here(p, a)); /* the rest of it runs on the pool */
     wait_for(&o);
-    assert_string_equal(o.error.code, "limit_time");
+    assert_string_equal(o.error.code, "timeout");
     activity_pool_free(p);
 }
 
@@ -249,10 +278,10 @@ static void simple_ops(void **state) {
     assert_true(llabs(now - (long long)env_system()->now_ms(env_system())) < 60000);
     run_script(p, &o, NULL, "[[\"random\",null]]");
     assert_int_equal(sscanf(o.result, "[%lf]", &again), 1);
-    assert_true(number == again); /* of the seed */
+    assert_true(number != again);
     run_script(p, &o, NULL, "[[\"log\",{\"level\":\"warn\",\"msg\":\"m\"}],[\"progress\",[5]],[\"log\",{}]]");
     assert_string_equal(o.result, "[null,null,null]");
-    assert_string_equal(o.notes, "40:{\"level\":\"warn\",\"msg\":\"m\"} 0:[5] 30:{} ");
+    expect_notes(&o, "40 activity {\"level\":\"warn\",\"msg\":\"m\"}; 30 progress [5]; 30 activity {}; ");
     activity_pool_free(p);
 }
 
@@ -277,12 +306,12 @@ static void nothing_returned(void **state) {
     struct buf wasm = guest_wat("(module (memory (export \"memory\") 1) (func (export \"run\")))"), artefact = {0};
     struct activity_pool *p = activity_pool_new(env_system(), net, 1);
     struct outcome o;
-    struct activity_spec spec = spec_of(&o, "null");
+    struct activity *a = prepare(&o, "null");
     exec_compile(engine, buf_view(&wasm), &artefact, NULL);
-    assert_int_equal(exec_module_load(engine, buf_view(&artefact), &spec.module, NULL), 0);
-    activity_start(p, &spec, true);
-    exec_module_unref(spec.module);
+    assert_int_equal(exec_module_load(engine, buf_view(&artefact), &a->module, NULL), 0);
+    start_here(p, a);
     wait_for(&o);
+    exec_module_unref(a->module);
     assert_string_equal(o.result, "null");
     activity_pool_free(p);
     buf_free(&wasm);
@@ -333,14 +362,15 @@ static void capabilities(void **state) {
 static char never_answered[200];
 
 /* An attempt that waits for an answer that never comes. */
-static struct activity *park(struct activity_pool *p, struct outcome *o, int64_t ms) {
+static struct activity *park(struct activity_pool *p, struct outcome *o, uint32_t ms) {
     if (!never_answered[0]) /* once: earlier attempts read it */
         snprintf(never_answered, sizeof never_answered,
                  "[[\"http\",{\"url\":\"http://127.0.0.1:%d/never\"}],[\"progress\",\"after\"]]", server_port);
-    struct activity_spec spec = spec_of(o, never_answered);
-    spec.policy = policy;
-    spec.deadline_mono_ms = soon(ms);
-    return activity_start(p, &spec, false);
+    struct activity *a = prepare(o, never_answered);
+    a->policy = policy;
+    a->time_ms = ms;
+    activity_start(p, a, false);
+    return a;
 }
 
 static void many_waits_one_thread(void **state) {
@@ -365,16 +395,15 @@ static void deadlines(void **state) {
     NEEDS_WASM();
     struct activity_pool *p = activity_pool_new(env_system(), net, 1);
     struct outcome running, parked;
-    struct activity_spec spec = spec_of(&running, "[[\"spin\",null]]");
-    spec.deadline_mono_ms = soon(50);
+    prepare(&running, "[[\"spin\",null]]")->time_ms = 50;
     park(p, &parked, 100);
-    activity_start(p, &spec, true);
+    start_here(p, &running.run);
     wait_for(&running);
     wait_for(&parked);
     assert_string_equal(running.error.code, "timeout");
     assert_true(running.error.retryable);
     assert_string_equal(parked.error.code, "timeout");
-    assert_string_equal(parked.notes, "");
+    expect_notes(&parked, "");
     activity_pool_free(p);
 }
 
@@ -385,21 +414,21 @@ static void cancelling(void **state) {
     int before = waiting;
     struct activity *a = park(p, &parked, 60000);
     while (waiting == before) usleep(1000);
-    activity_cancel(a);
+    activity_cancel(p, a);
     wait_for(&parked);
     assert_string_equal(parked.error.code, "cancelled");
-    struct activity_spec spec = spec_of(&looping, "[[\"progress\",1],[\"spin\",null]]");
-    a = activity_start(p, &spec, false);
+    activity_cancel(p, a); /* once more, when it has ended: nothing happens */
+    activity_start(p, prepare(&looping, "[[\"progress\",1],[\"spin\",null]]"), false);
     wait_for_note(&looping);
-    activity_cancel(a);
+    activity_cancel(p, &looping.run);
     wait_for(&looping);
     assert_string_equal(looping.error.code, "cancelled");
-    spec = spec_of(&beating, "[[\"beat\",null]]");
-    a = activity_start(p, &spec, false);
+    activity_start(p, prepare(&beating, "[[\"beat\",null]]"), false);
     wait_for_note(&beating);
-    activity_cancel(a);
+    activity_cancel(p, &beating.run);
     wait_for(&beating);
     assert_string_equal(beating.error.code, "cancelled");
+    assert_int_equal(parked.ended + looping.ended + beating.ended, 3);
     activity_pool_free(p);
 }
 
@@ -409,11 +438,12 @@ static void shutdown_ends_all(void **state) {
     static struct outcome o[60];
     struct activity_pool *p = activity_pool_new(env_system(), net, 2);
     for (int i = 0; i < 60; i++) {
-        struct activity_spec spec = spec_of(&o[i], "[[\"spin\",null]]");
-        if (i % 3)
-            activity_start(p, &spec, i % 3 == 1);
-        else
+        if (i % 3 == 0)
             park(p, &o[i], 60000);
+        else if (i % 3 == 1)
+            start_here(p, prepare(&o[i], "[[\"spin\",null]]"));
+        else
+            activity_start(p, prepare(&o[i], "[[\"spin\",null]]"), false);
     }
     activity_pool_free(p);
     for (int i = 0; i < 60; i++) {
@@ -436,10 +466,10 @@ static void more_attempts_than_slots(void **state) {
     char input[200];
     snprintf(input, sizeof input, "[[\"http\",{\"url\":\"http://127.0.0.1:%d/echo\"}]]", server_port);
     for (int i = 0; i < 100; i++) {
-        struct activity_spec spec = spec_of(&o[i], input);
-        spec.module = m;
-        spec.policy = policy;
-        activity_start(p, &spec, false);
+        struct activity *a = prepare(&o[i], input);
+        a->module = m;
+        a->policy = policy;
+        activity_start(p, a, false);
     }
     for (int i = 0; i < 100; i++) wait_for(&o[i]);
     for (int i = 0; i < 100; i++) assert_string_equal(o[i].error.code, "");
@@ -470,49 +500,52 @@ static const char counter_source[] =
     "}\n";
 
 /* One attempt with reuse, on this thread as far as it goes. */
-static void attempt(struct activity_pool *p, struct exec_module *m, const char *ns, const char *input,
+static void attempt(struct activity_pool *p, struct exec_module *m, const void *mark, const char *input,
                     struct outcome *o) {
-    struct activity_spec spec = spec_of(o, input);
-    spec.module = m;
-    spec.reuse = true;
-    spec.ns = str_of(ns);
-    spec.limits.memory_mb = 1; /* what an attempt leaves would not fit ten times */
-    activity_start(p, &spec, true);
+    struct activity *a = prepare(o, input);
+    a->module = m;
+    a->reuse = mark;
+    a->memory_mb = 1; /* what an attempt leaves would not fit ten times */
+    start_here(p, a);
     wait_for(o);
 }
 
 static void reuse(void **state) {
     (void)
-        state; /* With reuse an instance serves the namespace's next attempt, whatever the last one left of its stack and
-                  * heap; not another namespace's, not after a trap. */
+        state; /* With reuse an instance serves the next attempt with its mark, whatever the last one left of its stack
+                  * and heap; not one with another mark or module, not after a trap. */
     NEEDS_WASM();
-    static const struct {
-        const char *ns, *input, *result, *code;
+    static const char marks[41], *const a = &marks[0], *const b = &marks[40];
+    const struct {
+        const void *mark;
+        const char *input, *result, *code;
     } cases[] = {
-        {"a", "null", "1", ""}, {"a", "null", "2", ""},      {"b", "null", "1", ""}, {"a", "\"come out\"", "null", ""},
-        {"a", "null", "4", ""}, {"a", "\"fail\"", "", "no"}, {"a", "null", "6", ""}, {"a", "\"trap\"", "", "trap"},
-        {"a", "null", "1", ""}, {"b", "null", "2", ""},
+        {a, "null", "1", ""}, {a, "null", "2", ""},      {b, "null", "1", ""}, {a, "\"come out\"", "null", ""},
+        {a, "null", "4", ""}, {a, "\"fail\"", "", "no"}, {a, "null", "6", ""}, {a, "\"trap\"", "", "trap"},
+        {a, "null", "1", ""}, {b, "null", "2", ""},
     };
     struct activity_pool *p = activity_pool_new(env_system(), net, 1);
     struct exec_module *m = module_of(guest_c(counter_source));
     struct outcome o;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        attempt(p, m, cases[i].ns, cases[i].input, &o);
+        attempt(p, m, cases[i].mark, cases[i].input, &o);
         assert_string_equal(o.error.code, cases[i].code);
         assert_string_equal(o.result, cases[i].result);
     }
-    for (int i = 0; i < 200; i++) attempt(p, m, "b", "null", &o);
+    for (int i = 0; i < 200; i++) attempt(p, m, b, "null", &o);
     assert_string_equal(o.result, "202");
-    for (int i = 0; i < 40; i++) { /* more namespaces than are kept */
-        char ns[20];
-        snprintf(ns, sizeof ns, "ns%d", i);
-        attempt(p, m, ns, "null", &o);
+    struct exec_module *other = module_of(guest_c(counter_source));
+    attempt(p, other, b, "null", &o);
+    assert_string_equal(o.result, "1");
+    for (int i = 1; i < 40; i++) { /* more marks than instances are kept */
+        attempt(p, m, &marks[i], "null", &o);
         assert_string_equal(o.result, "1");
     }
-    attempt(p, m, "ns39", "null", &o);
+    attempt(p, m, &marks[39], "null", &o);
     assert_string_equal(o.result, "2");
-    attempt(p, m, "ns0", "null", &o);
+    attempt(p, m, &marks[1], "null", &o);
     assert_string_equal(o.result, "1");
+    exec_module_unref(other);
     activity_pool_free(p);
     exec_module_unref(m);
 }
@@ -531,7 +564,7 @@ static void reuse_without_sdk(void **state) {
     static const char *const results[] = {"null", "2", "null", "2"};
     struct outcome o;
     for (int i = 0; i < 4; i++) {
-        attempt(p, m, "a", "null", &o);
+        attempt(p, m, "mark", "null", &o);
         assert_string_equal(o.result, results[i]);
     }
     activity_pool_free(p);

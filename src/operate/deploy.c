@@ -22,37 +22,35 @@ static void deploy(struct loom *l, const struct loom_request *req, const char *k
 
 /* The static check of a workflow is a guest too: the built-in activity wdl-check. */
 struct workflow_check {
+    struct activity run; /* first */
     struct item item;
     struct loom *l;
     struct loom_request req;
     struct arena mem;
     struct str doc;
-    struct exec_module *code;
-    bool ok;
-    struct error err;
 };
 
 static void workflow_checked(struct loom *l, struct item *item) {
-    struct workflow_check *c = (struct workflow_check *)item;
+    struct workflow_check *c = (struct workflow_check *)((char *)item - offsetof(struct workflow_check, item));
     struct str type = say(l, "workflow.%j", lent(c->req.type)), version = lent(c->req.key);
     struct str schema = json_text_of(yyjson_obj_get(look(l, c->doc), "inputSchema"), &l->scratch);
-    error_set(&c->err, c->ok ? LOOM_OK : LOOM_E_INVALID_DOCUMENT, "%s", say(l, "%s", c->err.message).p);
-    if (c->ok)
+    struct str why = c->run.ok ? STR("") : json_str(look(l, buf_view(&c->run.text)), "message");
+    struct error err;
+    error_set(&err, LOOM_E_INVALID_DOCUMENT, "%.*s", (int)why.n, why.p);
+    if (c->run.ok)
         deploy(l, &c->req, kind_actor, type,
                say(l, "{\"actorType\":%q,\"version\":%q,\"wasmBlobUrl\":\"module:wdl@builtin\"%s%j,\"config\":%j}",
                    type, version, schema.p ? ",\"inputSchema\":" : "", schema.p ? schema : STR(""), c->doc));
     else
-        reply_error(l, &c->req, &c->err);
-    exec_module_unref(c->code);
+        reply_error(l, &c->req, &err);
+    exec_module_unref(c->run.module);
+    buf_free(&c->run.text);
     arena_free(&c->mem);
     free(c);
 }
 
-static void check_done(void *ctx, struct str result, const struct error *error) {
-    struct workflow_check *c = ctx;
-    (void)result;
-    c->ok = !error;
-    if (error) c->err = *error;
+static void check_ended(struct activity *run) {
+    struct workflow_check *c = (struct workflow_check *)run;
     loom_post(c->l, &c->item);
 }
 
@@ -100,19 +98,17 @@ static void workflow_put(struct loom *l, const struct loom_request *req, struct 
         return;
     }
     struct workflow_check *c = mem_alloc(sizeof *c);
-    *c = (struct workflow_check){.item.fn = workflow_checked, .l = l, .code = code};
+    *c = (struct workflow_check){.item.fn = workflow_checked, .l = l};
     c->req = request_copy(&c->mem, req);
     c->doc = arena_dup(&c->mem, doc);
-    struct activity_spec spec = {.module = code,
-                                 .limits = check->limits,
-                                 .key = STR("wdl-check"),
-                                 .ns = lent(c->req.ns),
-                                 .name = check->name,
-                                 .input = c->doc,
-                                 .ctx = c,
-                                 .done = check_done,
-                                 .deadline_mono_ms = l->env->mono_ms(l->env) + check->limits.cpu_ms};
-    activity_start(l->pool, &spec, false);
+    c->run = (struct activity){.module = code,
+                               .memory_mb = check->limits.memory_mb,
+                               .time_ms = check->limits.cpu_ms,
+                               .key = STR("wdl-check"),
+                               .name = check->name,
+                               .input = c->doc,
+                               .ended = check_ended};
+    activity_start(l->pool, &c->run, false);
 }
 
 void deploy_definition(struct loom *l, const struct loom_request *req, const char *kind) {

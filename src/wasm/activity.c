@@ -1,13 +1,11 @@
 /* activity.c: attempts of activities: a pool of threads with one run queue. Where an attempt stands is its phase:
  *
- *     QUEUED ─► RUNNING ─► ENDED: done()          RUNNING ─► QUEUED: its slice is over
+ *     QUEUED ─► RUNNING ─► ENDED: its owner's         RUNNING ─► QUEUED: its slice is over
  *                  └─► PARKED: waits for the network and needs no thread ─► QUEUED
  *
- * With `reuse` one that has ended lies IDLE instead, until its instance serves the next attempt of its kind.
- *
- * Invariants: phases change in move() only, under the pool's mutex; an attempt is run by one thread at a time; done() is
- * called once, without a lock held. Deadlines need no timer: a guest that runs meets its own at the end of a slice, one
- * that is parked gets the network's `timeout`. A guest's ops are the rows of ACTIVITY_OPS; all else is a trap.
+ * Invariants: an attempt is in one of the two lists, or run by one thread, or its owner's; once it has ended the pool does not
+ * touch it again. Deadlines need no timer: a guest that runs meets its own at the end of a slice,
+ * one that is parked gets the network's `timeout`. A guest's ops are the rows of ACTIVITY_OPS; all else is a trap.
  *
  * Deliberately not here: retries, schemas, journaling (the runtime's), what may be reached (net's).
  */
@@ -15,33 +13,20 @@
 #include "observe/observe.h"
 #include "wasm/exec.h"
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/queue.h>
 #include <unistd.h>
 
 enum { FAIR_MS = 2, IDLE_MAX = 32, FIRST_BYTES = 80, RANDOM_MAX_BYTES = 256 };
 
-enum phase { RUNNING /* in no list */, QUEUED, PARKED, IDLE, ENDED };
+enum phase { RUNNING, QUEUED, PARKED, ENDED };
 
-struct activity {
-    struct activity_pool *pool;
-    struct activity_spec spec;
-    struct exec *exec; /* NULL until an instance was free */
-    uint64_t random;   /* state of its generator */
-    uint32_t https;    /* http ops so far */
-    bool told;         /* it has had a go since it was cancelled */
-    bool starved;      /* it found no free instance */
-    atomic_bool cancelled;
-    struct buf result, text; /* of the attempt; of the op */
-    struct error error;      /* of the op, or why the attempt failed; code "": none */
-
-    /* Under the pool's mutex: */
-    enum phase phase;
-    TAILQ_ENTRY(activity) link;
-    uint64_t net_id; /* of its last http op */
+/* An instance that waits for the next attempt of its kind. */
+struct idle {
+    struct exec *exec;
+    const struct exec_module *module;
+    const void *reuse;
 };
 
 struct activity_pool {
@@ -50,51 +35,53 @@ struct activity_pool {
     pthread_t *threads;
     unsigned thread_count;
     atomic_bool stopping;
-    pthread_mutex_t mutex;
+    pthread_mutex_t mutex; /* guards what follows, and the last part of each attempt */
     pthread_cond_t wake;
-    TAILQ_HEAD(list, activity) in[ENDED]; /* one per phase */
-    unsigned live, idle;                  /* begun, and done() has not yet returned; lying idle */
+    TAILQ_HEAD(, activity) queued, parked;
+    struct idle idle[IDLE_MAX + 1]; /* the oldest first */
+    unsigned idle_count;
 };
 
-static void move(struct activity *a, enum phase to) {
-    struct activity_pool *p = a->pool;
-    if (a->phase != RUNNING) TAILQ_REMOVE(&p->in[a->phase], a, link);
-    if (to != RUNNING) TAILQ_INSERT_TAIL(&p->in[to], a, link);
-    if (a->phase == IDLE) p->idle--;
-    if (to == IDLE) p->idle++;
-    a->phase = to;
-    if (to == QUEUED) pthread_cond_signal(&p->wake);
-}
-
 static void enqueue(struct activity *a) {
-    struct activity_pool *p = a->pool;
+    struct activity_pool *p = a->pool; /* once queued, `a` is another thread's */
     pthread_mutex_lock(&p->mutex);
-    move(a, QUEUED);
+    if (a->parked) TAILQ_REMOVE(&p->parked, a, link);
+    a->parked = false;
+    TAILQ_INSERT_TAIL(&p->queued, a, link);
+    pthread_cond_signal(&p->wake);
     pthread_mutex_unlock(&p->mutex);
 }
 
-static enum phase fail(struct activity *a, enum phase next, int code, const char *message) {
-    error_set(&a->error, code, "%.*s: %s", (int)a->spec.name.n, a->spec.name.p, message);
+/* The op fails or, when the next phase is ENDED, the attempt. */
+static enum phase fail(struct activity *a, enum phase next, const struct error *why) {
+    a->ok = false;
+    buf_clear(&a->text);
+    error_json(why, &a->text);
     return next;
+}
+
+static enum phase refuse(struct activity *a, enum phase next, int code, const char *message) {
+    struct error why;
+    error_set(&why, code, "%.*s: %s", (int)a->name.n, a->name.p, message);
+    return fail(a, next, &why);
 }
 
 static int64_t mono_ms(const struct activity *a) {
     return a->pool->env->mono_ms(a->pool->env);
 }
 
-/* ---- ops: each gets its argument, fills a->text with the result or a->error, and tells the next phase ---- */
+/* ---- ops: each gets its argument, fills in a->text and a->ok, and tells the next phase ---- */
 
 #define ANSWER(...) (buf_json(&a->text, __VA_ARGS__), RUNNING)
 
 static enum phase op_input(struct activity *a, yyjson_val *v) {
     (void)v;
-    return ANSWER("%j", a->spec.input.n ? a->spec.input : STR("null"));
+    return ANSWER("%j", a->input.n ? a->input : STR("null"));
 }
 
-static enum phase note(struct activity *a, int level, yyjson_val *v) {
-    json_write(v, &a->text);
-    if (a->spec.note) a->spec.note(a->spec.ctx, level, buf_view(&a->text));
-    buf_clear(&a->text);
+static enum phase note(struct activity *a, int level, const char *what, yyjson_val *v) {
+    log_event((enum log_level)level, what, "\"actor\":%q,\"activity\":%q,\"correlationId\":%Q,\"guest\":%v", a->actor,
+              a->name, a->correlation, v);
     return ANSWER("null");
 }
 
@@ -103,11 +90,11 @@ static enum phase op_log(struct activity *a, yyjson_val *v) {
     static const char letters[] = "tdiwef";
     struct str level = json_str(v, "level");
     const char *at = level.n ? memchr(letters, level.p[0], 6) : NULL;
-    return note(a, at ? LOG_TRACE + 10 * (int)(at - letters) : LOG_INFO, v);
+    return note(a, at ? LOG_TRACE + 10 * (int)(at - letters) : LOG_INFO, "activity", v);
 }
 
 static enum phase op_progress(struct activity *a, yyjson_val *v) {
-    return note(a, 0, v);
+    return note(a, LOG_INFO, "progress", v);
 }
 
 static enum phase op_heartbeat(struct activity *a, yyjson_val *v) {
@@ -120,45 +107,42 @@ static enum phase op_now(struct activity *a, yyjson_val *v) {
     return ANSWER("%d", a->pool->env->now_ms(a->pool->env));
 }
 
-static uint64_t next_random(struct activity *a) { /* splitmix64 */
-    uint64_t z = a->random += 0x9E3779B97F4A7C15U;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9U;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBU;
-    return z ^ z >> 31;
-}
-
 static enum phase op_random(struct activity *a, yyjson_val *v) {
-    uint64_t bytes[RANDOM_MAX_BYTES / 8], n = yyjson_get_uint(v);
+    struct env *env = a->pool->env;
+    uint8_t bytes[RANDOM_MAX_BYTES];
     char hex[2 * RANDOM_MAX_BYTES + 1];
-    if (yyjson_is_null(v)) return ANSWER("%f", (double)(next_random(a) >> 11) * 0x1p-53);
-    if (n < 1 || n > RANDOM_MAX_BYTES) {
-        return fail(a, RUNNING, LOOM_E_INVALID_ARGUMENT, "random takes null or how many bytes, 1 to 256");
-    }
-    for (size_t i = 0; i * 8 < n; i++) bytes[i] = next_random(a);
-    hex_encode((const uint8_t *)bytes, n, hex);
-    return ANSWER("%z", hex);
+    uint64_t n = yyjson_is_null(v) ? sizeof n : yyjson_get_uint(v);
+    if (n < 1 || n > RANDOM_MAX_BYTES)
+        return refuse(a, RUNNING, LOOM_E_INVALID_ARGUMENT, "random takes null or how many bytes, 1 to 256");
+    env->random(env, bytes, n);
+    hex_encode(bytes, n, hex);
+    if (!yyjson_is_null(v)) return ANSWER("%z", hex);
+    memcpy(&n, bytes, sizeof n);
+    return ANSWER("%f", (double)(n >> 11) * 0x1p-53);
 }
 
 static enum phase op_return(struct activity *a, yyjson_val *v) {
-    json_write(v, &a->result);
+    json_write(v, &a->text);
     return ENDED;
 }
 
 static enum phase op_fail(struct activity *a, yyjson_val *v) {
     struct str code = json_str(v, "code"), message = json_str(v, "message");
-    error_set(&a->error, LOOM_E_FAILED, "%.*s", (int)message.n, message.n ? message.p : "");
-    if (code.n) snprintf(a->error.code, sizeof a->error.code, "%.*s", (int)code.n, code.p);
-    a->error.retryable = json_bool(v, "retryable", false);
-    return ENDED;
+    struct error why;
+    error_set(&why, LOOM_E_FAILED, "%.*s", (int)message.n, message.n ? message.p : "");
+    if (code.n) snprintf(why.code, sizeof why.code, "%.*s", (int)code.n, code.p);
+    why.retryable = json_bool(v, "retryable", false);
+    return fail(a, ENDED, &why);
 }
 
 static enum phase op_secret(struct activity *a, yyjson_val *v) {
     struct buf handle = {0};
+    struct error why;
     struct str name = {yyjson_get_str(v), yyjson_get_len(v)};
-    if (!net_secret_handle(a->pool->net, a->spec.policy, name, &handle, &a->error))
-        buf_json(&a->text, "%q", buf_view(&handle));
+    int rc = net_secret_handle(a->pool->net, a->policy, name, &handle, &why);
+    if (rc == 0) buf_json(&a->text, "%q", buf_view(&handle));
     buf_free(&handle);
-    return RUNNING;
+    return rc == 0 ? RUNNING : fail(a, RUNNING, &why);
 }
 
 /* On the net thread. */
@@ -168,12 +152,13 @@ static void http_done(void *ctx, bool ok, struct str json) {
     enqueue(a);
 }
 
-/* Once parked another thread may have the attempt at any time: it is not touched again. http_done() comes from the net
+/* Once parked another thread may have the attempt at any time: it is not touched again. http_ended() comes from the net
  * thread, without a lock of net's, so the pool's may be held here. */
 static enum phase park(struct activity *a, const struct net_request *r) {
     struct activity_pool *p = a->pool;
     pthread_mutex_lock(&p->mutex);
-    move(a, PARKED);
+    TAILQ_INSERT_TAIL(&p->parked, a, link);
+    a->parked = true;
     a->net_id = net_send(p->net, r);
     if (atomic_load(&a->cancelled) || atomic_load(&p->stopping)) net_cancel(p->net, a->net_id);
     pthread_mutex_unlock(&p->mutex);
@@ -185,19 +170,20 @@ static enum phase op_http(struct activity *a, yyjson_val *v) {
     struct buf key = {0};
     yyjson_val *body = yyjson_obj_get(v, "body");
     bool json = body && !yyjson_is_null(body) && !yyjson_is_str(body);
-    int64_t left = a->spec.deadline_mono_ms - mono_ms(a), timeout = json_int(v, "timeoutMs", left);
+    int64_t left = a->deadline - mono_ms(a), timeout = json_int(v, "timeoutMs", left);
     if (timeout <= 0 || timeout > left) timeout = left > 0 ? left : 1;
     if (json) json_write(body, &a->text);
-    buf_json(&key, "%j-%u", a->spec.key, (uint64_t)++a->https);
+    a->https = SABOTAGE("key not from position") ? (uint32_t)mono_ms(a) : a->https + 1;
+    buf_json(&key, "%j-%u", a->key, (uint64_t)a->https);
     struct net_request request = {
-        .policy = a->spec.policy,
+        .policy = a->policy,
         .method = json_str(v, "method"),
         .url = json_str(v, "url"),
         .headers = yyjson_obj_get(v, "headers"),
         .body = json ? buf_view(&a->text) : json_str(v, "body"),
         .body_json = json,
         .idempotency_key = buf_view(&key),
-        .traceparent = a->spec.traceparent,
+        .traceparent = a->traceparent,
         .timeout_ms = timeout,
         .ctx = a,
         .done = http_done,
@@ -234,11 +220,12 @@ static enum phase (*const op_functions[])(struct activity *a, yyjson_val *v) = {
 };
 
 /* The argument is not JSON: an ending fails the attempt, any other op is refused. */
-static enum phase bad_argument(struct activity *a, bool ending, struct str arg, const struct error *why) {
+static enum phase bad_argument(struct activity *a, bool ending, struct str arg, const struct error *invalid) {
+    struct error why;
     int n = (int)(arg.n < FIRST_BYTES ? arg.n : FIRST_BYTES);
-    error_set(&a->error, ending ? LOOM_E_INVALID_OUTPUT : LOOM_E_INVALID_ARGUMENT, "%.*s: %s: %.*s",
-              (int)a->spec.name.n, a->spec.name.p, why->message, n, arg.p);
-    return ending ? ENDED : RUNNING;
+    error_set(&why, ending ? LOOM_E_INVALID_OUTPUT : LOOM_E_INVALID_ARGUMENT, "%.*s: %s: %.*s", (int)a->name.n,
+              a->name.p, invalid->message, n, arg.p);
+    return fail(a, ending ? ENDED : RUNNING, &why);
 }
 
 static enum phase run_op(struct activity *a) {
@@ -248,146 +235,117 @@ static enum phase run_op(struct activity *a) {
     exec_op(a->exec, &name, &arg);
     while (activity_ops[i].name && !str_is(name, activity_ops[i].name)) i++;
     if (!activity_ops[i].name) {
-        error_set(&a->error, LOOM_E_UNKNOWN_OP, "activities have no op \"%.*s\"", (int)name.n, name.p);
-        return ENDED;
+        error_set(&why, LOOM_E_UNKNOWN_OP, "activities have no op \"%.*s\"", (int)name.n, name.p);
+        return fail(a, ENDED, &why);
     }
-    buf_clear(&a->text);
     bool ending = op_functions[i] == op_return || op_functions[i] == op_fail;
     yyjson_doc *doc = json_parse(arg, &why);
     enum phase next = doc ? op_functions[i](a, yyjson_doc_get_root(doc)) : bad_argument(a, ending, arg, &why);
     yyjson_doc_free(doc);
-    if (next != RUNNING) return next;
-    bool ok = !a->error.code[0];
-    if (!ok) error_json(&a->error, &a->text);
-    exec_answer(a->exec, ok, buf_view(&a->text));
-    a->error.code[0] = '\0';
-    return RUNNING;
+    if (next == RUNNING) exec_answer(a->exec, a->ok, buf_view(&a->text));
+    return next;
 }
 
 /* ---- instances that serve again ---- */
 
-static void discard(struct activity *a) {
-    if (!a) return;
-    exec_free(a->exec);
-    exec_module_unref(a->spec.module);
-    buf_free(&a->result);
-    buf_free(&a->text);
-    free(a);
-}
-
-/* Takes the instance of one that lies idle: same module, limits and namespace, which a->text holds there. */
-static void take_idle(struct activity *a) {
+/* Takes the one of the attempt's kind that has lain for the shortest time. */
+static struct exec *take_idle(struct activity *a) {
     struct activity_pool *p = a->pool;
-    const struct activity_spec *mine = &a->spec;
+    struct exec *found = NULL;
     pthread_mutex_lock(&p->mutex);
-    struct activity *i = TAILQ_LAST(&p->in[IDLE], list);
-    while (i && (i->spec.module != mine->module || !str_eq(buf_view(&i->text), mine->ns) ||
-                 memcmp(&i->spec.limits, &mine->limits, sizeof mine->limits) != 0)) {
-        i = TAILQ_PREV(i, list, link);
-    }
-    if (i) {
-        move(i, RUNNING);
-        a->exec = i->exec;
-        i->exec = NULL;
+    for (unsigned i = p->idle_count; i-- > 0 && !found;) {
+        struct idle *at = &p->idle[i];
+        if (at->module != a->module || at->reuse != a->reuse) continue;
+        found = at->exec;
+        memmove(at, at + 1, (--p->idle_count - i) * sizeof *at);
     }
     pthread_mutex_unlock(&p->mutex);
-    discard(i);
+    return found;
 }
 
 /* The oldest makes room. */
 static void lie_idle(struct activity *a) {
     struct activity_pool *p = a->pool;
-    buf_clear(&a->text);
-    buf_str(&a->text, a->spec.ns);
+    struct exec *oldest = NULL;
     pthread_mutex_lock(&p->mutex);
-    move(a, IDLE);
-    struct activity *oldest = p->idle > IDLE_MAX ? TAILQ_FIRST(&p->in[IDLE]) : NULL;
-    if (oldest) move(oldest, RUNNING);
+    p->idle[p->idle_count++] = (struct idle){a->exec, a->module, a->reuse};
+    if (p->idle_count > IDLE_MAX) {
+        oldest = p->idle[0].exec;
+        memmove(p->idle, p->idle + 1, --p->idle_count * sizeof *p->idle);
+    }
     pthread_mutex_unlock(&p->mutex);
-    discard(oldest);
+    exec_free(oldest);
 }
 
 /* ---- running ---- */
 
-/* Whether the attempt must end although its guest could go on; a->error says why. */
-static bool is_over(struct activity *a) {
-    if (atomic_load(&a->pool->stopping))
-        fail(a, ENDED, LOOM_E_INTERRUPTED, "the worker is shutting down");
-    else if (mono_ms(a) >= a->spec.deadline_mono_ms)
-        fail(a, ENDED, LOOM_E_TIMEOUT, "it took longer than its limit");
-    return a->error.code[0];
-}
-
 /* An instance for the attempt; while all are in use it stays queued. */
 static enum phase get_instance(struct activity *a) {
+    struct error why;
     if (a->starved) a->pool->env->pause(1000);
-    if (a->spec.reuse) take_idle(a);
-    if (!a->exec) a->exec = exec_new(a->spec.module, a->spec.limits, &a->error);
-    a->starved = !a->exec && !strcmp(a->error.code, "busy");
-    if (a->starved) a->error.code[0] = '\0';
-    return a->exec ? RUNNING : a->starved ? QUEUED : ENDED;
+    if (a->reuse) a->exec = take_idle(a);
+    if (!a->exec) a->exec = exec_new(a->module, (struct exec_limits){.memory_mb = a->memory_mb}, &why);
+    a->starved = !a->exec && strcmp(why.code, "busy") == 0;
+    return a->exec ? RUNNING : a->starved ? QUEUED : fail(a, ENDED, &why);
 }
 
 static enum phase step(struct activity *a) {
-    switch (exec_run(a->exec)) {
+    struct error why;
+    if (!a->exec) return get_instance(a);
+    enum exec_state state = exec_run(a->exec);
+    a->ok = true;
+    buf_clear(&a->text);
+    switch (state) {
     case EXEC_OP: return run_op(a);
     case EXEC_SLICE: return QUEUED;
-    case EXEC_END: return ENDED;
+    case EXEC_END: buf_str(&a->text, STR("null")); return ENDED;
     case EXEC_TRAP: break;
     }
-    exec_trap(a->exec, &a->error);
-    return ENDED;
+    exec_trap(a->exec, &why);
+    return fail(a, ENDED, &why);
 }
 
 /* Until the attempt ends, is parked, or has had its share of the thread. */
 static enum phase go(struct activity *a) {
     int64_t start = mono_ms(a);
-    enum phase next = a->told ? ENDED : RUNNING;
+    if (!a->deadline) a->deadline = start + a->time_ms;
+    if (a->told) return ENDED;
     a->told = atomic_load(&a->cancelled);
-    while (next == RUNNING) {
-        if (is_over(a)) return ENDED;
-        if (mono_ms(a) - start >= FAIR_MS) return QUEUED;
-        next = a->exec ? step(a) : get_instance(a);
+    for (int64_t now = start;; now = mono_ms(a)) {
+        if (atomic_load(&a->pool->stopping)) return refuse(a, ENDED, LOOM_E_INTERRUPTED, "the worker is shutting down");
+        if (now >= a->deadline) return refuse(a, ENDED, LOOM_E_TIMEOUT, "it took longer than its limit");
+        if (now - start >= FAIR_MS) return QUEUED;
+        enum phase next = step(a);
+        if (next != RUNNING) return next; /* once parked it is not touched again */
     }
-    return next;
 }
 
-static void finish(struct activity *a) {
-    struct activity_pool *p = a->pool;
-    struct activity_spec spec = a->spec;
-    if (atomic_load(&a->cancelled)) fail(a, ENDED, LOOM_E_CANCELLED, "it was cancelled");
-    struct buf result = a->result;
-    struct error error = a->error;
-    a->result = (struct buf){0};
-    if (spec.reuse && a->exec && exec_again(a->exec))
+/* One go, and what follows from it; true: it has ended. One that is parked or queued is another thread's by now. */
+static bool run(struct activity *a) {
+    enum phase next = go(a);
+    if (next == QUEUED) enqueue(a);
+    if (next != ENDED) return false;
+    if (atomic_load(&a->cancelled)) refuse(a, ENDED, LOOM_E_CANCELLED, "it was cancelled");
+    if (a->reuse && a->exec && exec_again(a->exec))
         lie_idle(a);
     else
-        discard(a);
-    struct str json = result.n ? buf_view(&result) : STR("null");
-    spec.done(spec.ctx, error.code[0] ? STR_NONE : json, error.code[0] ? &error : NULL);
-    buf_free(&result);
-    pthread_mutex_lock(&p->mutex);
-    if (!--p->live && atomic_load(&p->stopping)) pthread_cond_broadcast(&p->wake);
-    pthread_mutex_unlock(&p->mutex);
-}
-
-/* One go, and what follows from it; one that is parked may be another thread's by now. */
-static enum phase run(struct activity *a) {
-    enum phase next = go(a);
-    if (next == ENDED) finish(a);
-    if (next == QUEUED) enqueue(a);
-    return next;
+        exec_free(a->exec);
+    return true;
 }
 
 bool activity_step(struct activity_pool *p, bool wait) {
     struct activity *a;
     pthread_mutex_lock(&p->mutex);
-    while (!(a = TAILQ_FIRST(&p->in[QUEUED])) && wait && !(atomic_load(&p->stopping) && !p->live))
+    while (!(a = TAILQ_FIRST(&p->queued)) && wait && !(atomic_load(&p->stopping) && TAILQ_EMPTY(&p->parked)))
         pthread_cond_wait(&p->wake, &p->mutex);
-    if (a) move(a, RUNNING);
+    if (a)
+        TAILQ_REMOVE(&p->queued, a, link);
+    else
+        pthread_cond_signal(&p->wake); /* the next thread may end, too */
     pthread_mutex_unlock(&p->mutex);
-    if (a) run(a);
-    return a;
+    if (!a) return false;
+    if (run(a)) a->ended(a);
+    return true;
 }
 
 static void *thread_main(void *arg) {
@@ -401,7 +359,8 @@ struct activity_pool *activity_pool_new(struct env *env, struct net_client *net,
     p->net = net;
     if (!threads) threads = (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
     p->threads = mem_alloc(threads * sizeof *p->threads);
-    for (int i = 0; i < ENDED; i++) TAILQ_INIT(&p->in[i]);
+    TAILQ_INIT(&p->queued);
+    TAILQ_INIT(&p->parked);
     pthread_mutex_init(&p->mutex, NULL);
     pthread_cond_init(&p->wake, NULL);
     while (p->thread_count < threads && env->thread(env, &p->threads[p->thread_count], thread_main, p))
@@ -415,41 +374,28 @@ void activity_pool_free(struct activity_pool *p) {
     if (!p) return;
     pthread_mutex_lock(&p->mutex);
     atomic_store(&p->stopping, true);
-    for (a = TAILQ_FIRST(&p->in[PARKED]); a; a = TAILQ_NEXT(a, link)) net_cancel(p->net, a->net_id);
-    pthread_cond_broadcast(&p->wake);
+    TAILQ_FOREACH(a, &p->parked, link) net_cancel(p->net, a->net_id);
+    pthread_cond_signal(&p->wake);
     pthread_mutex_unlock(&p->mutex);
-    while (!p->thread_count && p->live) {
-        net_step(p->net);
-        activity_step(p, false);
-    }
+    while (!p->thread_count && (activity_step(p, false) || !TAILQ_EMPTY(&p->parked))) net_step(p->net);
     for (unsigned i = 0; i < p->thread_count; i++) pthread_join(p->threads[i], NULL);
-    for (struct activity *i = TAILQ_FIRST(&p->in[IDLE]); i; i = a) {
-        a = TAILQ_NEXT(i, link);
-        discard(i);
-    }
+    for (unsigned i = 0; i < p->idle_count; i++) exec_free(p->idle[i].exec);
     pthread_mutex_destroy(&p->mutex);
     pthread_cond_destroy(&p->wake);
     free(p->threads);
     free(p);
 }
 
-struct activity *activity_start(struct activity_pool *p, const struct activity_spec *spec, bool inline_slice) {
-    struct activity *a = mem_alloc(sizeof *a);
+bool activity_start(struct activity_pool *p, struct activity *a, bool here) {
     a->pool = p;
-    a->spec = *spec;
-    a->random = spec->seed;
-    exec_module_ref(spec->module);
-    pthread_mutex_lock(&p->mutex);
-    p->live++;
-    if (!inline_slice) move(a, QUEUED);
-    pthread_mutex_unlock(&p->mutex);
-    return inline_slice && run(a) == ENDED ? NULL : a;
+    if (here) return run(a);
+    enqueue(a);
+    return false;
 }
 
-void activity_cancel(struct activity *a) {
-    struct activity_pool *p = a->pool;
+void activity_cancel(struct activity_pool *p, struct activity *a) {
     pthread_mutex_lock(&p->mutex);
     atomic_store(&a->cancelled, true);
-    if (a->phase == PARKED) net_cancel(p->net, a->net_id);
+    if (a->parked) net_cancel(p->net, a->net_id);
     pthread_mutex_unlock(&p->mutex);
 }

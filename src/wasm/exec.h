@@ -8,6 +8,8 @@
 #define LOOM_EXEC_H
 
 #include "base/base.h"
+#include <stdatomic.h>
+#include <sys/queue.h>
 
 struct exec_engine; /* Wasmtime's engine, linker and pool: one per process, shared by all threads */
 struct exec_module; /* compiled and pre-instantiated program, reference-counted */
@@ -69,36 +71,44 @@ size_t exec_bytes(const struct exec *x); /* resident memory, estimated: stack an
 /* ---- activities: stateless guests that run off the loop ---- */
 struct net_client;
 struct activity_pool;
-struct activity;
 
-/* What an attempt may do and how to tell its end. All str and pointers stay valid until done() (the pool copies none). */
-struct activity_spec {
-    struct exec_module *module; /* the attempt takes its own reference */
-    struct exec_limits limits;
-    int64_t deadline_mono_ms; /* end of this attempt's time (env's monotonic clock) */
-    struct str key;           /* idempotency key of the activity: equal in all attempts */
-    struct str ns, name, correlation, traceparent;
-    struct str input;                /* JSON text */
-    const struct net_policy *policy; /* network, mail and secrets it may use; NULL: none (a pure activity) */
-    uint64_t seed;                   /* of its random */
-    bool reuse;                      /* the instance may serve further attempts of the same module and namespace */
-    void *ctx;
-    /* The end, on any thread: result JSON when error is NULL. The activity is freed when it returns: who may cancel it
-     * forgets it in here, under the lock under which it cancels. */
-    void (*done)(void *ctx, struct str result, const struct error *error);
-    /* Log line or progress details of the guest, on any thread (level 0: progress). May be NULL. */
-    void (*note)(void *ctx, int level, struct str json);
+/* One attempt, from its start to its end: one struct, its owner's. Who starts it fills in the first part and lets all of it
+ * live, and what it points to, until it has ended; then `ok` and `text` are what came of it, and he frees text. */
+struct activity {
+    struct exec_module *module;
+    uint32_t memory_mb, time_ms; /* time: of all, from its first instruction to its end, waits included */
+    struct str key;              /* idempotency key of the activity: equal in all attempts */
+    struct str name, actor, correlation, traceparent;
+    struct str input;                  /* JSON text */
+    const struct net_policy *policy;   /* network, mail and secrets it may use; NULL: none (a pure activity) */
+    const void *reuse;                 /* its instance may serve others with this mark and module; NULL: none */
+    void (*ended)(struct activity *a); /* on any thread */
+
+    bool ok;         /* of its last op and, when it has ended, of the attempt */
+    struct buf text; /* the result, or error JSON */
+    atomic_bool cancelled;
+
+    /* activity.c's: */
+    struct activity_pool *pool;
+    struct exec *exec; /* NULL until an instance was free */
+    int64_t deadline;  /* monotonic ms; 0: it has not run yet */
+    uint32_t https;    /* http ops so far */
+    bool told;         /* it has had a go since it was cancelled */
+    bool starved;      /* it found no free instance */
+    bool parked;       /* in the list of those that wait for the network */
+    uint64_t net_id;   /* of its last http op */
+    TAILQ_ENTRY(activity) link;
 };
 /* threads 0: one per core; where env starts none, activity_step is theirs to do. */
 struct activity_pool *activity_pool_new(struct env *env, struct net_client *net, unsigned threads);
 /* Lets one attempt run for its share of a thread. False: none is runnable; wait: until one is, or the pool stops. */
 bool activity_step(struct activity_pool *p, bool wait);
-void activity_pool_free(struct activity_pool *p); /* stops all attempts: done() with `interrupted` */
-/* Starts an attempt. inline_slice: its first slice runs on the caller's thread before this returns, and done() may be
- * called inside; only for specs without a policy. NULL when done() was already called. */
-struct activity *activity_start(struct activity_pool *p, const struct activity_spec *spec, bool inline_slice);
-/* Asks an attempt to stop: heartbeat answers {"cancelled":true}, network requests are cut, done() comes with `cancelled`. */
-void activity_cancel(struct activity *a);
+void activity_pool_free(struct activity_pool *p); /* all attempts end with `interrupted` */
+/* here: its first share runs on the caller's thread. True: it has ended there, and ended() is not called. */
+bool activity_start(struct activity_pool *p, struct activity *a, bool here);
+/* Asks it to stop: heartbeat answers {"cancelled":true}, network requests are cut, it ends with `cancelled`. Nothing but the
+ * flag changes when it has not started yet or has ended. */
+void activity_cancel(struct activity_pool *p, struct activity *a);
 
 /* The ops of activities: rows for the docs; the functions live in activity.c. */
 struct op_doc {
