@@ -351,16 +351,18 @@ enum op_outcome op_await_result(struct op_call *c) {
         return refuse(c);
     }
     struct promise *last = NULL;
-    struct str all = STR("");
+    struct buf all = {0};
     for (size_t i = 0; i < t->await_count; i++) {
         struct promise *p = turn_promise(t, t->await[i]);
         if (p->done_at <= entry && p->done_ms > t->now) t->now = p->done_ms;
         last = p->done_at == entry ? p : last;
-        if (!t->await_any) all = say(c->l, "%j%s%j", all, i ? "," : "[", settled(c, t->await[i]));
+        if (!t->await_any) buf_json(&all, "%s%j", i ? "," : "[", settled(c, t->await[i]));
     }
+    buf_char(&all, ']');
+    struct str list = kept(c->l, &all);
     assert(last && "a settled await has a promise that settled it");
     if (last->kind != PROMISE_SUSPEND)
-        return answer(c, t->await_any ? settled(c, (uint32_t)(last - t->promises) + 1) : say(c->l, "%j]", all));
+        return answer(c, t->await_any ? settled(c, (uint32_t)(last - t->promises) + 1) : list);
     answer(c, say(c->l, "%j", (struct str){last->result, last->result_n}));
     return last->ok ? OP_OK : OP_ERROR;
 }
