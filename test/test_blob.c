@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 struct fixture {
@@ -78,6 +79,7 @@ static void strange_names_are_not_found(void **state) {
                                  "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
                                  "E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855",
                                  "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b8550",
+                                 "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855x",
                                  "../44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b8550"};
     struct buf out = {0};
     struct error err;
@@ -103,6 +105,22 @@ static void damaged_files_are_reported(void **state) {
     buf_free(&out);
 }
 
+/* Goal: a file that cannot be read is an error of the disk, not a damaged blob. */
+static void unreadable_files_are_no_damage(void **state) {
+    struct fixture *f = *state;
+    char hex[65], path[200];
+    struct buf out = {0};
+    struct error err;
+    f->files->ops->put(f->files, STR("precious"), hex, NULL);
+    snprintf(path, sizeof path, "%s/%.2s/%s", f->blobs, hex, hex + 2);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(mkdir(path, 0700), 0);
+    assert_int_equal(f->files->ops->get(f->files, hex, &out, &err), LOOM_E_STORE);
+    assert_non_null(strstr(err.message, "Is a directory"));
+    assert_int_equal(out.n, 0);
+    buf_free(&out);
+}
+
 /* Goal: a folder that cannot be used is named. */
 static void unusable_folders_are_named(void **state) {
     struct fixture *f = *state;
@@ -121,6 +139,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(blobs_come_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(strange_names_are_not_found, set_up, tear_down),
         cmocka_unit_test_setup_teardown(damaged_files_are_reported, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(unreadable_files_are_no_damage, set_up, tear_down),
         cmocka_unit_test_setup_teardown(unusable_folders_are_named, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
