@@ -228,6 +228,8 @@ static void cancelled_and_continued(void **state) {
     expect(l, "cancel", "script/a", NULL, 202, NULL);
     await_answer(&a);
     check(&a, 200, "7");
+    assert_int_equal(entries_of(l, "script/a", "turn_continued"), 1);
+    assert_int_equal(entries_of(l, "script/a", "turn_completed"), 1);
     loom_close(l);
 }
 
@@ -1533,6 +1535,7 @@ static void closing_waits_for_uploads(void **state) {
     char *dir = make_folder();
     struct buf wasm = guest_wat("(module (memory (export \"memory\") 1) (func (export \"run\")))");
     struct answer a = {0};
+    setenv("XDG_CACHE_HOME", dir, 1); /* where nothing is compiled yet */
     struct loom *l = open_at(dir);
     loom_submit(l, &(struct loom_request){.op = "module.put",
                                           .type = text("late"),
@@ -1546,6 +1549,7 @@ static void closing_waits_for_uploads(void **state) {
     l = open_at(dir);
     upload(l, "late", "1", buf_view(&wasm), false);
     loom_close(l);
+    unsetenv("XDG_CACHE_HOME");
     buf_free(&wasm);
     remove_folder(dir);
 }
