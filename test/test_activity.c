@@ -102,6 +102,11 @@ static struct activity *prepare(struct outcome *o, const char *input) {
     return &o->run;
 }
 
+static void start(struct activity_pool *p, struct activity *a) {
+    activity_start(p, a, false);
+    activity_wake(p);
+}
+
 /* On this thread as far as it goes. */
 static bool start_here(struct activity_pool *p, struct activity *a) {
     bool ended = activity_start(p, a, true);
@@ -112,7 +117,7 @@ static bool start_here(struct activity_pool *p, struct activity *a) {
 /* Runs a script to its end, with or without capabilities. */
 static void run_script(struct activity_pool *p, struct outcome *o, const struct net_policy *may, const char *input) {
     prepare(o, input)->policy = may;
-    activity_start(p, &o->run, false);
+    start(p, &o->run);
     wait_for(o);
 }
 
@@ -369,7 +374,7 @@ static struct activity *park(struct activity_pool *p, struct outcome *o, uint32_
     struct activity *a = prepare(o, never_answered);
     a->policy = policy;
     a->time_ms = ms;
-    activity_start(p, a, false);
+    start(p, a);
     return a;
 }
 
@@ -418,12 +423,12 @@ static void cancelling(void **state) {
     wait_for(&parked);
     assert_string_equal(parked.error.code, "cancelled");
     activity_cancel(p, a); /* once more, when it has ended: nothing happens */
-    activity_start(p, prepare(&looping, "[[\"progress\",1],[\"spin\",null]]"), false);
+    start(p, prepare(&looping, "[[\"progress\",1],[\"spin\",null]]"));
     wait_for_note(&looping);
     activity_cancel(p, &looping.run);
     wait_for(&looping);
     assert_string_equal(looping.error.code, "cancelled");
-    activity_start(p, prepare(&beating, "[[\"beat\",null]]"), false);
+    start(p, prepare(&beating, "[[\"beat\",null]]"));
     wait_for_note(&beating);
     activity_cancel(p, &beating.run);
     wait_for(&beating);
@@ -443,7 +448,7 @@ static void shutdown_ends_all(void **state) {
         else if (i % 3 == 1)
             start_here(p, prepare(&o[i], "[[\"spin\",null]]"));
         else
-            activity_start(p, prepare(&o[i], "[[\"spin\",null]]"), false);
+            start(p, prepare(&o[i], "[[\"spin\",null]]"));
     }
     activity_pool_free(p);
     for (int i = 0; i < 60; i++) {
@@ -469,7 +474,7 @@ static void more_attempts_than_slots(void **state) {
         struct activity *a = prepare(&o[i], input);
         a->module = m;
         a->policy = policy;
-        activity_start(p, a, false);
+        start(p, a);
     }
     for (int i = 0; i < 100; i++) wait_for(&o[i]);
     for (int i = 0; i < 100; i++) assert_string_equal(o[i].error.code, "");

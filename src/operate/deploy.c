@@ -109,6 +109,7 @@ static void workflow_put(struct loom *l, const struct loom_request *req, struct 
                                .input = c->doc,
                                .ended = check_ended};
     activity_start(l->pool, &c->run, false);
+    activity_wake(l->pool);
 }
 
 void deploy_definition(struct loom *l, const struct loom_request *req, const char *kind) {

@@ -134,7 +134,7 @@ static void fire(struct loom *l, const struct alarm *alarm) {
         resident_queue(l, r);
     } else if (r->a->turn && r->a->turn->number == turn && r->a->status != ACTOR_PAUSED) {
         if (kind == ALARM_RETRY)
-            attempt_schedule(l, r, promise);
+            attempt_schedule(l, r, promise, NULL);
         else
             deadline_passed(l, r, promise);
     }

@@ -73,7 +73,7 @@ static void attempt_failed(struct loom *l, struct resident *r, uint64_t id, stru
             id, (int64_t)p->attempt + !same, (int64_t)(same ? p->interrupted + 1 : 0), wait ? loom_now(l) + wait : 0,
             error));
     resident_touch(l, r, false);
-    attempt_schedule(l, r, id);
+    attempt_schedule(l, r, id, entry);
 }
 
 /* The batch with its result has committed, or it is applied again. */
@@ -128,23 +128,21 @@ static void attempt_start(struct loom *l, void *ctx, bool go) {
 }
 
 static struct attempt *attempt_new(struct loom *l, struct resident *r, uint64_t id, struct definition *d,
-                                   struct exec_module *code, struct str input) {
+                                   struct str key) {
     yyjson_val *message = turn_message(r->a->turn);
     struct arena mem = {0};
     struct attempt *a = arena_alloc(&mem, sizeof *a);
-    a->run = (struct activity){.module = code,
-                               .memory_mb = d->limits.memory_mb,
+    a->run = (struct activity){.memory_mb = d->limits.memory_mb,
                                .time_ms = d->limits.cpu_ms,
                                .name = d->name,
                                .policy = d->policy,
                                .reuse = d->reuse ? d : NULL,
                                .ended = attempt_ended};
     a->number = turn_promise(r->a->turn, id)->attempt;
-    a->run.key = arena_dup(&mem, activity_key(l, r->a, id));
+    a->run.key = arena_dup(&mem, key);
     a->run.actor = arena_dup(&mem, r->a->full);
     a->run.correlation = arena_dup(&mem, json_str(message, "correlationId"));
     a->run.traceparent = arena_dup(&mem, json_str(message, "traceparent"));
-    a->run.input = SABOTAGE("retry with changed input") && a->number > 1 ? STR("{}") : arena_dup(&mem, input);
     a->item.fn = attempt_done;
     a->l = l;
     a->definition = d;
@@ -155,18 +153,18 @@ static struct attempt *attempt_new(struct loom *l, struct resident *r, uint64_t 
     return a;
 }
 
-void attempt_schedule(struct loom *l, struct resident *r, uint64_t id) {
+void attempt_schedule(struct loom *l, struct resident *r, uint64_t id, yyjson_val *entry) {
     struct promise *p = turn_promise(r->a->turn, id);
+    struct str key = activity_key(l, r->a, id);
     struct error err;
-    if (!p || p->done_at != ENTRY_NEVER || p->kind != PROMISE_ACTIVITY ||
-        map_get(&l->attempts, activity_key(l, r->a, id)))
-        return;
+    if (!p || p->done_at != ENTRY_NEVER || p->kind != PROMISE_ACTIVITY || map_get(&l->attempts, key)) return;
     if (p->due > loom_now(l)) {
         alarm_set(l, p->due, ALARM_RETRY, r->a->full, r->a->turn->number, id, false);
         return;
     }
-    yyjson_val *entry = asked(l, p);
-    struct str input = json_text_of(yyjson_obj_get(entry, "input"), &l->scratch), name = json_str(entry, "name"),
+    if (!entry) entry = asked(l, p);
+    yyjson_val *given = yyjson_obj_get(entry, "input");
+    struct str input = given ? json_text_of(given, &l->scratch) : STR("null"), name = json_str(entry, "name"),
                version = json_str(entry, "version");
     struct definition *d = definition_of(l, r, entry);
     int rc = d ? definition_check(d, true, input, &err)
@@ -178,7 +176,10 @@ void attempt_schedule(struct loom *l, struct resident *r, uint64_t id) {
         promise_done(l, r, id, false, error_text(l, &err));
         return;
     }
-    struct attempt *a = attempt_new(l, r, id, d, code, input);
+    struct attempt *a = attempt_new(l, r, id, d, key);
+    if (SABOTAGE("retry with changed input") && a->number > 1) input = STR("{}");
+    a->run.input = arena_dup(&a->mem, input);
+    a->run.module = code;
     map_put(&l->attempts, a->run.key, a);
     if (d->policy || d->native)
         effect_add(l, attempt_start, a);
@@ -196,7 +197,7 @@ void attempt_recover(struct loom *l, struct resident *r) {
         promise_deadline(l, r, id); /* timers and waits have a row already, but not those of a fork */
         if (p->kind != PROMISE_ACTIVITY || map_get(&l->attempts, activity_key(l, r->a, id))) continue;
         if (p->due > loom_now(l))
-            attempt_schedule(l, r, id);
+            attempt_schedule(l, r, id, NULL);
         else
             attempt_failed(l, r, id, error_text(l, &err));
     }

@@ -192,10 +192,11 @@ bool batch_idle(const struct loom *l) {
 void effects_release(struct loom *l) {
     while (l->effect_count > 0) {
         uint64_t seq = l->effects[l->effect_head].seq, idle = seq == l->open_seq && batch_idle(l);
-        if (seq > l->committed && !idle && !SABOTAGE("ack before sync")) return;
+        if (seq > l->committed && !idle && !SABOTAGE("ack before sync")) break;
         struct effect e = effect_take(l);
         e.release(l, e.ctx, true);
     }
+    activity_wake(l->pool);
 }
 
 /* ---- commit ---- */

@@ -180,7 +180,7 @@ static void begin_deadline(struct op_call *c) {
 
 static void begin_activity(struct op_call *c) {
     begin_deadline(c);
-    attempt_schedule(c->l, c->r, c->id);
+    attempt_schedule(c->l, c->r, c->id, c->value);
 }
 
 static enum op_outcome op_activity(struct op_call *c) {

@@ -342,8 +342,8 @@ int alarms_recover(struct loom *l, struct error *err);
 void alarms_free(struct loom *l);
 
 /* ---- attempt.c: activities ---- */
-void attempt_schedule(struct loom *l, struct resident *r,
-                      uint64_t promise); /* its next attempt, as policy and rule say */
+/* The promise's next attempt, as policy and rule say. entry: what was asked for; NULL: it is read from the journal. */
+void attempt_schedule(struct loom *l, struct resident *r, uint64_t promise, yyjson_val *entry);
 void attempt_recover(struct loom *l,
                      struct resident *r); /* after load: link running attempts, the others were interrupted */
 void attempt_cancel(struct loom *l, const struct resident *r, uint64_t promise);

@@ -76,7 +76,7 @@ static int64_t mono_ms(const struct activity *a) {
 
 static enum phase op_input(struct activity *a, yyjson_val *v) {
     (void)v;
-    return ANSWER("%j", a->input.n ? a->input : STR("null"));
+    return ANSWER("%j", a->input);
 }
 
 static enum phase note(struct activity *a, int level, const char *what, yyjson_val *v) {
@@ -389,8 +389,14 @@ void activity_pool_free(struct activity_pool *p) {
 bool activity_start(struct activity_pool *p, struct activity *a, bool here) {
     a->pool = p;
     if (here) return run(a);
-    enqueue(a);
+    pthread_mutex_lock(&p->mutex);
+    TAILQ_INSERT_TAIL(&p->queued, a, link);
+    pthread_mutex_unlock(&p->mutex);
     return false;
+}
+
+void activity_wake(struct activity_pool *p) {
+    pthread_cond_broadcast(&p->wake);
 }
 
 void activity_cancel(struct activity_pool *p, struct activity *a) {

@@ -104,8 +104,11 @@ struct activity_pool *activity_pool_new(struct env *env, struct net_client *net,
 /* Lets one attempt run for its share of a thread. False: none is runnable; wait: until one is, or the pool stops. */
 bool activity_step(struct activity_pool *p, bool wait);
 void activity_pool_free(struct activity_pool *p); /* all attempts end with `interrupted` */
-/* here: its first share runs on the caller's thread. True: it has ended there, and ended() is not called. */
+/* here: its first share runs on the caller's thread; true: it has ended there, and ended() is not called. Otherwise it waits
+ * for a thread: when all that start together have, activity_wake() wakes those that sleep. (One wake-up for each was most
+ * of an attempt's context switches: the thread woken took the core from the one that had more to start.) */
 bool activity_start(struct activity_pool *p, struct activity *a, bool here);
+void activity_wake(struct activity_pool *p);
 /* Asks it to stop: heartbeat answers {"cancelled":true}, network requests are cut, it ends with `cancelled`. Nothing but the
  * flag changes when it has not started yet or has ended. */
 void activity_cancel(struct activity_pool *p, struct activity *a);
