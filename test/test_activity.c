@@ -16,7 +16,7 @@ static struct exec_engine *engine;
 static struct exec_module *script;
 static struct net_client *net;
 static yyjson_doc *grants; /* what the policy refers to */
-static struct net_policy *policy;
+static yyjson_val *policy;
 
 /* ---- what came of attempts ---- */
 
@@ -115,14 +115,13 @@ static bool start_here(struct activity_pool *p, struct activity *a) {
 }
 
 /* Runs a script to its end, with or without capabilities. */
-static void run_script(struct activity_pool *p, struct outcome *o, const struct net_policy *may, const char *input) {
+static void run_script(struct activity_pool *p, struct outcome *o, yyjson_val *may, const char *input) {
     prepare(o, input)->policy = may;
     start(p, &o->run);
     wait_for(o);
 }
 
-static void expect_result(struct activity_pool *p, const struct net_policy *may, const char *input,
-                          const char *result) {
+static void expect_result(struct activity_pool *p, yyjson_val *may, const char *input, const char *result) {
     struct outcome o;
     run_script(p, &o, may, input);
     if (o.error.code[0]) fail_msg("%s: %s", o.error.code, o.error.message);
@@ -227,7 +226,7 @@ static int open_all(void **state) {
     net = net_client_new(env_system(), yyjson_doc_get_root(config), ".", &err);
     yyjson_doc_free(config);
     grants = json_parse(STR("{\"network\":[\"127.0.0.1\"],\"secrets\":[\"token\"]}"), &err);
-    if (!net || net_policy_new(yyjson_doc_get_root(grants), &policy, &err)) fail_msg("%s", err.message);
+    if (!net || net_policy(yyjson_doc_get_root(grants), &policy, &err)) fail_msg("%s", err.message);
     return 0;
 }
 
@@ -236,7 +235,6 @@ static int close_all(void **state) {
     log_open(-1, LOG_FATAL);
     fclose(log_file);
     net_client_free(net);
-    free(policy);
     yyjson_doc_free(grants);
     exec_module_unref(script);
     exec_engine_free(engine);

@@ -140,15 +140,14 @@ const char *path_in(const char *dir, struct str path, struct arena *a) {
     return (dir && path.p[0] != '/' ? arena_json(a, "%s/%j", dir, path) : arena_dup(a, path)).p;
 }
 
-int net_policy_new(yyjson_val *capabilities, struct net_policy **out, struct error *err) {
+int net_policy(yyjson_val *capabilities, yyjson_val **policy, struct error *err) {
     static const char schema[] = "{'type':'object','properties':{'mail':{'type':'boolean'},"
                                  "'network':{'type':['boolean','array'],'items':" SCHEMA_HOST "},"
                                  "'secrets':{'type':'array','items':{'type':'string','minLength':1}}}}";
-    struct net_policy p = {yyjson_obj_get(capabilities, "network"), yyjson_obj_get(capabilities, "secrets"),
-                           json_bool(capabilities, "mail", false)};
-    bool any = p.mail || yyjson_is_true(p.network) || yyjson_arr_size(p.network) || yyjson_arr_size(p.secrets);
-    *out = NULL;
+    yyjson_val *network = yyjson_obj_get(capabilities, "network"), *secrets = yyjson_obj_get(capabilities, "secrets");
+    bool any = json_bool(capabilities, "mail", false) || yyjson_is_true(network) || yyjson_arr_size(network) ||
+               yyjson_arr_size(secrets);
     int rc = capabilities ? schema_check(schema, capabilities, LOOM_E_INVALID_DOCUMENT, "capabilities", err) : 0;
-    if (!rc && any) *(*out = mem_alloc(sizeof p)) = p;
+    *policy = !rc && any ? capabilities : NULL;
     return rc;
 }

@@ -44,7 +44,7 @@ struct net_client {
     struct arena arena; /* of what loom.json says; immutable */
     yyjson_val *network, *mail;
     const char *ca_file;
-    struct secrets secrets;
+    struct secret *secrets;
     struct destination mail_server;
     CURLM *multi;
     pthread_t thread;
@@ -113,7 +113,7 @@ static int http_aim(struct transfer *t, struct str url) {
     int rc = destination_find(t->client->network, "http", url, &t->arena, &t->to, &t->error);
     if (rc) return rc;
     t->foreign = t->foreign || (from.url.p && (from.tls != t->to.tls || !same_word(from.place, t->to.place)));
-    if (!t->policy || !host_listed(t->policy->network, &t->to))
+    if (!host_listed(yyjson_obj_get(t->policy, "network"), &t->to))
         return REFUSE(t, DENIED, "%.200s is not in the activity's capabilities.network", t->to.place.p);
     return lines_make(t);
 }
@@ -139,7 +139,8 @@ static int http_prepare(struct transfer *t, const struct net_request *r) {
 
 static int mail_prepare(struct transfer *t, const struct net_request *r) {
     struct net_client *c = t->client;
-    if (!t->policy || !t->policy->mail) return REFUSE(t, DENIED, "the activity's capabilities do not include mail");
+    if (!json_bool(t->policy, "mail", false))
+        return REFUSE(t, DENIED, "the activity's capabilities do not include mail");
     if (!c->mail) return REFUSE(t, DENIED, "loom.json names no mail.server (\"smtp://HOST:PORT\")");
     t->to = c->mail_server;
     return mail_compose(t, r->body, json_str(c->mail, "from"), r->idempotency_key, c->env->now_ms(c->env));
@@ -408,7 +409,7 @@ static uint64_t order(struct net_client *c, struct transfer *start, uint64_t id)
 
 uint64_t net_send(struct net_client *c, const struct net_request *r) {
     struct transfer *t = mem_alloc(sizeof *t);
-    *t = (struct transfer){.client = c, .secrets = &c->secrets, .policy = r->policy, .ctx = r->ctx, .done = r->done};
+    *t = (struct transfer){.client = c, .secrets = c->secrets, .policy = r->policy, .ctx = r->ctx, .done = r->done};
     t->easy = curl_easy_init();
     t->deadline = c->env->mono_ms(c->env) + (r->timeout_ms > 0 ? r->timeout_ms : TIMEOUT_MS);
     if (!t->easy) abort(); /* out of memory */
@@ -420,10 +421,9 @@ void net_cancel(struct net_client *c, uint64_t id) {
     if (id) order(c, NULL, id);
 }
 
-int net_secret_handle(struct net_client *c, const struct net_policy *policy, struct str name, struct buf *out,
-                      struct error *err) {
+int net_secret_handle(struct net_client *c, yyjson_val *policy, struct str name, struct buf *out, struct error *err) {
     const struct secret *s;
-    int rc = secret_find(&c->secrets, policy, name, &s, err);
+    int rc = secret_find(c->secrets, policy, name, &s, err);
     if (!rc) buf_json(out, SECRET_HANDLE "%j}}", name);
     return rc;
 }

@@ -8,11 +8,9 @@
 
 #include "base/base.h"
 
-/* Where an activity may go. Immutable once made; shared by its attempts. */
-struct net_policy;
-/* From a definition's "capabilities" {network: true | [hosts], mail: bool, secrets: [names]}; *out NULL when it grants nothing, otherwise
- * free() it; it refers to the capabilities, which must live as long. INVALID_DOCUMENT names the field. */
-int net_policy_new(yyjson_val *capabilities, struct net_policy **out, struct error *err);
+/* Where an activity may go is its policy: the "capabilities" of its definition, {network: true | [hosts], mail: bool,
+ * secrets: [names]}, or NULL when they grant nothing. INVALID_DOCUMENT names the field. */
+int net_policy(yyjson_val *capabilities, yyjson_val **policy, struct error *err);
 
 /* The project's side (loom.json): {network: {allowPrivate: true | [hosts], connectTo: {"HOST:PORT": "HOST:PORT"}, caFile},
  * mail: {server: "smtp://HOST:PORT" or smtps, from}, secrets: {NAME: {env | file, hosts: […], headers: […]}}}.
@@ -29,7 +27,7 @@ bool net_step(struct net_client *c);
 void net_answer(struct net_client *c, uint64_t id, bool ok, struct str json);
 
 struct net_request {
-    const struct net_policy *policy; /* must live until done(); NULL: nothing is allowed */
+    yyjson_val *policy; /* must live until done(); NULL: nothing is allowed */
     struct str method,
         url; /* http, https (method absent: GET); "smtp://": the project's mail server gets the mail that the body
                              * describes: {"from", "to": string or list, "subject", "text", "html"} */
@@ -48,8 +46,7 @@ struct net_request {
 uint64_t net_send(struct net_client *c, const struct net_request *r);
 void net_cancel(struct net_client *c, uint64_t id);
 /* The handle of a secret, or DENIED / NOT_FOUND. */
-int net_secret_handle(struct net_client *c, const struct net_policy *policy, struct str name, struct buf *out,
-                      struct error *err);
+int net_secret_handle(struct net_client *c, yyjson_val *policy, struct str name, struct buf *out, struct error *err);
 
 /* Checks a value against a JSON Schema of ours (' for "); `code`, `what` and the place of the first mistake go to err. */
 int schema_check(const char *schema, yyjson_val *v, int code, const char *what, struct error *err);

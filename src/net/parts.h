@@ -8,11 +8,6 @@
 
 /* ---- destination.c: where a request may go ---- */
 
-struct net_policy { /* parts of the definition */
-    yyjson_val *network, *secrets;
-    bool mail;
-};
-
 enum { REACH_PUBLIC = 1, REACH_PRIVATE = 2 }; /* kinds of addresses */
 
 struct destination {
@@ -50,8 +45,8 @@ const char *path_in(const char *dir, struct str path, struct arena *a);
 
 struct transfer {
     struct net_client *client;
-    const struct secrets *secrets;
-    const struct net_policy *policy;
+    const struct secret *secrets;
+    yyjson_val *policy;
     void *ctx;
     void (*done)(void *ctx, bool ok, struct str json);
     uint64_t id;
@@ -82,14 +77,11 @@ struct secret {
     struct str name, value;
     yyjson_val *hosts, *headers; /* that the value may go to */
 };
-struct secrets {
-    struct secret *items; /* longest value first */
-    size_t count;
-};
 
-int secrets_read(yyjson_val *doc, const char *dir, struct arena *a, struct secrets *out, struct error *err);
+/* Of loom.json: the longest value first, one without a name at the end. */
+int secrets_read(yyjson_val *doc, const char *dir, struct arena *a, struct secret **out, struct error *err);
 /* The secret, if the policy lists it; or DENIED, NOT_FOUND. */
-int secret_find(const struct secrets *s, const struct net_policy *p, struct str name, const struct secret **out,
+int secret_find(const struct secret *all, yyjson_val *policy, struct str name, const struct secret **out,
                 struct error *err);
 bool secret_mentioned(struct str text);
 /* A header's line with values for its handles. DENIED names the secret and what it may not go to. A value that goes out

@@ -17,14 +17,14 @@ bool secret_mentioned(struct str text) {
     return text.n && memmem(text.p, text.n, SECRET_HANDLE, sizeof SECRET_HANDLE - 1);
 }
 
-int secret_find(const struct secrets *all, const struct net_policy *p, struct str name, const struct secret **out,
+int secret_find(const struct secret *all, yyjson_val *policy, struct str name, const struct secret **out,
                 struct error *err) {
     bool granted = false;
     size_t i, n;
     yyjson_val *v;
-    yyjson_arr_foreach(p ? p->secrets : NULL, i, n, v) granted = granted || yyjson_equals_strn(v, name.p, name.n);
-    for (i = 0; granted && i < all->count; i++) {
-        *out = &all->items[i];
+    yyjson_arr_foreach(yyjson_obj_get(policy, "secrets"), i, n, v)
+        granted = granted || yyjson_equals_strn(v, name.p, name.n);
+    for (*out = all; granted && (*out)->name.p; (*out)++) {
         if (str_eq((*out)->name, name)) return 0;
     }
     return error_set(err, granted ? LOOM_E_NOT_FOUND : LOOM_E_DENIED, "secret %.*s is not in %s",
@@ -80,9 +80,8 @@ static struct str replaced(struct arena *a, struct str text, struct str value, s
 }
 
 struct str secrets_redact(struct transfer *t, struct str text) {
-    for (size_t i = 0; i < t->secrets->count && !SABOTAGE("secret journaled"); i++) {
-        const struct secret *s;
-        if (secret_find(t->secrets, t->policy, t->secrets->items[i].name, &s, NULL)) continue;
+    for (const struct secret *s = t->secrets, *found; s->name.p && !SABOTAGE("secret journaled"); s++) {
+        if (secret_find(t->secrets, t->policy, s->name, &found, NULL)) continue;
         struct str handle = arena_json(&t->arena, SECRET_HANDLE "%j}}", s->name);
         struct str quoted = arena_json(&t->arena, "%q", s->value);
         text = replaced(&t->arena, text, (struct str){quoted.p + 1, quoted.n - 2}, handle);
@@ -113,17 +112,17 @@ static int longer_first(const void *a, const void *b) {
     return (x->value.n < y->value.n) - (x->value.n > y->value.n);
 }
 
-int secrets_read(yyjson_val *doc, const char *dir, struct arena *a, struct secrets *out, struct error *err) {
+int secrets_read(yyjson_val *doc, const char *dir, struct arena *a, struct secret **out, struct error *err) {
     size_t i, n;
     yyjson_val *name, *v, *usual = json_in(a, STR("[\"authorization\",\"x-api-key\",\"api-key\"]"));
-    out->items = arena_alloc(a, (yyjson_obj_size(doc) + 1) * sizeof *out->items);
+    *out = arena_alloc(a, (yyjson_obj_size(doc) + 1) * sizeof **out);
     yyjson_obj_foreach(doc, i, n, name, v) {
-        struct secret *s = &out->items[out->count++];
+        struct secret *s = &(*out)[i];
         yyjson_val *headers = yyjson_obj_get(v, "headers");
         *s = (struct secret){str_in(name), STR_NONE, yyjson_obj_get(v, "hosts"), headers ? headers : usual};
         int rc = value_read(v, dir, a, s, err);
         if (rc) return rc;
     }
-    qsort(out->items, out->count, sizeof *out->items, longer_first);
+    qsort(*out, yyjson_obj_size(doc), sizeof **out, longer_first);
     return 0;
 }

@@ -40,8 +40,7 @@ static int read_schema(struct definition *d, const char *field, struct loom_sche
 
 static int read_definition(struct definition *d, bool activity, struct error *err) {
     static const struct retry_policy once = {1, 200, 30000};
-    yyjson_val *retry = yyjson_obj_get(d->doc, "retryPolicy"), *can = yyjson_obj_get(d->doc, "capabilities"),
-               *limits = yyjson_obj_get(d->doc, "limits");
+    yyjson_val *retry = yyjson_obj_get(d->doc, "retryPolicy"), *limits = yyjson_obj_get(d->doc, "limits");
     d->limits = (struct exec_limits){(uint32_t)json_int(limits, "maxMemoryMB", 64),
                                      (uint32_t)json_int(limits, "maxExecutionMs", activity ? 30000 : 10000)};
     d->retry = activity ? retry_default : once;
@@ -51,14 +50,13 @@ static int read_definition(struct definition *d, bool activity, struct error *er
     if (rc == 0) rc = read_schema(d, "inputSchema", &d->input, err);
     if (rc == 0) rc = read_schema(d, "outputSchema", &d->output, err);
     if (rc == 0 && retry) rc = retry_policy_read(retry, &d->retry, &d->retry, err);
-    return rc == 0 && can ? net_policy_new(can, &d->policy, err) : rc;
+    return rc == 0 ? net_policy(yyjson_obj_get(d->doc, "capabilities"), &d->policy, err) : rc;
 }
 
 static void definition_free(struct definition *d) {
     loom_schema_free(d->input);
     loom_schema_free(d->output);
     exec_module_unref(d->native);
-    free(d->policy);
     struct arena mem = d->mem;
     arena_free(&mem);
 }

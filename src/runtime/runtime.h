@@ -36,7 +36,7 @@ struct definition {
     yyjson_val *doc;
     struct exec_limits limits; /* for an activity cpu_ms is the wall time of an attempt, too */
     struct retry_policy retry; /* actor types: max_attempts 1 unless given */
-    struct net_policy *policy; /* activity: NULL when it is pure */
+    yyjson_val *policy;        /* activity: NULL when it is pure */
     struct loom_schema *input, *output;
     char resolved[65]; /* hash that wasmBlobUrl named when l->modules_put was resolved_at */
     uint64_t resolved_at;

@@ -30,9 +30,7 @@ bool fd_read(int fd, struct buf *out) {
 bool path_read(const char *path, struct buf *out) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     bool whole = fd_read(fd, out);
-    int why = errno;
     if (fd >= 0) close(fd);
-    errno = why;
     return whole;
 }
 

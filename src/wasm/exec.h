@@ -80,7 +80,7 @@ struct activity {
     struct str key;              /* idempotency key of the activity: equal in all attempts */
     struct str name, actor, correlation, traceparent;
     struct str input;                  /* JSON text */
-    const struct net_policy *policy;   /* network, mail and secrets it may use; NULL: none (a pure activity) */
+    yyjson_val *policy;                /* network, mail and secrets it may use; NULL: none (a pure activity) */
     const void *reuse;                 /* its instance may serve others with this mark and module; NULL: none */
     void (*ended)(struct activity *a); /* on any thread */
 
