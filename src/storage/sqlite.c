@@ -11,14 +11,18 @@
  * shard changes nothing. Three connections: the writer's (store thread), the reader's (loop) and the keeper's, which brings
  * the WAL into the file on a thread of its own; in memory they are one. Each has a mutex.
  *
- * What stands beside the file, and what it is for: guard.c.
+ * Beside the file PATH stand files that keep it whole. PATH.lock ("%-10d %s %020llu\n") is flock'ed by the process that it
+ * names. Behind the pid stand the store's id and its last seq, written without sync: a store that knows less is an old
+ * copy. PATH.fsync-failed says that the page cache may differ from the disk; the next open copies what it reads into a
+ * new, synced file, PATH.rewritten, before anything is acknowledged.
  *
  * Not here: retries, caching, any idea of what a row means. A key damaged on disk can make its row absent; verify finds it.
  */
-#include "storage/guard.h"
+#include "storage/storage.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <sqlite3.h>
@@ -26,11 +30,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 /* SQLite's own 1,000 pages checkpoint every few batches when each batch touches a hundred pages; 4,000 (16 MB of WAL)
  * writes a page that changes often once instead of many times, and a recovery still reads it in a tenth of a second. */
 enum { CHECKPOINT_PAGES = 4000, REST_PAGES = 500, WAL_PAGES_MAX = 16000 };
+
+enum { NAME_BYTES = 4096, PID_BYTES = 11 };
 
 static_assert(SQLITE_VERSION_NUMBER >= 3051003, "older versions of SQLite can lose a commit when the WAL is reset");
 
@@ -62,7 +69,7 @@ struct sqlite_store {
     char *path; /* NULL: in memory */
     char id[33];
     uint64_t seq;
-    int64_t seen_at; /* when guard_seen was told; -1: never to be */
+    int64_t seen_at; /* when write_seen wrote; -1: it may not yet */
     int lock_fd;
     atomic_bool sync_failed; /* also of a checkpoint: the next commit says FATAL */
     struct side writer, file_reader, *reader;
@@ -160,8 +167,12 @@ static int sqlite_scan(struct store *base, enum row_kind kind, struct str from, 
 /* What the page cache holds may now differ from the disk: no commit any more, and the next open rewrites the store. */
 static void notice_sync_error(struct sqlite_store *s, int rc) {
     if (rc != SQLITE_IOERR_FSYNC && rc != SQLITE_IOERR_DIR_FSYNC) return;
+    char marker[NAME_BYTES];
     s->sync_failed = true;
-    if (s->path) guard_mark(s->path);
+    if (!s->path) return;
+    snprintf(marker, sizeof marker, "%s.fsync-failed", s->path);
+    close(open(marker, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+    path_sync(marker);
 }
 
 static enum commit_outcome commit_failed(struct sqlite_store *s, int rc, struct error *err) {
@@ -226,7 +237,9 @@ static void write_seen(struct sqlite_store *s, int64_t pause_ms) {
     int64_t now = s->env->mono_ms(s->env);
     if (s->seen_at < 0 || now - s->seen_at < pause_ms) return;
     s->seen_at = now;
-    guard_seen(s->lock_fd, s->id, s->seq);
+    char line[80];
+    int n = snprintf(line, sizeof line, "%s %020llu\n", s->id, (unsigned long long)s->seq);
+    if (pwrite(s->lock_fd, line, (size_t)n, PID_BYTES) != n) return; /* it only helps to notice an old copy */
 }
 
 static enum commit_outcome sqlite_commit(struct store *base, const struct batch *b, struct error *err) {
@@ -267,6 +280,71 @@ static int sqlite_claim(struct store *base, struct str writer, uint64_t *term, u
     if (rc == LOOM_OK && s->path) s->seen_at = 0;
     write_seen(s, 0);
     return rc;
+}
+
+/* ---- what stands beside the file ---- */
+
+/* A process that was killed may hold its lock for a moment longer: we try for two seconds before we refuse. */
+enum { LOCK_TRIES = 40, LOCK_PAUSE_US = 50000 };
+
+static int lock_store(const char *path, struct error *err) {
+    char name[NAME_BYTES], pid[PID_BYTES] = "?";
+    snprintf(name, sizeof name, "%s.lock", path);
+    int fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0600), rc = LOOM_E_STORE;
+    bool locked = false;
+    for (int i = 0; fd >= 0 && !locked && i < LOCK_TRIES; i++) {
+        if (i > 0) usleep(LOCK_PAUSE_US);
+        locked = flock(fd, LOCK_EX | LOCK_NB) == 0;
+    }
+    if (locked && dprintf(fd, "%-*d ", PID_BYTES - 1, (int)getpid()) == PID_BYTES) return fd;
+    if (fd >= 0 && !locked) {
+        if (pread(fd, pid, sizeof pid - 1, 0) > 0) pid[strcspn(pid, " ")] = 0;
+        rc = error_set(err, LOOM_E_CONFLICT, "the store %s is in use by process %s; stop it or use another folder",
+                       path, pid);
+    } else {
+        error_set(err, rc, "cannot write %s: %s", name, strerror(errno));
+    }
+    close(fd);
+    return rc;
+}
+
+/* What can be read, the WAL included, as a new file. The old ones stay as they are: after a power loss they are all there is. */
+static int copy_store(const char *path, const char *fresh, struct error *err) {
+    char part[NAME_BYTES + 8], sql[2 * NAME_BYTES];
+    sqlite3 *db;
+    snprintf(part, sizeof part, "%s.part", fresh);
+    sqlite3_snprintf(sizeof sql, sql, "VACUUM INTO %Q", part);
+    unlink(part);
+    bool read = sqlite3_open(path, &db) == SQLITE_OK;
+    sqlite3_db_config(db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
+    read = read && sqlite3_exec(db, sql, NULL, NULL, NULL) == SQLITE_OK;
+    bool done = read && path_sync(part) && rename(part, fresh) == 0 && folder_sync(fresh);
+    if (!done)
+        error_set(err, LOOM_E_STORE, "cannot rewrite %s after a failed fsync: %s", path,
+                  read ? strerror(errno) : sqlite3_errmsg(db));
+    sqlite3_close(db);
+    return done ? LOOM_OK : LOOM_E_STORE;
+}
+
+/* Once the copy has its name it is the store, and a crash goes on from there. The WAL goes first, so that it never lies
+ * beside a file to which it does not belong. */
+static int rewrite_store(const char *path, const char *marker, struct error *err) {
+    char fresh[NAME_BYTES], wal[NAME_BYTES];
+    snprintf(fresh, sizeof fresh, "%s.rewritten", path);
+    snprintf(wal, sizeof wal, "%s-wal", path);
+    if (access(fresh, F_OK) != 0 && copy_store(path, fresh, err) < 0) return LOOM_E_STORE;
+    bool done = (unlink(wal) == 0 || errno == ENOENT) && folder_sync(path) && rename(fresh, path) == 0 &&
+                folder_sync(path) && unlink(marker) == 0;
+    return done ? LOOM_OK : error_set(err, LOOM_E_STORE, "cannot put %s in its place: %s", fresh, strerror(errno));
+}
+
+static int take_file(const char *path, struct error *err) {
+    char marker[NAME_BYTES];
+    snprintf(marker, sizeof marker, "%s.fsync-failed", path);
+    int lock = lock_store(path, err), rc = LOOM_OK;
+    if (lock >= 0 && access(marker, F_OK) == 0) rc = rewrite_store(path, marker, err);
+    if (rc < 0) close(lock);
+    return rc < 0 ? rc : lock;
 }
 
 /* ---- opening ---- */
@@ -325,13 +403,22 @@ static void close_side(struct side *side) {
     sqlite3_close(side->db);
 }
 
+/* CONFLICT when the store's id and seq are not what was seen here last, or later. */
 static int check_seen(struct sqlite_store *s, bool accept_restored, struct error *err) {
     sqlite3_stmt *q = hold(s->reader, Q_META);
+    char line[80] = "", seen_id[33];
+    unsigned long long seen;
     int rc = sqlite3_step(q) == SQLITE_ROW ? LOOM_OK : read_error(s->reader, err);
     snprintf(s->id, sizeof s->id, "%s", rc == LOOM_OK ? (const char *)sqlite3_column_text(q, 0) : "");
     s->seq = (uint64_t)sqlite3_column_int64(q, 1);
     release(s->reader, q);
-    return rc < 0 || accept_restored ? rc : guard_check(s->lock_fd, s->path, s->id, s->seq, err);
+    bool known = pread(s->lock_fd, line, sizeof line - 1, PID_BYTES) > 0 &&
+                 sscanf(line, "%32s %llu", seen_id, &seen) == 2;
+    if (rc < 0 || accept_restored || !known || (strcmp(seen_id, s->id) == 0 && seen <= s->seq)) return rc;
+    return error_set(err, LOOM_E_CONFLICT,
+                     "the store %s is older than what was seen here, as a restored backup is (it ends at batch %llu, "
+                     "seen was %llu of store %s); if that is meant, start with --accept-restored",
+                     s->path, (unsigned long long)s->seq, seen, seen_id);
 }
 
 static void sqlite_close(struct store *base) {
@@ -357,7 +444,7 @@ struct store *store_sqlite_open(const char *path, struct env *env, bool accept_r
     sem_init(&s->wake, 0, 0);
     s->path = path ? str_dup(str_of(path)) : NULL;
     s->reader = path ? &s->file_reader : &s->writer;
-    int rc = s->lock_fd = path ? guard_open(path, err) : LOOM_OK;
+    int rc = s->lock_fd = path ? take_file(path, err) : LOOM_OK;
     if (rc >= 0) rc = open_side(&s->writer, s->path, err);
     if (rc >= 0 && path) rc = open_side(&s->file_reader, s->path, err);
     if (rc >= 0 && path && !folder_sync(path)) /* SQLite does this too, but does not tell when it fails */
