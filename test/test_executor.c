@@ -43,7 +43,7 @@ static struct exec_module *load_in(struct exec_engine *e, const char *wat) {
 static struct exec *start(const char *wat, struct exec_limits l) {
     struct exec_module *m = load_in(engine, wat);
     struct error err;
-    struct exec *x = exec_new(m, l, &err);
+    struct exec *x = exec_new(m, l, 7, &err);
     assert_non_null(x);
     exec_module_unref(m);
     return x;
@@ -51,7 +51,7 @@ static struct exec *start(const char *wat, struct exec_limits l) {
 
 static enum exec_state run_on(struct exec *x) {
     enum exec_state state;
-    do state = exec_run(x);
+    do state = exec_run(x, 1234);
     while (state == EXEC_SLICE);
     return state;
 }
@@ -72,7 +72,7 @@ static void expect_trap(struct exec *x, const char *code, const char *text) {
     exec_trap(x, &err);
     assert_string_equal(err.code, code);
     if (!strstr(err.message, text)) fail_msg("\"%s\" lacks \"%s\"", err.message, text);
-    assert_int_equal(exec_run(x), EXEC_TRAP);
+    assert_int_equal(exec_run(x, 1234), EXEC_TRAP);
     exec_free(x);
 }
 
@@ -93,7 +93,7 @@ static void op_and_take(void **state) {
                                  " (i32.sub (i32.const -1) (local.get $n)))))"),
                            limits);
     expect_op(x, "one", "{}");
-    assert_int_equal(exec_run(x), EXEC_OP); /* running without an answer changes nothing */
+    assert_int_equal(exec_run(x, 1234), EXEC_OP); /* running without an answer changes nothing */
     exec_answer(x, true, STR("{\"a\":1}"));
     expect_op(x, "two", "{\"a\":1}");
     exec_answer(x, false, STR("{\"code\":\"no\"}"));
@@ -124,6 +124,7 @@ static void ops_before_run(void **state) {
         assert_true(exec_bytes(x) > 0);
         exec_answer(x, true, STR("null"));
         if (i > 1) assert_int_equal(run_on(x), EXEC_END);
+        if (i > 1) assert_true(exec_again(x));
     }
     exec_free(x);
     x = start(GUEST("(func $s (drop (call $op (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)))) (start $s)"
@@ -147,7 +148,7 @@ static void fault_21_bad_pointers(void **state) {
         uint32_t ptr = edges[i / 5 % 5], len = edges[i % 5], args[4] = {0};
         args[i < 25 ? 0 : 2] = ptr;
         args[i < 25 ? 1 : 3] = len;
-        struct exec *x = exec_new(m, limits, NULL);
+        struct exec *x = exec_new(m, limits, 7, NULL);
         expect_op(x, "?", "");
         exec_answer(x, true, (struct str){(const char *)args, sizeof args});
         if ((uint64_t)ptr + len > 65536) {
@@ -201,11 +202,11 @@ static void fault_18_endless_loops(void **state) {
     for (size_t i = 0; i < sizeof loops / sizeof *loops; i++) {
         struct exec *x = start(loops[i], (struct exec_limits){.memory_mb = 1, .cpu_ms = 10});
         int slices = 0;
-        while (exec_run(x) == EXEC_SLICE) {
+        while (exec_run(x, 1234) == EXEC_SLICE) {
             slices++;
             assert_int_equal(run_on(other), EXEC_OP);
-            exec_answer(other, true, STR("null"));
             exec_suspended(other);
+            exec_answer(other, true, STR("null"));
         }
         assert_true(slices >= 4);
         expect_trap(x, "limit_time", "10 ms");
@@ -219,15 +220,15 @@ static void fault_18_loop_around_ops(void **state) {
                             "(i32.const 0) (i32.const 0))) (br $l)))");
     struct exec *x = start(wat, (struct exec_limits){.memory_mb = 1, .cpu_ms = 2});
     enum exec_state s;
-    while ((s = exec_run(x)) != EXEC_TRAP) {
+    while ((s = exec_run(x, 1234)) != EXEC_TRAP) {
         if (s == EXEC_OP) exec_answer(x, true, STR("null"));
     }
     expect_trap(x, "limit_time", "2 ms");
     x = start(wat, (struct exec_limits){.memory_mb = 1, .cpu_ms = 1000});
     for (int i = 0; i < 1000; i++) {
         assert_int_equal(run_on(x), EXEC_OP);
-        exec_answer(x, true, STR("null"));
         exec_suspended(x);
+        exec_answer(x, true, STR("null"));
     }
     exec_free(x);
 }
@@ -244,7 +245,7 @@ static void fault_19_memory_and_table_limits(void **state) {
     exec_free(x);
     x = start("(module (memory (export \"memory\") 100) (func (export \"run\")))",
               (struct exec_limits){.memory_mb = 3});
-    expect_trap(x, "trap", "starts with 6 MB of memory, its limit is 3 MB; raise limits.maxMemoryMB");
+    expect_trap(x, "trap", "minimum size of 100 pages exceeds memory limits; raise limits.maxMemoryMB");
     x = start("(module (memory (export \"memory\") 1) (table $t 1 funcref) (func (export \"run\")"
               "(loop $l (br_if $l (i32.ne (table.grow $t (ref.null func) (i32.const 1000)) (i32.const -1))))))",
               limits);
@@ -276,14 +277,14 @@ static void slots(void **state) {
     struct error err;
     struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 2}, &err);
     struct exec_module *m = load_in(e, pointers);
-    struct exec *a = exec_new(m, limits, &err), *b = exec_new(m, limits, &err);
+    struct exec *a = exec_new(m, limits, 7, &err), *b = exec_new(m, limits, 7, &err);
     assert_non_null(b);
     for (int i = 0; i < 10; i++) {
-        assert_null(exec_new(m, limits, &err));
+        assert_null(exec_new(m, limits, 7, &err));
         assert_string_equal(err.code, "busy");
         if (i % 2) expect_op(a, "?", "");
         exec_free(a);
-        a = exec_new(m, limits, &err);
+        a = exec_new(m, limits, 7, &err);
         assert_non_null(a);
     }
     exec_free(a);
@@ -302,7 +303,7 @@ static void fresh_memory(void **state) {
                       "(global.set $g (i32.const 7)) (i32.store (i32.const 40000) (i32.const 7))"
                       "(i32.store8 (i32.const 10) (i32.const 7)) (i32.store (i32.const 0) (i32.const 7)))"));
     for (int i = 0; i < 200; i++) {
-        struct exec *x = exec_new(m, limits, NULL);
+        struct exec *x = exec_new(m, limits, 7, NULL);
         assert_int_equal(run_on(x), EXEC_END);
         exec_free(x);
     }
@@ -334,7 +335,7 @@ static void between_threads(void **state) {
 
 static void *churn(void *m) {
     for (int i = 0; i < 500; i++) {
-        struct exec *x = exec_new(m, limits, NULL);
+        struct exec *x = exec_new(m, limits, 7, NULL);
         expect_op(x, "?", "");
         if (i % 3) exec_answer(x, true, STR("0000000000000000"));
         if (i % 3) assert_int_equal(run_on(x), EXEC_TRAP);
@@ -378,14 +379,15 @@ static void fault_23_deterministic(void **state) {
                  "(if (i32.ne (i32.load (i32.const 0)) (i32.const 0x7fc00000)) (then unreachable)))"));
     int slices[2] = {0};
     for (int i = 0; i < 2; i++) {
-        struct exec *x = exec_new(m, limits, &err);
-        while (exec_run(x) == EXEC_SLICE) slices[i]++;
-        assert_int_equal(exec_run(x), EXEC_SLICE); /* begun anew: it had ended well */
+        struct exec *x = exec_new(m, limits, 7, &err);
+        while (exec_run(x, 1234) == EXEC_SLICE) slices[i]++;
+        assert_true(exec_again(x)); /* it had ended well */
+        assert_int_equal(exec_run(x, 1234), EXEC_SLICE);
         exec_free(x);
     }
     assert_int_equal(slices[0], slices[1]);
     assert_in_range(slices[0], 10, 100);
-    struct exec *x = exec_new(m, (struct exec_limits){.cpu_ms = 4}, &err);
+    struct exec *x = exec_new(m, (struct exec_limits){.cpu_ms = 4}, 7, &err);
     expect_trap(x, "limit_time", "4 ms");
     exec_module_unref(m);
     exec_engine_free(e);
@@ -407,14 +409,14 @@ static unsigned long wakes(void) {
 static void idle_engine_sleeps(void **state) {
     (void)state; /* Some time after the last guest ran nothing ticks any more; the next guest is sliced all the same. */
     struct exec *x = start(GUEST("(func (export \"run\") (loop $l (br $l)))"), limits);
-    assert_int_equal(exec_run(x), EXEC_SLICE);
+    assert_int_equal(exec_run(x, 1234), EXEC_SLICE);
     unsigned long before, after = 0;
     do {
         before = after;
         usleep(100000);
         after = wakes();
     } while (after != before);
-    assert_int_equal(exec_run(x), EXEC_SLICE);
+    assert_int_equal(exec_run(x, 1234), EXEC_SLICE);
     exec_free(x);
 }
 
@@ -470,7 +472,7 @@ static void fault_22_mangled_modules(void **state) {
         buf_clear(&artefact);
         if (!exec_compile(engine, buf_view(&wasm), &artefact, NULL)) {
             assert_int_equal(exec_module_load(engine, buf_view(&artefact), &m, NULL), 0);
-            struct exec *x = exec_new(m, (struct exec_limits){.memory_mb = 1, .cpu_ms = 4}, NULL);
+            struct exec *x = exec_new(m, (struct exec_limits){.memory_mb = 1, .cpu_ms = 4}, 7, NULL);
             run_on(x);
             exec_free(x);
             exec_module_unref(m);
@@ -570,31 +572,69 @@ static void output_keeps_the_result(void **state) {
 }
 
 static void wasi_clock_and_random(void **state) {
-    (void)state; /* Clock and randomness are the ops `now` and `random`. */
+    (void)
+        state; /* The clock is what exec_run() was told, randomness follows from the seed alone; too much is refused. */
+    char seen[3][600];
+    struct exec_module *m = load_in(
+        engine,
+        "(module " IMPORTS WASI("clock_time_get", "(param i32 i64 i32) (result i32)") WASI(
+            "random_get",
+            "(param i32 i32) (result i32)") "(memory (export \"memory\") 2)"
+                                            "(func (export \"run\")"
+                                            "(if (call $clock_time_get (i32.const 0) (i64.const 1) (i32.const 8)) "
+                                            "(then unreachable))"
+                                            "(if (i64.ne (i64.load (i32.const 8)) (i64.const 1234000000)) (then "
+                                            "unreachable))"
+                                            "(if (call $random_get (i32.const 16) (i32.const 300)) (then unreachable))"
+                                            "(if (call $random_get (i32.const 316) (i32.const 300)) (then unreachable))"
+                                            "(if (i32.ne (call $random_get (i32.const 0) (i32.const 65537)) (i32.const "
+                                            "28)) (then unreachable))"
+                                            "(drop (call $op (i32.const 0) (i32.const 0) (i32.const 16) (i32.const "
+                                            "600)))))");
+    for (int i = 0; i < 3; i++) {
+        struct str name, arg;
+        struct exec *x = exec_new(m, limits, i == 2 ? 8 : 7, NULL);
+        if (run_on(x) != EXEC_OP) expect_trap(x, "", "");
+        exec_op(x, &name, &arg);
+        memcpy(seen[i], arg.p, sizeof *seen);
+        exec_free(x);
+    }
+    assert_memory_equal(seen[0], seen[1], sizeof *seen);
+    assert_memory_not_equal(seen[0], seen[2], 300);
+    assert_memory_not_equal(seen[0], seen[0] + 300, 300);
+    exec_module_unref(m);
+}
+
+static void wasi_much_output(void **state) {
+    (void)
+        state; /* A line beyond 64 KB is cut; a guest that only prints is logged as it goes, before it ends or traps. */
     struct exec *x = start(
-        "(module " WASI("clock_time_get", "(param i32 i64 i32) (result i32)")
-            WASI("random_get", "(param i32 i32) (result i32)") MEMORY
-        "(func (export \"run\")"
-        "(if (call $clock_time_get (i32.const 0) (i64.const 1) (i32.const 8)) (then unreachable))"
-        "(if (i64.ne (i64.load (i32.const 8)) (i64.const 1234000000)) (then unreachable))"
-        "(if (call $random_get (i32.const 16) (i32.const 257)) (then unreachable))"
-        "(if (i32.ne (i32.load (i32.const 16)) (i32.const 0xabababab)) (then unreachable))"
-        "(if (i32.ne (i32.load (i32.const 272)) (i32.const 0xcd)) (then unreachable))"
-        "(if (i32.ne (call $random_get (i32.const 16) (i32.const 1)) (i32.const 29)) (then unreachable))))",
+        "(module " WASI(
+            "fd_write",
+            "(param i32 i32 i32 i32) (result i32)") "(memory (export \"memory\") 3)"
+                                                    "(data (i32.const 0) \"\\40\\00\\00\\00\\00\\00\\02\\00\") (func "
+                                                    "(export \"run\") (local $left i32)"
+                                                    "(memory.fill (i32.const 64) (i32.const 120) (i32.const 0x20000)) "
+                                                    "(local.set $left (i32.const 9))"
+                                                    "(loop $l (drop (call $fd_write (i32.const 1) (i32.const 0) "
+                                                    "(i32.const 1) (i32.const 32)))"
+                                                    "(if (i32.gt_u (i32.load (i32.const 32)) (i32.const 0x10000)) "
+                                                    "(then unreachable))"
+                                                    "(br_if $l (local.tee $left (i32.sub (local.get $left) (i32.const "
+                                                    "1)))))"
+                                                    "(i32.store (i32.const 4) (i32.const 1))"
+                                                    "(drop (call $fd_write (i32.const 2) (i32.const 0) (i32.const 1) "
+                                                    "(i32.const 32))) unreachable))",
         limits);
-    expect_op(x, "now", "null");
-    exec_answer(x, true, STR("1234"));
-    expect_op(x, "random", "256");
-    char hex[515] = "\"";
-    for (int i = 0; i < 256; i++) memcpy(hex + 1 + 2 * i, "ab", 2);
-    hex[513] = '"';
-    exec_answer(x, true, (struct str){hex, 514});
-    expect_op(x, "random", "1");
-    exec_answer(x, true, STR("\"cd\""));
-    expect_op(x, "random", "1");
-    exec_answer(x, false, STR("{}"));
-    if (run_on(x) != EXEC_END) expect_trap(x, "", "");
-    exec_free(x);
+    for (int i = 0; i < 10; i++) {
+        struct str name, arg;
+        assert_int_equal(run_on(x), EXEC_OP);
+        exec_op(x, &name, &arg);
+        assert_true(str_eq(name, STR("log")));
+        assert_int_equal(arg.n, i < 9 ? 65536 + 25 : 1 + 26);
+        exec_answer(x, true, STR("null"));
+    }
+    expect_trap(x, "trap", "unreachable");
 }
 
 static void wasi_exit(void **state) {
@@ -664,7 +704,7 @@ static void native(void **state) {
     (void)state; /* A native guest asks like a WASM one, on any thread, and may be dropped wherever it waits. */
     struct exec_module *m = exec_module_native(native_guest);
     for (int stop = 0; stop < 4; stop++) {
-        struct exec *x = exec_new(m, limits, NULL);
+        struct exec *x = exec_new(m, limits, 7, NULL);
         pthread_t t;
         expect_op(x, "ask", "null");
         exec_answer(x, true, STR("\"hi\""));
@@ -709,6 +749,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(wasi_output),
         cmocka_unit_test(output_keeps_the_result),
         cmocka_unit_test(wasi_clock_and_random),
+        cmocka_unit_test(wasi_much_output),
         cmocka_unit_test(wasi_exit),
         cmocka_unit_test(wasi_nothing),
         cmocka_unit_test(assemblyscript_abort),

@@ -74,10 +74,10 @@ static int instantiate(struct loom *l, struct resident *r, struct error *err) {
                          r->a->id);
     struct exec_module *code = definition_module(l, r->definition, json_str(started, "moduleHash"), NULL, err);
     if (!code) return LOOM_E_NOT_FOUND;
-    r->exec = exec_new(code, lim, err);
+    r->exec = exec_new(code, lim, t->seed[0], err);
     if (!r->exec && strcmp(err->code, "busy") == 0) {
         residents_evict(l, 16);
-        r->exec = exec_new(code, lim, err);
+        r->exec = exec_new(code, lim, t->seed[0], err);
     }
     exec_module_unref(code);
     return r->exec ? 0 : strcmp(err->code, "busy") == 0 ? LOOM_E_BUSY : LOOM_E_INTERNAL;
@@ -176,7 +176,7 @@ static void run_slice(struct loom *l, struct resident *r) {
     int64_t from = l->env->mono_us(l->env);
     for (int i = 0; i < OPS_PER_SLICE; i++) {
         if (i % 16 == 15 && l->env->mono_us(l->env) - from > SLICE_US) break;
-        switch (exec_run(r->exec)) {
+        switch (exec_run(r->exec, r->a->turn->now)) {
         case EXEC_OP:
             if (!serve_op(l, r)) return;
             break;

@@ -282,9 +282,11 @@ static void lie_idle(struct activity *a) {
 /* An instance for the attempt; while all are in use it stays queued. */
 static enum phase get_instance(struct activity *a) {
     struct error why;
+    uint64_t seed;
     if (a->starved) a->pool->env->pause(1000);
     if (a->reuse) a->exec = take_idle(a);
-    if (!a->exec) a->exec = exec_new(a->module, (struct exec_limits){.memory_mb = a->memory_mb}, &why);
+    a->pool->env->random(a->pool->env, &seed, sizeof seed);
+    if (!a->exec) a->exec = exec_new(a->module, (struct exec_limits){.memory_mb = a->memory_mb}, seed, &why);
     a->starved = !a->exec && strcmp(why.code, "busy") == 0;
     return a->exec ? RUNNING : a->starved ? QUEUED : fail(a, ENDED, &why);
 }
@@ -292,7 +294,7 @@ static enum phase get_instance(struct activity *a) {
 static enum phase step(struct activity *a) {
     struct error why;
     if (!a->exec) return get_instance(a);
-    enum exec_state state = exec_run(a->exec);
+    enum exec_state state = exec_run(a->exec, a->pool->env->now_ms(a->pool->env));
     a->ok = true;
     buf_clear(&a->text);
     switch (state) {

@@ -13,7 +13,6 @@
  */
 #include "wasm/executor.h"
 #include <loomdeps.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -24,8 +23,7 @@ enum {
     KEEP_DIRTY = 256 << 10,        /* of the pages a guest changed: put right by hand when its slot is freed */
     KEEP_BLIND = 48 << 10,         /* of a memory's start, where the kernel does not tell which pages these are */
     GUARD_BYTES = 32 << 20,
-    MAPPINGS_PER_GUEST = 5,
-    SLOTS_MAX = 12000,
+    SLOTS_MAX = 12000, /* five mappings each, of the 65,530 that a process may have */
     IDLE_TICKS = 50,
     FRAMES_MAX = 8, /* that a trap names */
 };
@@ -33,7 +31,7 @@ static const uint64_t RESERVE_BYTES = 4ULL << 30;
 
 static void *ticker_main(void *arg) {
     struct exec_engine *e = arg;
-    struct timespec tick = {.tv_nsec = (long)e->config.slice_ms * 1000000 / 2};
+    struct timespec tick = {.tv_nsec = SLICE_MS * 1000000 / 2};
     for (unsigned idle = 0; !atomic_load(&e->stop); idle = atomic_load(&e->running) ? 0 : idle + 1) {
         nanosleep(&tick, NULL);
         wasmtime_engine_increment_epoch(e->wasm);
@@ -63,16 +61,6 @@ static bool room_for(uint32_t slots) {
     return room != MAP_FAILED;
 }
 
-static uint32_t slots_of_machine(void) {
-    uint32_t maps = 65530;
-    FILE *f = fopen("/proc/sys/vm/max_map_count", "re");
-    if (f && fscanf(f, "%u", &maps) != 1) maps = 65530;
-    if (f) fclose(f);
-    uint32_t slots = maps / MAPPINGS_PER_GUEST < SLOTS_MAX ? maps / MAPPINGS_PER_GUEST : SLOTS_MAX;
-    while (slots > 64 && !room_for(slots)) slots /= 2;
-    return slots;
-}
-
 static void pool_configure(wasm_config_t *c, const struct exec_config *config) {
     wasmtime_pooling_allocation_config_t *p = wasmtime_pooling_allocation_config_new();
     wasmtime_pooling_allocation_config_total_core_instances_set(p, config->slots);
@@ -80,7 +68,7 @@ static void pool_configure(wasm_config_t *c, const struct exec_config *config) {
     wasmtime_pooling_allocation_config_total_tables_set(p, config->slots);
     wasmtime_pooling_allocation_config_total_stacks_set(p, config->slots);
     wasmtime_pooling_allocation_config_table_elements_set(p, TABLE_ELEMENTS);
-    wasmtime_pooling_allocation_config_max_memory_size_set(p, (size_t)config->memory_mb << 20);
+    wasmtime_pooling_allocation_config_max_memory_size_set(p, (size_t)MEMORY_MB << 20);
     size_t keep = loom_pool_scan(p) ? KEEP_DIRTY : KEEP_BLIND;
     wasmtime_pooling_allocation_config_linear_memory_keep_resident_set(p, keep);
     wasmtime_pooling_allocation_config_table_keep_resident_set(p, keep);
@@ -111,19 +99,16 @@ static wasm_engine_t *wasm_new(const struct exec_config *config) {
 struct exec_engine *exec_engine_new(const struct exec_config *config, struct error *err) {
     struct exec_engine *e = mem_alloc(sizeof *e);
     e->config = *config;
-    if (!e->config.slots) e->config.slots = slots_of_machine();
-    if (!e->config.memory_mb) e->config.memory_mb = 256;
-    if (!e->config.slice_ms) e->config.slice_ms = 2;
-    if (!room_for(e->config.slots)) {
-        error_set(err, LOOM_E_INTERNAL, "no address space for %u guests; raise the limit (ulimit -v)", e->config.slots);
+    if (!e->config.slots) e->config.slots = SLOTS_MAX;
+    while (e->config.slots && !room_for(e->config.slots)) e->config.slots /= 2;
+    if (!e->config.slots) {
+        error_set(err, LOOM_E_INTERNAL, "no address space for a guest (4 GB); raise the limit (ulimit -v)");
         free(e);
         return NULL;
     }
     e->wasm = wasm_new(&e->config);
     e->linker = wasmtime_linker_new(e->wasm);
     host_link(e->linker);
-    snprintf(e->artefact_key, sizeof e->artefact_key, "wasmtime-" WASMTIME_VERSION "-names-%u-%s", e->config.memory_mb,
-             e->config.fuel ? "fuel" : "epoch");
     sem_init(&e->wake, 0, 0);
     if (!config->fuel) pthread_create(&e->ticker, NULL, ticker_main, e);
     return e;
@@ -141,5 +126,5 @@ void exec_engine_free(struct exec_engine *e) {
 }
 
 const char *exec_artefact_key(struct exec_engine *e) {
-    return e->artefact_key;
+    return e->config.fuel ? "wasmtime-" WASMTIME_VERSION "-names-fuel" : "wasmtime-" WASMTIME_VERSION "-names-epoch";
 }

@@ -16,10 +16,8 @@ struct exec_module; /* compiled and pre-instantiated program, reference-counted 
 struct exec;        /* one instance */
 
 struct exec_config {
-    uint32_t slots;     /* instances alive at once; 0: as many as vm.max_map_count bears, at most 12,000 */
-    uint32_t memory_mb; /* upper end of any guest's linear memory; 0: 256 */
-    uint32_t slice_ms;  /* 0: 2 */
-    bool fuel;          /* slices by fuel instead of the ticker thread, so that runs repeat exactly */
+    uint32_t slots; /* instances alive at once, fewer if they find no address space; 0: 12,000 */
+    bool fuel;      /* slices by fuel instead of the ticker thread, so that runs repeat exactly */
 };
 struct exec_engine *exec_engine_new(const struct exec_config *config, struct error *err);
 void exec_engine_free(struct exec_engine *e);
@@ -43,28 +41,28 @@ struct exec_module *exec_module_ref(struct exec_module *m);
 void exec_module_unref(struct exec_module *m); /* NULL is fine */
 
 struct exec_limits {
-    uint32_t memory_mb; /* memory.grow gives −1 beyond it; 0: what the engine allows */
+    uint32_t memory_mb; /* memory.grow gives −1 beyond it; 0: 256 */
     uint32_t cpu_ms;    /* of one stretch between two suspensions; then EXEC_TRAP limit_time; 0: none */
 };
-/* NULL with BUSY when no slot is free: evict and try again. */
-struct exec *exec_new(struct exec_module *m, struct exec_limits limits, struct error *err);
+/* seed: of what a WASI program takes for randomness. NULL with BUSY when no slot is free: evict and try again. */
+struct exec *exec_new(struct exec_module *m, struct exec_limits limits, uint64_t seed, struct error *err);
 void exec_free(struct exec *x); /* at any time it does not run; unwinds a suspended guest */
 
 enum exec_state {
     EXEC_OP,    /* the guest asked for an op: exec_op(), then exec_answer() or exec_free() */
     EXEC_SLICE, /* it used its slice: run it again later */
-    EXEC_END,   /* run() returned, or the guest exited: see exec_again() */
+    EXEC_END,   /* run() returned, or the guest exited */
     EXEC_TRAP,  /* exec_trap() says why: trap, bad_pointer, limit_time */
 };
-enum exec_state exec_run(struct exec *x);
+enum exec_state exec_run(struct exec *x, int64_t now_ms); /* now: what a WASI program takes for the time */
 /* The op asked for: name and argument as the guest gave them (unchecked bytes), valid until exec_answer(). */
 void exec_op(const struct exec *x, struct str *name, struct str *arg);
 /* Result (ok) or error JSON of the op; copied. exec_run() goes on with it. */
 void exec_answer(struct exec *x, bool ok, struct str json);
-/* The run is over, after EXEC_END or at an op of a module that exports `again`: the next exec_run() begins it anew, with
- * the memory as it is. False: it cannot (native guests, programs, one that exited). */
+/* After EXEC_END, or at an op of a module that exports `again`: the run begins anew, with the memory as it is. False: it
+ * cannot (native guests, programs, one that exited). */
 bool exec_again(struct exec *x);
-void exec_suspended(struct exec *x); /* a suspension: the CPU time of the stretch begins anew */
+void exec_suspended(struct exec *x); /* it will wait long: the CPU time of the stretch begins anew */
 void exec_trap(const struct exec *x, struct error *err);
 size_t exec_bytes(const struct exec *x); /* resident memory, estimated: stack and linear memory in use */
 

@@ -15,39 +15,41 @@
 #include <sys/mman.h>
 
 /* A suspended instance's stack, store, page tables and bookkeeping, as measured. */
-enum { INSTANCE_BYTES = 12 << 10 };
+enum { INSTANCE_BYTES = 12 << 10, FUEL_PER_MS = 1000000 };
 
 /* ---- ops ---- */
 
-void exec_ask(struct exec *x, struct str name, struct str arg, bool (*then)(struct exec *x)) {
-    buf_free(&x->answer);
+void exec_ask(struct exec *x, struct str name, struct str arg) {
     x->name = name;
     x->arg = arg;
-    x->then = then;
     x->asked = true;
-    x->answered = false;
 }
 
+static size_t log_n(const struct exec *x) {
+    return (size_t)((char *)memchr(x->logs.p + x->logged, '\n', x->logs.n - x->logged) - x->logs.p) - x->logged;
+}
+
+/* What the guest has written comes before what it asks. */
 void exec_op(const struct exec *x, struct str *name, struct str *arg) {
-    *name = x->name;
-    *arg = x->arg;
+    *name = x->logs.n ? STR("log") : x->name;
+    *arg = x->logs.n ? (struct str){x->logs.p + x->logged, log_n(x)} : x->arg;
 }
 
 void exec_answer(struct exec *x, bool ok, struct str json) {
-    assert(x->asked && !x->answered);
-    buf_str(&x->answer, json);
-    x->ok = ok;
-    x->answered = true;
-}
-
-int exec_op_result(struct exec *x) {
-    int n = (int)x->answer.n;
-    buf_char(&x->answer, '\0'); /* so that an empty result is one, too */
-    x->answer.n--;
-    buf_free(&x->result);
-    x->result = x->answer;
-    x->answer = (struct buf){0};
-    return x->ok ? n : -1 - n;
+    if (x->logs.n) {
+        x->logged += log_n(x) + 1;
+        if (x->logged < x->logs.n) return;
+        buf_free(&x->logs);
+        x->logged = 0;
+        return;
+    }
+    assert(x->asked);
+    buf_clear(&x->result);
+    buf_str(&x->result, json);
+    buf_char(&x->result, '\0'); /* so that an empty result is one, too */
+    x->result.n = json.n;
+    x->code = ok ? (int32_t)json.n : -1 - (int32_t)json.n;
+    x->asked = false;
 }
 
 /* ---- calls into the guest ---- */
@@ -100,7 +102,8 @@ static void trapped(struct exec *x) {
     char why[256];
     wasm_frame_vec_t frames;
     exec_wasm_error(x->error_ret, x->trap_ret, why, sizeof why);
-    error_set(exec_trapping(x), LOOM_E_TRAP, "%s", why);
+    const char *remedy = strstr(why, "exceeds memory limits") ? "; raise limits.maxMemoryMB" : "";
+    error_set(exec_trapping(x), LOOM_E_TRAP, "%s%s", why, remedy);
     if (x->trap_ret)
         wasm_trap_trace(x->trap_ret, &frames);
     else
@@ -111,23 +114,18 @@ static void trapped(struct exec *x) {
 }
 
 static void next_phase(struct exec *x) {
-    enum exec_phase from = x->phase;
+    bool begins = x->phase == PHASE_START && x->module->initialize, ends = x->phase == PHASE_RUN || x->exited;
     if ((x->trap_ret || x->error_ret) && !x->exited) {
         trapped(x);
         return;
     }
-    leave(x, PHASE_FLUSH);
-    if (from == PHASE_RUN || x->exited) return;
-    if (from == PHASE_START && x->module->initialize)
-        enter(x, PHASE_INITIALIZE, "_initialize");
-    else
-        enter(x, PHASE_RUN, x->module->entry);
+    leave(x, PHASE_END);
+    if (!ends) enter(x, begins ? PHASE_INITIALIZE : PHASE_RUN, begins ? "_initialize" : x->module->entry);
 }
 
 /* One poll of the call, and its CPU time; true when the call has ended. */
 static bool poll_call(struct exec *x) {
     struct exec_engine *e = x->module->engine;
-    int64_t slice_us = (int64_t)e->config.slice_ms * 1000;
     if (!e->config.fuel) wasmtime_context_set_epoch_deadline(x->context, 2);
     engine_enter(e);
     struct env *env = env_system(); /* the CPU has no other time; slices by fuel do not look at it */
@@ -140,15 +138,14 @@ static bool poll_call(struct exec *x) {
         wasmtime_context_get_fuel(x->context, &x->fuel);
         used_us = (int64_t)(before - x->fuel) * 1000 / FUEL_PER_MS;
     }
-    x->used_us += used_us < slice_us ? used_us : slice_us;
+    x->used_us += used_us < SLICE_MS * 1000 ? used_us : SLICE_MS * 1000;
     return done;
 }
 
-enum exec_state exec_run(struct exec *x) {
-    if (x->native) return native_run(x);
-    if (x->phase == PHASE_END) enter(x, PHASE_RUN, x->module->again ? "again" : x->module->entry);
+/* Until the guest wants something, has used its slice or is over. */
+static enum exec_state go_on(struct exec *x) {
     while (x->phase <= PHASE_RUN) {
-        if (x->asked && !x->answered) return EXEC_OP;
+        if (x->asked) return EXEC_OP;
         if (poll_call(x)) {
             next_phase(x);
         } else if (x->limits.cpu_ms && x->used_us > (int64_t)x->limits.cpu_ms * 1000) {
@@ -159,26 +156,32 @@ enum exec_state exec_run(struct exec *x) {
             return EXEC_SLICE;
         }
     }
-    if (x->phase == PHASE_TRAP) return EXEC_TRAP;
-    if ((x->asked && !x->answered) || wasi_flush(x)) return EXEC_OP;
-    leave(x, PHASE_END);
-    return EXEC_END;
+    wasi_log_lines(x, true);
+    return x->phase == PHASE_END ? EXEC_END : EXEC_TRAP;
+}
+
+enum exec_state exec_run(struct exec *x, int64_t now_ms) {
+    if (x->native) return native_run(x);
+    x->now_ms = now_ms;
+    enum exec_state state = x->logs.n ? EXEC_OP : go_on(x);
+    return x->logs.n ? EXEC_OP : state;
 }
 
 /* ---- instances ---- */
 
-static void store_new(struct exec *x, uint64_t memory_max) {
+static void store_new(struct exec *x) {
     struct exec_engine *e = x->module->engine;
+    int64_t memory_max = (int64_t)(x->limits.memory_mb ? x->limits.memory_mb : MEMORY_MB) << 20;
     x->store = wasmtime_store_new(e->wasm, x, NULL);
     x->context = wasmtime_store_context(x->store);
-    wasmtime_store_limiter(x->store, (int64_t)memory_max, TABLE_ELEMENTS, 1, 1, 1);
+    wasmtime_store_limiter(x->store, memory_max, TABLE_ELEMENTS, 1, 1, 1);
     if (!e->config.fuel) {
         wasmtime_context_epoch_deadline_async_yield_and_update(x->context, 2);
         return;
     }
     x->fuel = UINT64_MAX / 2;
     wasmtime_context_set_fuel(x->context, x->fuel);
-    wasmtime_context_fuel_async_yield_interval(x->context, (uint64_t)e->config.slice_ms * FUEL_PER_MS);
+    wasmtime_context_fuel_async_yield_interval(x->context, SLICE_MS * FUEL_PER_MS);
 }
 
 /* The instance exists, or the reason why it does not; false when the machine has no room for it now. */
@@ -192,30 +195,19 @@ static bool instantiate(struct exec *x) {
     return true;
 }
 
-static struct exec *alloc(struct exec_module *m, struct exec_limits limits) {
-    struct exec *x = mem_alloc(sizeof *x);
-    x->module = exec_module_ref(m);
-    x->limits = limits;
-    return x;
-}
-
-struct exec *exec_new(struct exec_module *m, struct exec_limits limits, struct error *err) {
-    if (m->native) return native_new(alloc(m, limits));
+struct exec *exec_new(struct exec_module *m, struct exec_limits limits, uint64_t seed, struct error *err) {
     struct exec_engine *e = m->engine;
-    if (atomic_fetch_add(&e->live, 1) >= e->config.slots) {
+    if (e && atomic_fetch_add(&e->live, 1) >= e->config.slots) {
         atomic_fetch_sub(&e->live, 1);
         error_set(err, LOOM_E_BUSY, "all %u instances are in use; one must end or be evicted first", e->config.slots);
         return NULL;
     }
-    struct exec *x = alloc(m, limits);
-    uint64_t memory_max = (uint64_t)(limits.memory_mb ? limits.memory_mb : e->config.memory_mb) << 20;
-    if (m->memory_min > memory_max) {
-        error_set(exec_trapping(x), LOOM_E_TRAP, "the guest starts with %u MB of memory, its limit is %u MB; raise %s",
-                  (unsigned)(m->memory_min >> 20), (unsigned)(memory_max >> 20), "limits.maxMemoryMB");
-        leave(x, PHASE_TRAP);
-        return x;
-    }
-    store_new(x, memory_max);
+    struct exec *x = mem_alloc(sizeof *x);
+    x->module = exec_module_ref(m);
+    x->limits = limits;
+    x->seed = seed;
+    if (m->native) return native_new(x);
+    store_new(x);
     if (instantiate(x)) return x;
     exec_free(x);
     error_set(err, LOOM_E_BUSY, "the machine has no memory for another instance; one must end or be evicted first");
@@ -229,25 +221,26 @@ void exec_free(struct exec *x) {
     if (x->native) native_free(x);
     if (x->module->engine) atomic_fetch_sub(&x->module->engine->live, 1);
     exec_module_unref(x->module);
-    buf_free(&x->answer);
     buf_free(&x->result);
     buf_free(&x->line);
-    buf_free(&x->text);
+    buf_free(&x->logs);
     free(x->trap);
     free(x);
 }
 
 bool exec_again(struct exec *x) {
-    bool in_op = x->phase == PHASE_RUN && x->asked && !x->answered && x->module->again;
-    bool ended = x->phase == PHASE_END && !x->exited && strcmp(x->module->entry, "_start") != 0;
+    bool in_op = x->phase == PHASE_RUN && x->asked && x->module->again;
+    bool ended = x->phase == PHASE_END && !x->native && !x->exited && strcmp(x->module->entry, "_start") != 0;
     if (!in_op && !ended) return false;
     leave(x, PHASE_END);
-    x->used_us = 0;
+    exec_suspended(x);
+    enter(x, PHASE_RUN, x->module->again ? "again" : x->module->entry);
     return true;
 }
 
 void exec_suspended(struct exec *x) {
     x->used_us = 0;
+    buf_free(&x->result);
 }
 
 void exec_trap(const struct exec *x, struct error *err) {
@@ -256,7 +249,7 @@ void exec_trap(const struct exec *x, struct error *err) {
 
 /* Linear memory counts as far as its pages are there; mincore() looks at 16 MB at a time. */
 size_t exec_bytes(const struct exec *x) {
-    size_t bytes = INSTANCE_BYTES + x->result.cap;
+    size_t bytes = INSTANCE_BYTES;
     unsigned char there[4096];
     uint8_t *base = x->memory_known ? wasmtime_memory_data(x->context, &x->memory) : NULL;
     size_t size = x->memory_known ? wasmtime_memory_data_size(x->context, &x->memory) : 0;

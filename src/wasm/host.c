@@ -1,19 +1,13 @@
 /* host.c: the door of a WASM guest: how host functions are called, and Loom's own, `op` and `take`.
  *
- * All are asynchronous for Wasmtime, since any may ask an op: `call` runs on the guest's stack, and while the op waits for
- * its answer Wasmtime polls `go_on`. A pointer from the guest is used only after host_memory() has checked it.
+ * Only `op` waits, so only `op` is asynchronous for Wasmtime: it runs on the guest's stack, and until it has its answer
+ * Wasmtime polls `op_answered`. A pointer from the guest is used only after host_memory() has checked it.
  */
 #include "wasm/executor.h"
 #include <assert.h>
 #include <string.h>
 
-uint8_t *host_memory(struct exec *x, wasmtime_caller_t *caller, uint32_t ptr, uint64_t len) {
-    wasmtime_extern_t export;
-    if (!x->memory_known) {
-        x->memory_known = wasmtime_caller_export_get(caller, "memory", 6, &export);
-        assert(x->memory_known); /* exec_module_load() has seen it */
-        x->memory = export.of.memory;
-    }
+uint8_t *host_memory(struct exec *x, uint32_t ptr, uint64_t len) {
     size_t size = wasmtime_memory_data_size(x->context, &x->memory);
     if (len <= size && ptr <= size - len) return wasmtime_memory_data(x->context, &x->memory) + ptr;
     error_set(exec_trapping(x), LOOM_E_BAD_POINTER, "%u + %llu is beyond the guest's memory of %zu bytes", ptr,
@@ -21,24 +15,42 @@ uint8_t *host_memory(struct exec *x, wasmtime_caller_t *caller, uint32_t ptr, ui
     return NULL;
 }
 
-bool host_return(struct exec *x, int code) {
-    x->results[0] = (wasmtime_val_t){.kind = WASMTIME_I32, .of.i32 = code};
-    return true;
+/* The guest that calls; a start function may be the first to, so its memory is looked up here. */
+static struct exec *exec_of(wasmtime_caller_t *caller) {
+    struct exec *x = wasmtime_context_get_data(wasmtime_caller_context(caller));
+    wasmtime_extern_t export;
+    if (x->memory_known) return x;
+    x->memory_known = wasmtime_caller_export_get(caller, "memory", 6, &export);
+    assert(x->memory_known); /* exec_module_load() has seen it */
+    x->memory = export.of.memory;
+    return x;
 }
 
-static bool op_answered(struct exec *x) {
-    return host_return(x, exec_op_result(x));
+static wasm_trap_t *trap_of(const struct exec *x) {
+    return x->trap ? wasmtime_trap_new(x->trap->message, strlen(x->trap->message)) : NULL;
 }
 
-static int op(struct exec *x, wasmtime_caller_t *caller, host_args args) {
-    struct str name = {(const char *)host_memory(x, caller, U32(0), U32(1)), U32(1)};
-    struct str arg = {(const char *)host_memory(x, caller, U32(2), U32(3)), U32(3)};
-    if (!x->trap) exec_ask(x, name, arg, op_answered);
-    return HOST_ASKED;
+static bool op_answered(void *env) {
+    struct exec *x = env;
+    if (!x->asked) x->op_result->of.i32 = x->code;
+    return !x->asked;
 }
 
-static int take(struct exec *x, wasmtime_caller_t *caller, host_args args) {
-    uint8_t *to = host_memory(x, caller, U32(0), x->result.n);
+static void op(void *env, wasmtime_caller_t *caller, const wasmtime_val_t *args, size_t nargs, wasmtime_val_t *results,
+               size_t nresults, wasm_trap_t **trap, wasmtime_async_continuation_t *k) {
+    struct exec *x = exec_of(caller);
+    uint32_t name_n = (uint32_t)args[1].of.i32, arg_n = (uint32_t)args[3].of.i32;
+    struct str name = {(const char *)host_memory(x, (uint32_t)args[0].of.i32, name_n), name_n};
+    struct str arg = {(const char *)host_memory(x, (uint32_t)args[2].of.i32, arg_n), arg_n};
+    (void)env, (void)nargs, (void)nresults;
+    x->op_result = results;
+    *k = (wasmtime_async_continuation_t){.callback = op_answered, .env = x};
+    *trap = trap_of(x);
+    if (!x->trap) exec_ask(x, name, arg);
+}
+
+static int take(struct exec *x, host_args args) {
+    uint8_t *to = host_memory(x, U32(0), x->result.n);
     if (!x->result.p)
         error_set(exec_trapping(x), LOOM_E_TRAP, "take was called before an op had a result");
     else if (to)
@@ -47,49 +59,36 @@ static int take(struct exec *x, wasmtime_caller_t *caller, host_args args) {
 }
 
 static const struct host_row loom_rows[] = {
-    {"op", "iiii", "i", .fn = op},
     {"take", "i", "", .fn = take},
     {.names = NULL},
 };
 
-/* Called by Wasmtime at each poll while a host function waits. */
-static bool go_on(void *env) {
-    struct exec *x = env;
-    if (!x->asked) return true;
-    if (!x->answered) return false;
-    x->asked = false;
-    return x->then(x);
-}
-
-static void call(void *env, wasmtime_caller_t *caller, host_args args, size_t nargs, wasmtime_val_t *results,
-                 size_t nresults, wasm_trap_t **trap, wasmtime_async_continuation_t *k) {
-    (void)nargs;
+static wasm_trap_t *call(void *env, wasmtime_caller_t *caller, wasmtime_val_raw_t *values, size_t n) {
     const struct host_row *row = env;
-    struct exec *x = wasmtime_context_get_data(wasmtime_caller_context(caller));
-    x->results = results;
-    *k = (wasmtime_async_continuation_t){.callback = go_on, .env = x};
-    int code = row->fn ? row->fn(x, caller, args) : row->code;
-    if (x->trap)
-        *trap = wasmtime_trap_new(x->trap->message, strlen(x->trap->message));
-    else if (nresults && code != HOST_ASKED)
-        host_return(x, code);
+    struct exec *x = exec_of(caller);
+    int code = row->fn ? row->fn(x, values) : row->code;
+    if (n) values[0].i32 = code;
+    return trap_of(x);
 }
 
-static wasm_valtype_vec_t types_of(const char *letters) {
-    wasm_valtype_vec_t types;
-    wasm_valtype_vec_new_uninitialized(&types, strlen(letters));
-    for (size_t i = 0; i < types.size; i++) types.data[i] = wasm_valtype_new(letters[i] == 'I' ? WASM_I64 : WASM_I32);
-    return types;
+static wasm_functype_t *type_of(const char *params, const char *results) {
+    wasm_valtype_vec_t types[2];
+    for (int i = 0; i < 2; i++) {
+        const char *letters = i ? results : params;
+        wasm_valtype_vec_new_uninitialized(&types[i], strlen(letters));
+        for (size_t k = 0; letters[k]; k++)
+            types[i].data[k] = wasm_valtype_new(letters[k] == 'I' ? WASM_I64 : WASM_I32);
+    }
+    return wasm_functype_new(&types[0], &types[1]);
 }
 
 static void link_rows(wasmtime_linker_t *linker, const char *module, const struct host_row *row) {
     for (; row->names; row++) {
-        wasm_valtype_vec_t params = types_of(row->params), results = types_of(row->results);
-        wasm_functype_t *type = wasm_functype_new(&params, &results);
+        wasm_functype_t *type = type_of(row->params, row->results);
         for (const char *name = row->names; *name;) {
             size_t n = strcspn(name, " ");
-            wasmtime_linker_define_async_func(linker, module, strlen(module), name, n, type, call,
-                                              (void *)(uintptr_t)row, NULL);
+            wasmtime_linker_define_func_unchecked(linker, module, strlen(module), name, n, type, call,
+                                                  (void *)(uintptr_t)row, NULL);
             name += n + strspn(name + n, " ");
         }
         wasm_functype_delete(type);
@@ -97,6 +96,9 @@ static void link_rows(wasmtime_linker_t *linker, const char *module, const struc
 }
 
 void host_link(wasmtime_linker_t *linker) {
+    wasm_functype_t *type = type_of("iiii", "i");
+    wasmtime_linker_define_async_func(linker, "loom", 4, "op", 2, type, op, NULL, NULL);
+    wasm_functype_delete(type);
     link_rows(linker, "loom", loom_rows);
     link_rows(linker, "wasi_snapshot_preview1", wasi_rows);
     link_rows(linker, "env", wasi_env_rows);

@@ -5,8 +5,8 @@
  * host.c's tables (the linker tells), and it must export its memory and an entry: `run`, or `_start` of a WASI program.
  *
  * A compiler that reads strangers' bytes is the part most worth a wall, so the server compiles in a child process with
- * limits of time and memory: its own executable again, which reads settings and module from one file in memory and
- * writes the artefact, or what is wrong, to another. Dying of a limit is an answer too.
+ * limits of time and memory: its own executable again, which reads a letter (f: slices by fuel) and the module from a
+ * file in memory and writes the artefact, or what is wrong, to another. Dying of a limit is an answer too.
  *
  * Deliberately not here: a cache; whoever calls keeps artefacts under exec_artefact_key() and the module's hash.
  */
@@ -42,34 +42,22 @@ void exec_wasm_error(const wasmtime_error_t *error, const wasm_trap_t *trap, cha
     memmove(out, p, strlen(p) + 1);
 }
 
-/* The export with this name and kind, NULL when there is none; it lives as long as `exports`. */
-static const wasm_externtype_t *export_of(const wasm_exporttype_vec_t *exports, const char *name,
-                                          wasm_externkind_t kind) {
-    for (size_t i = 0; i < exports->size; i++) {
-        const wasm_name_t *n = wasm_exporttype_name(exports->data[i]);
-        const wasm_externtype_t *type = wasm_exporttype_type(exports->data[i]);
-        if (n->size == strlen(name) && !memcmp(n->data, name, n->size) && wasm_externtype_kind(type) == kind)
-            return type;
-    }
-    return NULL;
-}
-
-/* Whether the module exports `name` as a function without parameters and results. */
-static bool exports_call(const wasm_exporttype_vec_t *exports, const char *name) {
-    const wasm_externtype_t *type = export_of(exports, name, WASM_EXTERN_FUNC);
-    const wasm_functype_t *func = type ? wasm_externtype_as_functype_const(type) : NULL;
-    return func && wasm_functype_params(func)->size == 0 && wasm_functype_results(func)->size == 0;
-}
-
-/* Fills in what the exports tell. */
+/* Fills in what the exports tell; of functions those count that have neither parameters nor results. */
 static int read_exports(struct exec_module *m, struct error *err) {
     wasm_exporttype_vec_t exports;
+    bool memory = false;
     wasmtime_module_exports(m->module, &exports);
-    const wasm_externtype_t *memory = export_of(&exports, "memory", WASM_EXTERN_MEMORY);
-    if (memory) m->memory_min = wasmtime_memorytype_minimum(wasm_externtype_as_memorytype_const(memory)) << 16;
-    m->initialize = exports_call(&exports, "_initialize");
-    m->again = exports_call(&exports, "again");
-    m->entry = exports_call(&exports, "run") ? "run" : exports_call(&exports, "_start") ? "_start" : NULL;
+    for (size_t i = 0; i < exports.size; i++) {
+        const wasm_externtype_t *type = wasm_exporttype_type(exports.data[i]);
+        const wasm_functype_t *f = wasm_externtype_as_functype_const(type);
+        struct str name = {wasm_exporttype_name(exports.data[i])->data, wasm_exporttype_name(exports.data[i])->size};
+        bool call = f && wasm_functype_params(f)->size == 0 && wasm_functype_results(f)->size == 0;
+        memory |= wasm_externtype_kind(type) == WASM_EXTERN_MEMORY && str_is(name, "memory");
+        m->initialize |= call && str_is(name, "_initialize");
+        m->again |= call && str_is(name, "again");
+        if (call && str_is(name, "run")) m->entry = "run";
+        if (call && str_is(name, "_start") && !m->entry) m->entry = "_start";
+    }
     wasm_exporttype_vec_delete(&exports);
     if (memory && m->entry) return 0;
     return error_set(err, LOOM_E_INVALID_MODULE, "the module does not export %s",
@@ -146,15 +134,12 @@ static void limit_self(void) {
 
 int exec_compile_child(int in_fd, int out_fd) {
     struct buf in = {0}, out = {0};
-    struct exec_config config;
     struct error err;
     fd_read(in_fd, &in);
-    if (in.n < sizeof config) return 2;
-    memcpy(&config, in.p, sizeof config);
-    config.slots = 1;
-    struct exec_engine *e = exec_engine_new(&config, &err);
+    if (in.n == 0) return 2;
+    struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 1, .fuel = in.p[0] == 'f'}, &err);
     limit_self();
-    int rc = e ? exec_compile(e, (struct str){in.p + sizeof config, in.n - sizeof config}, &out, &err) : -1;
+    int rc = e ? exec_compile(e, (struct str){in.p + 1, in.n - 1}, &out, &err) : -1;
     if (rc) buf_str(&out, str_of(err.message));
     bool written = write(out_fd, out.p, out.n) == (ssize_t)out.n;
     exec_engine_free(e);
@@ -184,7 +169,7 @@ int exec_compile_apart(struct exec_engine *e, const char *program, struct str wa
     if (!program) return exec_compile(e, wasm, artefact, err);
     struct buf text = {0};
     int in = memfd_create("module", MFD_CLOEXEC), out = memfd_create("artefact", MFD_CLOEXEC), rc = 0;
-    buf_add(&text, &e->config, sizeof e->config);
+    buf_char(&text, e->config.fuel ? 'f' : 'e');
     buf_str(&text, wasm);
     if (pwrite(in, text.p, text.n, 0) != (ssize_t)text.n) abort(); /* out of memory */
     int status = run_child(program, in, out);

@@ -82,7 +82,7 @@ void native_free(struct exec *x) {
 enum exec_state native_run(struct exec *x) {
     struct native *n = x->native;
     if (n->ended) return EXEC_END;
-    if (x->asked && !x->answered) return EXEC_OP;
+    if (x->asked) return EXEC_OP;
     current = x;
     if (__tsan_get_current_fiber) n->host.fiber = __tsan_get_current_fiber();
     cross(&n->host, &n->guest);
@@ -91,10 +91,9 @@ enum exec_state native_run(struct exec *x) {
 
 int32_t loom_native_op(const char *name, size_t name_len, const char *arg, size_t arg_len) {
     struct exec *x = current;
-    exec_ask(x, (struct str){name, name_len}, (struct str){arg, arg_len}, NULL);
+    exec_ask(x, (struct str){name, name_len}, (struct str){arg, arg_len});
     cross(&x->native->guest, &x->native->host);
-    x->asked = false;
-    return exec_op_result(x);
+    return x->code;
 }
 
 void loom_native_take(char *dst) {

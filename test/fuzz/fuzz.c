@@ -82,10 +82,10 @@ static bool answer(struct play *p, struct exec *x) {
 static void play(struct play *p, void (*run)(void), struct str input) {
     struct error err;
     struct exec_module *m = exec_module_native(run);
-    struct exec *x = exec_new(m, (struct exec_limits){0}, &err);
+    struct exec *x = exec_new(m, (struct exec_limits){0}, 7, &err);
     *p = (struct play){.input = input};
     must(x);
-    while (exec_run(x) == EXEC_OP && answer(p, x)) continue;
+    while (exec_run(x, 1234) == EXEC_OP && answer(p, x)) continue;
     exec_free(x);
     exec_module_unref(m);
 }
@@ -359,13 +359,13 @@ static void fuzz_module(struct str in) {
     struct buf artefact = {0};
     struct exec_module *m;
     struct error err;
-    if (!e) e = exec_engine_new(&(struct exec_config){.slots = 4, .memory_mb = 4}, &err);
+    if (!e) e = exec_engine_new(&(struct exec_config){.slots = 4}, &err);
     if (exec_compile(e, in, &artefact, &err) == 0) {
         must(exec_module_load(e, buf_view(&artefact), &m, &err) == 0);
-        struct exec *x = exec_new(m, (struct exec_limits){.memory_mb = 2, .cpu_ms = 20}, &err);
+        struct exec *x = exec_new(m, (struct exec_limits){.memory_mb = 2, .cpu_ms = 20}, 7, &err);
         enum exec_state s = EXEC_SLICE;
         for (int i = 0; x && i < 1000 && (s == EXEC_OP || s == EXEC_SLICE); i++) {
-            s = exec_run(x);
+            s = exec_run(x, 1234);
             if (s == EXEC_OP) exec_answer(x, i % 3 > 0, STR("[1,2]"));
             if (s == EXEC_TRAP) exec_trap(x, &err);
         }
