@@ -236,7 +236,7 @@ static int close_all(void **state) {
     fclose(log_file);
     net_client_free(net);
     yyjson_doc_free(grants);
-    exec_module_unref(script);
+    exec_module_free(script);
     exec_engine_free(engine);
     shutdown(server_fd, SHUT_RDWR);
     pthread_join(server, NULL);
@@ -312,11 +312,12 @@ static void nothing_returned(void **state) {
     struct activity *a = prepare(&o, "null");
     exec_compile(engine, buf_view(&wasm), &artefact, NULL);
     assert_int_equal(exec_module_load(engine, buf_view(&artefact), &a->module, NULL), 0);
+    struct exec_module *module = a->module;
     start_here(p, a);
     wait_for(&o);
-    exec_module_unref(a->module);
     assert_string_equal(o.result, "null");
     activity_pool_free(p);
+    exec_module_free(module);
     buf_free(&wasm);
     buf_free(&artefact);
 }
@@ -477,7 +478,7 @@ static void more_attempts_than_slots(void **state) {
     for (int i = 0; i < 100; i++) wait_for(&o[i]);
     for (int i = 0; i < 100; i++) assert_string_equal(o[i].error.code, "");
     activity_pool_free(p);
-    exec_module_unref(m);
+    exec_module_free(m);
     exec_engine_free(e);
     buf_free(&wasm);
     buf_free(&artefact);
@@ -548,9 +549,9 @@ static void reuse(void **state) {
     assert_string_equal(o.result, "2");
     attempt(p, m, &marks[1], "null", &o);
     assert_string_equal(o.result, "1");
-    exec_module_unref(other);
     activity_pool_free(p);
-    exec_module_unref(m);
+    exec_module_free(other);
+    exec_module_free(m);
 }
 
 static void reuse_without_sdk(void **state) {
@@ -571,7 +572,7 @@ static void reuse_without_sdk(void **state) {
         assert_string_equal(o.result, results[i]);
     }
     activity_pool_free(p);
-    exec_module_unref(m);
+    exec_module_free(m);
 }
 
 static void op_table(void **state) {

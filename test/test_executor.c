@@ -13,6 +13,8 @@
 #define GUEST(body) "(module " IMPORTS MEMORY body ")"
 
 static struct exec_engine *engine;
+static struct exec_module *started[100];
+static size_t started_count;
 static const struct exec_limits limits = {.memory_mb = 16, .cpu_ms = 1000};
 
 static int open_engine(void **state) {
@@ -24,6 +26,7 @@ static int open_engine(void **state) {
 
 static int close_engine(void **state) {
     (void)state;
+    while (started_count > 0) exec_module_free(started[--started_count]);
     exec_engine_free(engine);
     return 0;
 }
@@ -39,13 +42,13 @@ static struct exec_module *load_in(struct exec_engine *e, const char *wat) {
     return m;
 }
 
-/* An instance that holds the only reference to its module. */
+/* An instance of a module that stays until the engine goes. */
 static struct exec *start(const char *wat, struct exec_limits l) {
-    struct exec_module *m = load_in(engine, wat);
     struct error err;
-    struct exec *x = exec_new(m, l, 7, &err);
+    assert_true(started_count < sizeof started / sizeof *started);
+    started[started_count] = load_in(engine, wat);
+    struct exec *x = exec_new(started[started_count++], l, 7, &err);
     assert_non_null(x);
-    exec_module_unref(m);
     return x;
 }
 
@@ -158,7 +161,7 @@ static void fault_21_bad_pointers(void **state) {
         assert_int_equal(run_on(x), EXEC_OP);
         exec_free(x);
     }
-    exec_module_unref(m);
+    exec_module_free(m);
 }
 
 static void fault_21_take_out_of_bounds(void **state) {
@@ -289,7 +292,7 @@ static void slots(void **state) {
     }
     exec_free(a);
     exec_free(b);
-    exec_module_unref(m);
+    exec_module_free(m);
     exec_engine_free(e);
 }
 
@@ -307,7 +310,7 @@ static void fresh_memory(void **state) {
         assert_int_equal(run_on(x), EXEC_END);
         exec_free(x);
     }
-    exec_module_unref(m);
+    exec_module_free(m);
 }
 
 static void *run_elsewhere(void *x) {
@@ -350,7 +353,7 @@ static void many_threads(void **state) {
     pthread_t t[4];
     for (int i = 0; i < 4; i++) pthread_create(&t[i], NULL, churn, m);
     for (int i = 0; i < 4; i++) pthread_join(t[i], NULL);
-    exec_module_unref(m);
+    exec_module_free(m);
 }
 
 static void resident_bytes(void **state) {
@@ -389,7 +392,7 @@ static void fault_23_deterministic(void **state) {
     assert_in_range(slices[0], 10, 100);
     struct exec *x = exec_new(m, (struct exec_limits){.cpu_ms = 4}, 7, &err);
     expect_trap(x, "limit_time", "4 ms");
-    exec_module_unref(m);
+    exec_module_free(m);
     exec_engine_free(e);
 }
 
@@ -475,7 +478,7 @@ static void fault_22_mangled_modules(void **state) {
             struct exec *x = exec_new(m, (struct exec_limits){.memory_mb = 1, .cpu_ms = 4}, 7, NULL);
             run_on(x);
             exec_free(x);
-            exec_module_unref(m);
+            exec_module_free(m);
         }
         wasm.p[i] = kept;
     }
@@ -602,7 +605,7 @@ static void wasi_clock_and_random(void **state) {
     assert_memory_equal(seen[0], seen[1], sizeof *seen);
     assert_memory_not_equal(seen[0], seen[2], 300);
     assert_memory_not_equal(seen[0], seen[0] + 300, 300);
-    exec_module_unref(m);
+    exec_module_free(m);
 }
 
 static void wasi_much_output(void **state) {
@@ -720,7 +723,7 @@ static void native(void **state) {
         assert_true(exec_bytes(x) > 0);
         exec_free(x);
     }
-    exec_module_unref(m);
+    exec_module_free(m);
 }
 
 int main(int argc, char **argv) {

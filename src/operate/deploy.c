@@ -43,7 +43,6 @@ static void workflow_checked(struct loom *l, struct item *item) {
                    type, version, schema.p ? ",\"inputSchema\":" : "", schema.p ? schema : STR(""), c->doc));
     else
         reply_error(l, &c->req, &err);
-    exec_module_unref(c->run.module);
     buf_free(&c->run.text);
     arena_free(&c->mem);
     free(c);

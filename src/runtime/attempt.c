@@ -27,7 +27,6 @@ struct attempt {
 
 static void attempt_free(struct attempt *a) {
     struct arena mem = a->mem;
-    exec_module_unref(a->run.module);
     buf_free(&a->run.text);
     arena_free(&mem);
 }

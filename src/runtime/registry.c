@@ -56,7 +56,7 @@ static int read_definition(struct definition *d, bool activity, struct error *er
 static void definition_free(struct definition *d) {
     loom_schema_free(d->input);
     loom_schema_free(d->output);
-    exec_module_unref(d->native);
+    exec_module_free(d->native);
     struct arena mem = d->mem;
     arena_free(&mem);
 }
@@ -244,7 +244,7 @@ struct code *code_new(const struct exec_config *config, struct error *err) {
 
 void code_free(struct code *c) {
     struct loaded *m;
-    for (size_t i = 0; c && (m = map_next(&c->modules, &i)) != NULL; free(m)) exec_module_unref(m->module);
+    for (size_t i = 0; c && (m = map_next(&c->modules, &i)) != NULL; free(m)) exec_module_free(m->module);
     if (!c) return;
     map_free(&c->modules);
     exec_engine_free(c->engine);
@@ -261,7 +261,7 @@ static struct exec_module *module_get(struct loom *l, const char *hash, struct e
         m->module = module;
         map_put(&l->code->modules, str_of(m->hash), m);
     }
-    return m ? exec_module_ref(module) : NULL;
+    return module;
 }
 
 struct exec_module *definition_module(struct loom *l, struct definition *d, struct str pinned, char hash_out[65],
@@ -273,7 +273,7 @@ struct exec_module *definition_module(struct loom *l, struct definition *d, stru
         return NULL;
     hash[64] = '\0';
     if (hash_out) memcpy(hash_out, hash, sizeof hash);
-    return d->native ? exec_module_ref(d->native) : module_get(l, hash, err);
+    return d->native ? d->native : module_get(l, hash, err);
 }
 
 /* ---- deploying ---- */

@@ -359,7 +359,7 @@ struct definition *registry_find(struct loom *l, const char *kind, struct str ns
 struct definition *registry_pinned(struct loom *l, struct str ns, struct str type,
                                    struct str hash); /* of an open turn */
 int definition_check(const struct definition *d, bool input, struct str json, struct error *err);
-/* A reference to its code; pinned: a module's hash, absent: what wasmBlobUrl says now. */
+/* Its code, which stays until the engine is closed; pinned: a module's hash, absent: what wasmBlobUrl says now. */
 struct exec_module *definition_module(struct loom *l, struct definition *d, struct str pinned, char hash_out[65],
                                       struct error *err);
 /* Checks and deploys a definition; refused: the error. created: nothing of this content was there. */

@@ -44,7 +44,6 @@ static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
         mail_dead_letter(l, r, m, err.code, err.message);
         return false;
     }
-    exec_module_unref(code);
     struct str state = json_text_of(yyjson_obj_get(d->doc, "defaultState"), &l->scratch);
     if (r->a->turns == 0 && state.p) state_set(r->a, state);
     struct str entry = started_entry(l, r, d, module, m->doc);
@@ -79,7 +78,6 @@ static int instantiate(struct loom *l, struct resident *r, struct error *err) {
         residents_evict(l, 16);
         r->exec = exec_new(code, lim, t->seed[0], err);
     }
-    exec_module_unref(code);
     return r->exec ? 0 : strcmp(err->code, "busy") == 0 ? LOOM_E_BUSY : LOOM_E_INTERNAL;
 }
 

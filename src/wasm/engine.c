@@ -31,7 +31,7 @@ static const uint64_t RESERVE_BYTES = 4ULL << 30;
 
 static void *ticker_main(void *arg) {
     struct exec_engine *e = arg;
-    struct timespec tick = {.tv_nsec = SLICE_MS * 1000000 / 2};
+    struct timespec tick = {.tv_nsec = SLICE_US * 1000 / 2};
     for (unsigned idle = 0; !atomic_load(&e->stop); idle = atomic_load(&e->running) ? 0 : idle + 1) {
         nanosleep(&tick, NULL);
         wasmtime_engine_increment_epoch(e->wasm);

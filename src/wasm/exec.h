@@ -12,7 +12,7 @@
 #include <sys/queue.h>
 
 struct exec_engine; /* Wasmtime's engine, linker and pool: one per process, shared by all threads */
-struct exec_module; /* compiled and pre-instantiated program, reference-counted */
+struct exec_module; /* compiled and pre-instantiated program, or a native one */
 struct exec;        /* one instance */
 
 struct exec_config {
@@ -37,8 +37,7 @@ const char *exec_artefact_key(struct exec_engine *e);
 /* Loads an artefact that this machine made itself. */
 int exec_module_load(struct exec_engine *e, struct str artefact, struct exec_module **out, struct error *err);
 struct exec_module *exec_module_native(void (*run)(void)); /* a native guest: guest.h's loom_run_NAME */
-struct exec_module *exec_module_ref(struct exec_module *m);
-void exec_module_unref(struct exec_module *m); /* NULL is fine */
+void exec_module_free(struct exec_module *m);              /* after all its instances; NULL is fine */
 
 struct exec_limits {
     uint32_t memory_mb; /* memory.grow gives −1 beyond it; 0: 256 */

@@ -15,7 +15,7 @@
 #include <sys/mman.h>
 
 /* A suspended instance's stack, store, page tables and bookkeeping, as measured. */
-enum { INSTANCE_BYTES = 12 << 10, FUEL_PER_MS = 1000000 };
+enum { INSTANCE_BYTES = 12 << 10, FUEL_PER_US = 1000 };
 
 /* ---- ops ---- */
 
@@ -86,18 +86,7 @@ struct error *exec_trapping(struct exec *x) {
     return x->trap = mem_alloc(sizeof *x->trap);
 }
 
-/* Appends " in f < g < run" to the trap's message: the innermost functions. */
-static void add_backtrace(struct exec *x, const wasm_frame_vec_t *frames) {
-    char *message = x->trap->message;
-    size_t n = strlen(message), cap = sizeof x->trap->message;
-    for (size_t i = 0; i < frames->size && n < cap; i++) {
-        const wasm_name_t *name = wasmtime_frame_func_name(frames->data[i]);
-        n += (size_t)snprintf(message + n, cap - n, "%s%.*s", i ? " < " : " in ", name ? (int)name->size : 1,
-                              name ? name->data : "?");
-    }
-}
-
-/* The call has ended with a trap of WASM (trap_ret) or of a host function (error_ret). */
+/* The call has ended with a trap of WASM (trap_ret) or of a host function (error_ret): "why in f < g < run". */
 static void trapped(struct exec *x) {
     char why[256];
     wasm_frame_vec_t frames;
@@ -108,7 +97,13 @@ static void trapped(struct exec *x) {
         wasm_trap_trace(x->trap_ret, &frames);
     else
         wasmtime_error_wasm_trace(x->error_ret, &frames);
-    add_backtrace(x, &frames);
+    char *message = x->trap->message;
+    size_t n = strlen(message), cap = sizeof x->trap->message;
+    for (size_t i = 0; i < frames.size && n < cap; i++) {
+        const wasm_name_t *name = wasmtime_frame_func_name(frames.data[i]);
+        n += (size_t)snprintf(message + n, cap - n, "%s%.*s", i ? " < " : " in ", name ? (int)name->size : 1,
+                              name ? name->data : "?");
+    }
     wasm_frame_vec_delete(&frames);
     leave(x, PHASE_TRAP);
 }
@@ -123,22 +118,18 @@ static void next_phase(struct exec *x) {
     if (!ends) enter(x, begins ? PHASE_INITIALIZE : PHASE_RUN, begins ? "_initialize" : x->module->entry);
 }
 
-/* One poll of the call, and its CPU time; true when the call has ended. */
+/* One poll of the call, and its CPU time (of slices by fuel only whole ones count); true when the call has ended. */
 static bool poll_call(struct exec *x) {
     struct exec_engine *e = x->module->engine;
-    if (!e->config.fuel) wasmtime_context_set_epoch_deadline(x->context, 2);
-    engine_enter(e);
-    struct env *env = env_system(); /* the CPU has no other time; slices by fuel do not look at it */
+    struct env *env = env_system(); /* the CPU has no other time */
     int64_t start = env->mono_us(env);
+    wasmtime_context_set_epoch_deadline(x->context, 2);
+    engine_enter(e);
     bool done = wasmtime_call_future_poll(x->future);
-    int64_t used_us = env->mono_us(env) - start;
     engine_leave(e);
-    if (e->config.fuel) {
-        uint64_t before = x->fuel;
-        wasmtime_context_get_fuel(x->context, &x->fuel);
-        used_us = (int64_t)(before - x->fuel) * 1000 / FUEL_PER_MS;
-    }
-    x->used_us += used_us < SLICE_MS * 1000 ? used_us : SLICE_MS * 1000;
+    int64_t used_us = env->mono_us(env) - start;
+    if (e->config.fuel) used_us = done || x->asked ? 0 : SLICE_US;
+    x->used_us += used_us < SLICE_US ? used_us : SLICE_US;
     return done;
 }
 
@@ -146,7 +137,7 @@ static bool poll_call(struct exec *x) {
 static enum exec_state go_on(struct exec *x) {
     while (x->phase <= PHASE_RUN) {
         if (x->asked) return EXEC_OP;
-        if (poll_call(x)) {
+        if (x->native ? native_poll(x) : poll_call(x)) {
             next_phase(x);
         } else if (x->limits.cpu_ms && x->used_us > (int64_t)x->limits.cpu_ms * 1000) {
             error_set(exec_trapping(x), LOOM_E_LIMIT_TIME, "the guest ran for its limit of %u ms without a pause",
@@ -161,7 +152,6 @@ static enum exec_state go_on(struct exec *x) {
 }
 
 enum exec_state exec_run(struct exec *x, int64_t now_ms) {
-    if (x->native) return native_run(x);
     x->now_ms = now_ms;
     enum exec_state state = x->logs.n ? EXEC_OP : go_on(x);
     return x->logs.n ? EXEC_OP : state;
@@ -179,38 +169,31 @@ static void store_new(struct exec *x) {
         wasmtime_context_epoch_deadline_async_yield_and_update(x->context, 2);
         return;
     }
-    x->fuel = UINT64_MAX / 2;
-    wasmtime_context_set_fuel(x->context, x->fuel);
-    wasmtime_context_fuel_async_yield_interval(x->context, SLICE_MS * FUEL_PER_MS);
+    wasmtime_context_set_fuel(x->context, UINT64_MAX / 2);
+    wasmtime_context_fuel_async_yield_interval(x->context, SLICE_US * FUEL_PER_US);
 }
 
-/* The instance exists, or the reason why it does not; false when the machine has no room for it now. */
+/* The instance exists, or the reason why it does not; false when no slot is free, or the machine has no memory now. */
 static bool instantiate(struct exec *x) {
     char why[256] = "";
     enter(x, PHASE_START, NULL);
     if (!poll_call(x)) return true; /* the module's start function wants more */
     if (x->error_ret) exec_wasm_error(x->error_ret, NULL, why, sizeof why);
-    if (strstr(why, "os error 12")) return false;
+    if (strstr(why, "maximum concurrent") || strstr(why, "os error 12")) return false;
     next_phase(x);
     return true;
 }
 
 struct exec *exec_new(struct exec_module *m, struct exec_limits limits, uint64_t seed, struct error *err) {
-    struct exec_engine *e = m->engine;
-    if (e && atomic_fetch_add(&e->live, 1) >= e->config.slots) {
-        atomic_fetch_sub(&e->live, 1);
-        error_set(err, LOOM_E_BUSY, "all %u instances are in use; one must end or be evicted first", e->config.slots);
-        return NULL;
-    }
     struct exec *x = mem_alloc(sizeof *x);
-    x->module = exec_module_ref(m);
+    x->module = m;
     x->limits = limits;
     x->seed = seed;
     if (m->native) return native_new(x);
     store_new(x);
     if (instantiate(x)) return x;
     exec_free(x);
-    error_set(err, LOOM_E_BUSY, "the machine has no memory for another instance; one must end or be evicted first");
+    error_set(err, LOOM_E_BUSY, "there is no room for another instance; one must end or be evicted first");
     return NULL;
 }
 
@@ -219,8 +202,6 @@ void exec_free(struct exec *x) {
     leave(x, PHASE_TRAP);
     if (x->store) wasmtime_store_delete(x->store);
     if (x->native) native_free(x);
-    if (x->module->engine) atomic_fetch_sub(&x->module->engine->live, 1);
-    exec_module_unref(x->module);
     buf_free(&x->result);
     buf_free(&x->line);
     buf_free(&x->logs);
@@ -247,16 +228,11 @@ void exec_trap(const struct exec *x, struct error *err) {
     *err = *x->trap;
 }
 
-/* Linear memory counts as far as its pages are there; mincore() looks at 16 MB at a time. */
+/* Linear memory counts as far as its pages are there. */
 size_t exec_bytes(const struct exec *x) {
-    size_t bytes = INSTANCE_BYTES;
-    unsigned char there[4096];
-    uint8_t *base = x->memory_known ? wasmtime_memory_data(x->context, &x->memory) : NULL;
-    size_t size = x->memory_known ? wasmtime_memory_data_size(x->context, &x->memory) : 0;
-    for (size_t n; size > 0; base += n, size -= n) {
-        n = size < sizeof there << 12 ? size : sizeof there << 12;
-        if (mincore(base, n, there)) break;
-        for (size_t i = 0; i < n >> 12; i++) bytes += (size_t)(there[i] & 1) << 12;
-    }
+    unsigned char there[MEMORY_MB << 8];
+    size_t bytes = INSTANCE_BYTES, size = x->memory_known ? wasmtime_memory_data_size(x->context, &x->memory) : 0;
+    if (size == 0 || mincore(wasmtime_memory_data(x->context, &x->memory), size, there)) return bytes;
+    for (size_t i = 0; i < size >> 12; i++) bytes += (size_t)(there[i] & 1) << 12;
     return bytes;
 }

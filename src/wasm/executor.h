@@ -12,13 +12,12 @@
 #include <stdatomic.h>
 #include <wasmtime.h>
 
-enum { TABLE_ELEMENTS = 100000, MEMORY_MB = 256 /* if an exec has no limit of its own */, SLICE_MS = 2 };
+enum { TABLE_ELEMENTS = 100000, MEMORY_MB = 256 /* at most, of a guest */, SLICE_US = 2000 };
 
 struct exec_engine {
     struct exec_config config; /* with the defaults filled in */
     wasm_engine_t *wasm;
     wasmtime_linker_t *linker;
-    atomic_uint live; /* instances */
 
     /* The ticker raises the epoch while an instance runs, and sleeps otherwise. */
     pthread_t ticker;
@@ -28,7 +27,6 @@ struct exec_engine {
 };
 
 struct exec_module {
-    atomic_uint refs;
     void (*native)(void); /* NULL: WASM, described by the rest */
     struct exec_engine *engine;
     wasmtime_module_t *module;
@@ -67,7 +65,6 @@ struct exec {
     wasmtime_memory_t memory;  /* once the guest has called the host */
     bool memory_known;
     int64_t used_us; /* CPU time of this stretch */
-    uint64_t fuel;   /* left, when slices go by fuel */
 
     /* WASI: clock, state of its randomness, whether it was proc_exit(0); output up to the next newline and whether it is an
      * error; arguments of the op `log`, a line each, and how many bytes of them were logged. */
@@ -111,6 +108,6 @@ void wasi_log_lines(struct exec *x, bool all);
 /* ---- native.c ---- */
 struct exec *native_new(struct exec *x); /* answers x */
 void native_free(struct exec *x);
-enum exec_state native_run(struct exec *x);
+bool native_poll(struct exec *x); /* until it asks an op; true: it has ended */
 
 #endif

@@ -1,5 +1,5 @@
 /* module.c: modules: from WASM bytes to an artefact, machine code for this engine; from an artefact to a program that is
- * ready to be instantiated, shared by all threads, its references counted.
+ * ready to be instantiated, shared by all threads.
  *
  * Whether a program can be a guest is decided here, for a fresh one as for an artefact: what it imports must be in
  * host.c's tables (the linker tells), and it must export its memory and an entry: `run`, or `_start` of a WASI program.
@@ -72,7 +72,6 @@ static int module_new(struct exec_engine *e, struct str bytes, reader *read, str
                       struct error *err) {
     struct exec_module *m = mem_alloc(sizeof *m);
     char why[512];
-    atomic_init(&m->refs, 1);
     m->engine = e;
     wasmtime_error_t *error = read(e->wasm, (const uint8_t *)bytes.p, bytes.n, &m->module);
     if (!error) error = wasmtime_linker_instantiate_pre(e->linker, m->module, &m->pre);
@@ -80,7 +79,7 @@ static int module_new(struct exec_engine *e, struct str bytes, reader *read, str
     int rc = error ? error_set(err, LOOM_E_INVALID_MODULE, "%s", why) : read_exports(m, err);
     if (error) wasmtime_error_delete(error);
     if (rc)
-        exec_module_unref(m);
+        exec_module_free(m);
     else
         *out = m;
     return rc;
@@ -90,13 +89,8 @@ int exec_module_load(struct exec_engine *e, struct str artefact, struct exec_mod
     return module_new(e, artefact, wasmtime_module_deserialize, out, err);
 }
 
-struct exec_module *exec_module_ref(struct exec_module *m) {
-    atomic_fetch_add(&m->refs, 1);
-    return m;
-}
-
-void exec_module_unref(struct exec_module *m) {
-    if (!m || atomic_fetch_sub(&m->refs, 1) != 1) return;
+void exec_module_free(struct exec_module *m) {
+    if (!m) return;
     if (m->pre) wasmtime_instance_pre_delete(m->pre);
     if (m->module) wasmtime_module_delete(m->module);
     free(m);
@@ -115,7 +109,7 @@ int exec_compile(struct exec_engine *e, struct str wasm, struct buf *artefact, s
     if (wasmtime_module_serialize(m->module, &bytes)) abort(); /* out of memory */
     buf_add(artefact, bytes.data, bytes.size);
     wasm_byte_vec_delete(&bytes);
-    exec_module_unref(m);
+    exec_module_free(m);
     return 0;
 }
 
@@ -168,22 +162,21 @@ int exec_compile_apart(struct exec_engine *e, const char *program, struct str wa
                        struct error *err) {
     if (!program) return exec_compile(e, wasm, artefact, err);
     struct buf text = {0};
-    int in = memfd_create("module", MFD_CLOEXEC), out = memfd_create("artefact", MFD_CLOEXEC), rc = 0;
+    int in = memfd_create("module", MFD_CLOEXEC), out = memfd_create("artefact", MFD_CLOEXEC);
     buf_char(&text, e->config.fuel ? 'f' : 'e');
     buf_str(&text, wasm);
     if (pwrite(in, text.p, text.n, 0) != (ssize_t)text.n) abort(); /* out of memory */
-    int status = run_child(program, in, out);
+    int status = run_child(program, in, out), rc = 0;
     if (status < 0) rc = error_set(err, LOOM_E_INTERNAL, "cannot start %s to compile: %s", program, strerror(errno));
-    buf_clear(&text);
+    struct buf *printed = status ? &text : artefact;
+    buf_clear(printed);
     lseek(out, 0, SEEK_SET);
-    fd_read(out, &text);
+    fd_read(out, printed);
     if (status > 0 && text.n)
         rc = error_set(err, LOOM_E_INVALID_MODULE, "%.*s", (int)text.n, text.p);
     else if (status > 0)
         rc = error_set(err, LOOM_E_INVALID_MODULE, "it takes more than %d s or %d MB to compile", COMPILE_SECONDS,
                        COMPILE_MB);
-    else if (!rc)
-        buf_str(artefact, buf_view(&text));
     close(in);
     close(out);
     buf_free(&text);

@@ -21,7 +21,6 @@ struct side { /* one of the two stacks, and what the sanitizers want to know of 
 struct native {
     struct side guest, host;
     char *stack; /* the guard page first */
-    bool ended;
     struct arena memory;
 };
 
@@ -55,12 +54,12 @@ static void native_main(void) {
     struct exec *x = current;
     arrive(NULL, &x->native->host);
     x->module->native();
-    x->native->ended = true;
     cross(&x->native->guest, &x->native->host);
 }
 
 struct exec *native_new(struct exec *x) {
     struct native *n = x->native = mem_alloc(sizeof *n);
+    x->phase = PHASE_RUN;
     n->stack = mmap(NULL, NATIVE_STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     if (n->stack == MAP_FAILED) abort();
     mprotect(n->stack, GUARD_BYTES, PROT_NONE);
@@ -79,14 +78,12 @@ void native_free(struct exec *x) {
     free(x->native);
 }
 
-enum exec_state native_run(struct exec *x) {
+bool native_poll(struct exec *x) {
     struct native *n = x->native;
-    if (n->ended) return EXEC_END;
-    if (x->asked) return EXEC_OP;
     current = x;
     if (__tsan_get_current_fiber) n->host.fiber = __tsan_get_current_fiber();
     cross(&n->host, &n->guest);
-    return n->ended ? EXEC_END : EXEC_OP;
+    return !x->asked;
 }
 
 int32_t loom_native_op(const char *name, size_t name_len, const char *arg, size_t arg_len) {
@@ -108,7 +105,6 @@ void *loom_native_alloc(size_t n) {
 
 struct exec_module *exec_module_native(void (*run)(void)) {
     struct exec_module *m = mem_alloc(sizeof *m);
-    atomic_init(&m->refs, 1);
     m->native = run;
     return m;
 }

@@ -87,7 +87,7 @@ static void play(struct play *p, void (*run)(void), struct str input) {
     must(x);
     while (exec_run(x, 1234) == EXEC_OP && answer(p, x)) continue;
     exec_free(x);
-    exec_module_unref(m);
+    exec_module_free(m);
 }
 
 static void play_free(struct play *p) {
@@ -370,7 +370,7 @@ static void fuzz_module(struct str in) {
             if (s == EXEC_TRAP) exec_trap(x, &err);
         }
         exec_free(x);
-        exec_module_unref(m);
+        exec_module_free(m);
     }
     buf_free(&artefact);
 }
