@@ -54,15 +54,9 @@ void exec_answer(struct exec *x, bool ok, struct str json) {
 
 /* ---- calls into the guest ---- */
 
-/* Starts the call that is the phase's: of the export `name`. */
-static void enter(struct exec *x, enum exec_phase phase, const char *name) {
+static void call_next(struct exec *x) {
     wasmtime_extern_t export;
-    x->phase = phase;
-    if (phase == PHASE_START) {
-        x->future = wasmtime_instance_pre_instantiate_async(x->module->pre, x->context, &x->instance, &x->trap_ret,
-                                                            &x->error_ret);
-        return;
-    }
+    const char *name = *x->calls++;
     bool found = wasmtime_instance_export_get(x->context, &x->instance, name, strlen(name), &export);
     assert(found); /* exec_module_load() has seen it */
     x->func = export.of.func;
@@ -70,7 +64,7 @@ static void enter(struct exec *x, enum exec_phase phase, const char *name) {
 }
 
 /* A call that is in progress is unwound. */
-static void leave(struct exec *x, enum exec_phase phase) {
+static void leave(struct exec *x, enum exec_state state) {
     if (x->future) wasmtime_call_future_delete(x->future);
     if (x->trap_ret) wasm_trap_delete(x->trap_ret);
     if (x->error_ret) wasmtime_error_delete(x->error_ret);
@@ -78,7 +72,7 @@ static void leave(struct exec *x, enum exec_phase phase) {
     x->trap_ret = NULL;
     x->error_ret = NULL;
     x->asked = false;
-    x->phase = phase;
+    x->state = state;
 }
 
 struct error *exec_trapping(struct exec *x) {
@@ -105,17 +99,17 @@ static void trapped(struct exec *x) {
                               name ? name->data : "?");
     }
     wasm_frame_vec_delete(&frames);
-    leave(x, PHASE_TRAP);
+    leave(x, EXEC_TRAP);
 }
 
-static void next_phase(struct exec *x) {
-    bool begins = x->phase == PHASE_START && x->module->initialize, ends = x->phase == PHASE_RUN || x->exited;
+static void call_ended(struct exec *x) {
+    bool more = !x->exited && *x->calls;
     if ((x->trap_ret || x->error_ret) && !x->exited) {
         trapped(x);
         return;
     }
-    leave(x, PHASE_END);
-    if (!ends) enter(x, begins ? PHASE_INITIALIZE : PHASE_RUN, begins ? "_initialize" : x->module->entry);
+    leave(x, more ? EXEC_SLICE : EXEC_END);
+    if (more) call_next(x);
 }
 
 /* One poll of the call, and its CPU time (of slices by fuel only whole ones count); true when the call has ended. */
@@ -135,20 +129,20 @@ static bool poll_call(struct exec *x) {
 
 /* Until the guest wants something, has used its slice or is over. */
 static enum exec_state go_on(struct exec *x) {
-    while (x->phase <= PHASE_RUN) {
+    while (x->state == EXEC_SLICE) {
         if (x->asked) return EXEC_OP;
         if (x->native ? native_poll(x) : poll_call(x)) {
-            next_phase(x);
+            call_ended(x);
         } else if (x->limits.cpu_ms && x->used_us > (int64_t)x->limits.cpu_ms * 1000) {
             error_set(exec_trapping(x), LOOM_E_LIMIT_TIME, "the guest ran for its limit of %u ms without a pause",
                       x->limits.cpu_ms);
-            leave(x, PHASE_TRAP);
+            leave(x, EXEC_TRAP);
         } else if (!x->asked) {
             return EXEC_SLICE;
         }
     }
     wasi_log_lines(x, true);
-    return x->phase == PHASE_END ? EXEC_END : EXEC_TRAP;
+    return x->state;
 }
 
 enum exec_state exec_run(struct exec *x, int64_t now_ms) {
@@ -176,11 +170,12 @@ static void store_new(struct exec *x) {
 /* The instance exists, or the reason why it does not; false when no slot is free, or the machine has no memory now. */
 static bool instantiate(struct exec *x) {
     char why[256] = "";
-    enter(x, PHASE_START, NULL);
+    x->future = wasmtime_instance_pre_instantiate_async(x->module->pre, x->context, &x->instance, &x->trap_ret,
+                                                        &x->error_ret);
     if (!poll_call(x)) return true; /* the module's start function wants more */
     if (x->error_ret) exec_wasm_error(x->error_ret, NULL, why, sizeof why);
     if (strstr(why, "maximum concurrent") || strstr(why, "os error 12")) return false;
-    next_phase(x);
+    call_ended(x);
     return true;
 }
 
@@ -189,6 +184,8 @@ struct exec *exec_new(struct exec_module *m, struct exec_limits limits, uint64_t
     x->module = m;
     x->limits = limits;
     x->seed = seed;
+    x->state = EXEC_SLICE;
+    x->calls = m->calls;
     if (m->native) return native_new(x);
     store_new(x);
     if (instantiate(x)) return x;
@@ -199,7 +196,7 @@ struct exec *exec_new(struct exec_module *m, struct exec_limits limits, uint64_t
 
 void exec_free(struct exec *x) {
     if (!x) return;
-    leave(x, PHASE_TRAP);
+    leave(x, EXEC_TRAP);
     if (x->store) wasmtime_store_delete(x->store);
     if (x->native) native_free(x);
     buf_free(&x->result);
@@ -210,12 +207,14 @@ void exec_free(struct exec *x) {
 }
 
 bool exec_again(struct exec *x) {
-    bool in_op = x->phase == PHASE_RUN && x->asked && x->module->again;
-    bool ended = x->phase == PHASE_END && !x->native && !x->exited && strcmp(x->module->entry, "_start") != 0;
+    const struct exec_module *m = x->module;
+    bool in_op = x->asked && !*x->calls && *m->again && !strcmp(*m->again, "again");
+    bool ended = x->state == EXEC_END && !x->exited && *m->again;
     if (!in_op && !ended) return false;
-    leave(x, PHASE_END);
+    leave(x, EXEC_SLICE);
     exec_suspended(x);
-    enter(x, PHASE_RUN, x->module->again ? "again" : x->module->entry);
+    x->calls = m->again;
+    call_next(x);
     return true;
 }
 

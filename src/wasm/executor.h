@@ -31,19 +31,16 @@ struct exec_module {
     struct exec_engine *engine;
     wasmtime_module_t *module;
     wasmtime_instance_pre_t *pre;
-    const char *entry; /* "run" or "_start" */
-    bool initialize;   /* exports _initialize */
-    bool again;        /* exports `again`: run(), wherever in the program the last run was left */
+    const char *calls[3]; /* exports to be called: _initialize, if there is one, and `run` or `_start`; NULL ends */
+    const char *again[2]; /* for another run: `again`, wherever in the program the last one was left, or `run` */
 };
-
-/* What the guest does: each is one call into it, in this order. */
-enum exec_phase { PHASE_START, PHASE_INITIALIZE, PHASE_RUN, PHASE_END, PHASE_TRAP };
 
 struct native;
 struct exec {
     struct exec_module *module;
     struct exec_limits limits;
-    enum exec_phase phase;
+    enum exec_state state;    /* SLICE while it is not over */
+    const char *const *calls; /* exports still to be called */
 
     /* The op in progress: asked, then answered. */
     bool asked;
@@ -56,7 +53,7 @@ struct exec {
 
     wasmtime_store_t *store;
     wasmtime_context_t *context;
-    wasmtime_call_future_t *future; /* of the phase; it keeps pointers to the four below */
+    wasmtime_call_future_t *future; /* of the call in progress; it keeps pointers to the four below */
     wasmtime_instance_t instance;
     wasmtime_func_t func;
     wasm_trap_t *trap_ret;

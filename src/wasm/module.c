@@ -45,7 +45,7 @@ void exec_wasm_error(const wasmtime_error_t *error, const wasm_trap_t *trap, cha
 /* Fills in what the exports tell; of functions those count that have neither parameters nor results. */
 static int read_exports(struct exec_module *m, struct error *err) {
     wasm_exporttype_vec_t exports;
-    bool memory = false;
+    bool memory = false, initialize = false, again = false, run = false, start = false;
     wasmtime_module_exports(m->module, &exports);
     for (size_t i = 0; i < exports.size; i++) {
         const wasm_externtype_t *type = wasm_exporttype_type(exports.data[i]);
@@ -53,13 +53,16 @@ static int read_exports(struct exec_module *m, struct error *err) {
         struct str name = {wasm_exporttype_name(exports.data[i])->data, wasm_exporttype_name(exports.data[i])->size};
         bool call = f && wasm_functype_params(f)->size == 0 && wasm_functype_results(f)->size == 0;
         memory |= wasm_externtype_kind(type) == WASM_EXTERN_MEMORY && str_is(name, "memory");
-        m->initialize |= call && str_is(name, "_initialize");
-        m->again |= call && str_is(name, "again");
-        if (call && str_is(name, "run")) m->entry = "run";
-        if (call && str_is(name, "_start") && !m->entry) m->entry = "_start";
+        initialize |= call && str_is(name, "_initialize");
+        again |= call && str_is(name, "again");
+        run |= call && str_is(name, "run");
+        start |= call && str_is(name, "_start");
     }
     wasm_exporttype_vec_delete(&exports);
-    if (memory && m->entry) return 0;
+    m->calls[0] = initialize ? "_initialize" : NULL;
+    m->calls[initialize] = run ? "run" : "_start";
+    m->again[0] = again ? "again" : run ? "run" : NULL;
+    if (memory && (run || start)) return 0;
     return error_set(err, LOOM_E_INVALID_MODULE, "the module does not export %s",
                      memory ? "a function \"run\" without parameters and results; guest.h names it so"
                             : "its memory under the name \"memory\"");

@@ -59,7 +59,6 @@ static void native_main(void) {
 
 struct exec *native_new(struct exec *x) {
     struct native *n = x->native = mem_alloc(sizeof *n);
-    x->phase = PHASE_RUN;
     n->stack = mmap(NULL, NATIVE_STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     if (n->stack == MAP_FAILED) abort();
     mprotect(n->stack, GUARD_BYTES, PROT_NONE);
