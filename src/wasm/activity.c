@@ -291,10 +291,10 @@ static enum phase get_instance(struct activity *a) {
     return a->exec ? RUNNING : a->starved ? QUEUED : fail(a, ENDED, &why);
 }
 
-static enum phase step(struct activity *a) {
+static enum phase step(struct activity *a, int64_t now_ms) {
     struct error why;
     if (!a->exec) return get_instance(a);
-    enum exec_state state = exec_run(a->exec, a->pool->env->now_ms(a->pool->env));
+    enum exec_state state = exec_run(a->exec, now_ms);
     a->ok = true;
     buf_clear(&a->text);
     switch (state) {
@@ -309,7 +309,7 @@ static enum phase step(struct activity *a) {
 
 /* Until the attempt ends, is parked, or has had its share of the thread. */
 static enum phase go(struct activity *a) {
-    int64_t start = mono_ms(a);
+    int64_t start = mono_ms(a), now_ms = a->pool->env->now_ms(a->pool->env);
     if (!a->deadline) a->deadline = start + a->time_ms;
     if (a->told) return ENDED;
     a->told = atomic_load(&a->cancelled);
@@ -317,7 +317,7 @@ static enum phase go(struct activity *a) {
         if (atomic_load(&a->pool->stopping)) return refuse(a, ENDED, LOOM_E_INTERRUPTED, "the worker is shutting down");
         if (now >= a->deadline) return refuse(a, ENDED, LOOM_E_TIMEOUT, "it took longer than its limit");
         if (now - start >= FAIR_MS) return QUEUED;
-        enum phase next = step(a);
+        enum phase next = step(a, now_ms);
         if (next != RUNNING) return next; /* once parked it is not touched again */
     }
 }

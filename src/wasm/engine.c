@@ -31,10 +31,11 @@ static const uint64_t RESERVE_BYTES = 4ULL << 30;
 
 static void *ticker_main(void *arg) {
     struct exec_engine *e = arg;
-    struct timespec tick = {.tv_nsec = SLICE_US * 1000 / 2};
+    struct timespec tick = {.tv_nsec = TICK_US * 1000};
     for (unsigned idle = 0; !atomic_load(&e->stop); idle = atomic_load(&e->running) ? 0 : idle + 1) {
         nanosleep(&tick, NULL);
         wasmtime_engine_increment_epoch(e->wasm);
+        atomic_fetch_add(&e->ticks, 1);
         if (idle < IDLE_TICKS) continue;
         atomic_store(&e->asleep, true);
         bool woken = atomic_load(&e->running) && atomic_exchange(&e->asleep, false);

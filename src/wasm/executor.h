@@ -12,7 +12,7 @@
 #include <stdatomic.h>
 #include <wasmtime.h>
 
-enum { TABLE_ELEMENTS = 100000, MEMORY_MB = 256 /* at most, of a guest */, SLICE_US = 2000 };
+enum { TABLE_ELEMENTS = 100000, MEMORY_MB = 256 /* at most, of a guest */, SLICE_US = 2000, TICK_US = SLICE_US / 2 };
 
 struct exec_engine {
     struct exec_config config; /* with the defaults filled in */
@@ -22,7 +22,7 @@ struct exec_engine {
     /* The ticker raises the epoch while an instance runs, and sleeps otherwise. */
     pthread_t ticker;
     sem_t wake;
-    atomic_uint running; /* instances inside exec_run() */
+    atomic_uint running, ticks; /* instances inside exec_run() */
     atomic_bool asleep, stop;
 };
 
