@@ -575,7 +575,7 @@ static int set_up(void **state) {
     (void)state;
     struct error err;
     loom_register_actor("killer", killer);
-    code = code_new(&(struct exec_config){.slots = 64, .fuel = true}, &err);
+    code = code_new(&(struct exec_config){.slots = 64, .fuel = 2000000}, &err);
     memory = blob_file_open(NULL, &err);
     deploy(ARRAY);
     deploy(FILES);

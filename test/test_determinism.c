@@ -63,10 +63,10 @@ static bool host_answer(struct host *h, struct str name, struct str arg, struct 
 static struct buf trace(struct exec_module *m, struct host h) {
     struct buf lines = {0}, out = {0};
     struct error err = {0};
-    struct exec *x = exec_new(m, (struct exec_limits){.memory_mb = 64}, &err);
+    struct exec *x = exec_new(m, (struct exec_limits){.memory_mb = 64}, 7, &err);
     enum exec_state state;
     for (bool goes_on = true; goes_on;) {
-        do state = exec_run(x);
+        do state = exec_run(x, 1234);
         while (state == EXEC_SLICE);
         if (state == EXEC_TRAP) exec_trap(x, &err);
         if (state != EXEC_OP) fail_msg("the guest ended without a word: %s", err.message);
@@ -113,8 +113,8 @@ static void same_twice(const char *name, struct str wasm, const char *input, con
         buf_free(&sliced);
     }
     print_message("%s: %zu ops\n", name, ops);
-    exec_module_unref(m[0]);
-    exec_module_unref(m[1]);
+    exec_module_free(m[0]);
+    exec_module_free(m[1]);
 }
 
 static char *thing;
@@ -154,7 +154,7 @@ static int set_up(void **state) {
     struct error err;
     thing = quoted(THING);
     engines[0] = exec_engine_new(&(struct exec_config){.slots = 1}, &err);
-    engines[1] = exec_engine_new(&(struct exec_config){.slots = 1, .slice_ms = 1, .fuel = true}, &err);
+    engines[1] = exec_engine_new(&(struct exec_config){.slots = 1, .fuel = 5000}, &err);
     return engines[0] && engines[1] ? 0 : -1;
 }
 

@@ -374,7 +374,7 @@ static void resident_bytes(void **state) {
 static void fault_23_deterministic(void **state) {
     (void)state; /* With fuel a run repeats to the slice; NaNs are canonical always. */
     struct error err;
-    struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 2, .fuel = true}, &err);
+    struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 2, .fuel = 2000000}, &err);
     struct exec_module *m = load_in(
         e, GUEST("(func (export \"run\") (local $i i32) (loop $l (local.set $i (i32.add (local.get $i) (i32.const 1)))"
                  "(br_if $l (i32.lt_u (local.get $i) (i32.const 10000000))))"
@@ -489,7 +489,7 @@ static void fault_22_mangled_modules(void **state) {
 static void foreign_artefact(void **state) {
     (void)state; /* An artefact of another engine's settings is refused, not run. */
     struct error err;
-    struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 1, .fuel = true}, &err);
+    struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 1, .fuel = 2000000}, &err);
     struct buf wasm = guest_wat(pointers), artefact = {0};
     struct exec_module *m;
     assert_int_equal(exec_compile(e, buf_view(&wasm), &artefact, &err), 0);

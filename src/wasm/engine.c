@@ -86,7 +86,7 @@ static wasm_engine_t *wasm_new(const struct exec_config *config) {
     wasmtime_config_wasm_memory64_set(c, false);
     wasmtime_config_cranelift_nan_canonicalization_set(c, true);
     wasmtime_config_native_unwind_info_set(c, false);
-    wasmtime_config_consume_fuel_set(c, config->fuel);
+    wasmtime_config_consume_fuel_set(c, config->fuel > 0);
     wasmtime_config_epoch_interruption_set(c, !config->fuel);
     wasmtime_config_async_stack_size_set(c, STACK_BYTES);
     wasmtime_config_max_wasm_stack_set(c, GUEST_STACK_BYTES);

@@ -122,7 +122,7 @@ static bool poll_call(struct exec *x) {
     bool done = wasmtime_call_future_poll(x->future);
     engine_leave(e);
     int64_t used_us = (int64_t)(atomic_load(&e->ticks) - before) * TICK_US;
-    if (e->config.fuel) used_us = done || x->asked ? 0 : SLICE_US;
+    if (e->config.fuel) used_us = done || x->asked ? 0 : e->config.fuel / FUEL_PER_US;
     x->used_us += used_us < SLICE_US ? used_us : SLICE_US;
     return done;
 }
@@ -164,7 +164,7 @@ static void store_new(struct exec *x) {
         return;
     }
     wasmtime_context_set_fuel(x->context, UINT64_MAX / 2);
-    wasmtime_context_fuel_async_yield_interval(x->context, SLICE_US * FUEL_PER_US);
+    wasmtime_context_fuel_async_yield_interval(x->context, e->config.fuel);
 }
 
 /* The instance exists, or the reason why it does not; false when no slot is free, or the machine has no memory now. */

@@ -94,7 +94,7 @@ static void deploy_all(void) {
     static struct sim s;
     struct error err;
     setenv("BANK_KEY", CANARY, 1);
-    deployed.code = code_new(&(struct exec_config){.fuel = true}, &err);
+    deployed.code = code_new(&(struct exec_config){.fuel = 2000000}, &err);
     deployed.blobs = blob_file_open(NULL, &err);
     begin(&s, 0);
     world_open(&s.w);
