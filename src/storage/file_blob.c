@@ -22,10 +22,6 @@ struct file_blobs {
     struct arena mem; /* of them */
 };
 
-static struct file_blobs *self(struct blob_store *s) {
-    return (struct file_blobs *)s;
-}
-
 /* ---- files ---- */
 
 /* DIR/ab and DIR/ab/cdef… */
@@ -35,7 +31,7 @@ static void place(const struct file_blobs *s, const char *hex, char folder[4096]
 }
 
 static int file_put(struct blob_store *base, struct str bytes, char hex[65], struct error *err) {
-    struct file_blobs *s = self(base);
+    struct file_blobs *s = (struct file_blobs *)base;
     char folder[4096], path[4200];
     sha256_hex(bytes, hex);
     place(s, hex, folder, path);
@@ -51,7 +47,7 @@ static int file_get(struct blob_store *base, const char *hex, struct buf *out, s
     size_t before = out->n;
     if (strspn(hex, "0123456789abcdef") != 64 || hex[64] != 0)
         return error_set(err, LOOM_E_NOT_FOUND, "%.70s is no name of a blob; expected a SHA-256 in hex", hex);
-    place(self(base), hex, folder, path);
+    place((struct file_blobs *)base, hex, folder, path);
     bool whole = path_read(path, out);
     if (!whole && errno == ENOENT) return error_set(err, LOOM_E_NOT_FOUND, "there is no blob %s", hex);
     sha256_hex((struct str){out->p + before, out->n - before}, found);
@@ -66,7 +62,7 @@ static int file_get(struct blob_store *base, const char *hex, struct buf *out, s
 
 static int memory_put(struct blob_store *base, struct str bytes, char hex[65], struct error *err) {
     (void)err;
-    struct file_blobs *s = self(base);
+    struct file_blobs *s = (struct file_blobs *)base;
     sha256_hex(bytes, hex);
     pthread_mutex_lock(&s->lock);
     if (!map_get(&s->blobs, str_of(hex))) {
@@ -79,7 +75,7 @@ static int memory_put(struct blob_store *base, struct str bytes, char hex[65], s
 }
 
 static int memory_get(struct blob_store *base, const char *hex, struct buf *out, struct error *err) {
-    struct file_blobs *s = self(base);
+    struct file_blobs *s = (struct file_blobs *)base;
     pthread_mutex_lock(&s->lock);
     struct str *kept = map_get(&s->blobs, str_of(hex));
     pthread_mutex_unlock(&s->lock);
@@ -91,7 +87,7 @@ static int memory_get(struct blob_store *base, const char *hex, struct buf *out,
 /* ---- both ---- */
 
 static void blobs_close(struct blob_store *base) {
-    struct file_blobs *s = self(base);
+    struct file_blobs *s = (struct file_blobs *)base;
     map_free(&s->blobs);
     arena_free(&s->mem);
     free(s->dir);

@@ -83,10 +83,6 @@ struct sqlite_store {
     atomic_bool due, stop; /* told to it with `wake` */
 };
 
-static struct sqlite_store *self(struct store *s) {
-    return (struct sqlite_store *)s;
-}
-
 /* ---- statements ---- */
 
 static void bind_key(sqlite3_stmt *q, enum row_kind kind, struct str key) {
@@ -132,7 +128,7 @@ static bool row_whole(sqlite3_stmt *q, enum row_kind kind) {
 }
 
 static int sqlite_load(struct store *base, enum row_kind kind, struct str key, struct buf *out, struct error *err) {
-    struct side *side = self(base)->reader;
+    struct side *side = ((struct sqlite_store *)base)->reader;
     sqlite3_stmt *q = hold(side, Q_LOAD);
     bind_key(q, kind, key);
     int step = sqlite3_step(q), rc = step == SQLITE_ROW;
@@ -149,7 +145,7 @@ static int sqlite_load(struct store *base, enum row_kind kind, struct str key, s
 
 static int sqlite_scan(struct store *base, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx,
                        struct error *err) {
-    struct side *side = self(base)->reader;
+    struct side *side = ((struct sqlite_store *)base)->reader;
     sqlite3_stmt *q = hold(side, Q_SCAN);
     int rc;
     bind_key(q, kind, from);
@@ -243,7 +239,7 @@ static void write_seen(struct sqlite_store *s, int64_t pause_ms) {
 }
 
 static enum commit_outcome sqlite_commit(struct store *base, const struct batch *b, struct error *err) {
-    struct sqlite_store *s = self(base);
+    struct sqlite_store *s = (struct sqlite_store *)base;
     struct side *w = &s->writer;
     sqlite3_stmt *fence = hold(w, Q_FENCE);
     int rc = s->sync_failed ? SQLITE_IOERR_FSYNC : run(w, Q_BEGIN);
@@ -265,7 +261,7 @@ static enum commit_outcome sqlite_commit(struct store *base, const struct batch 
 }
 
 static int sqlite_claim(struct store *base, struct str writer, uint64_t *term, uint64_t *seq, struct error *err) {
-    struct sqlite_store *s = self(base);
+    struct sqlite_store *s = (struct sqlite_store *)base;
     struct side *w = &s->writer;
     sqlite3_stmt *q = hold(w, Q_CLAIM);
     sqlite3_bind_text64(q, 1, writer.p, writer.n, SQLITE_STATIC, SQLITE_UTF8);
@@ -422,7 +418,7 @@ static int check_seen(struct sqlite_store *s, bool accept_restored, struct error
 }
 
 static void sqlite_close(struct store *base) {
-    struct sqlite_store *s = self(base);
+    struct sqlite_store *s = (struct sqlite_store *)base;
     write_seen(s, 0);
     keeper_tell(s, &s->stop);
     if (s->has_thread) pthread_join(s->thread, NULL);
