@@ -422,17 +422,19 @@ static void cancelling(void **state) {
     wait_for(&parked);
     assert_string_equal(parked.error.code, "cancelled");
     activity_cancel(p, a); /* once more, when it has ended: nothing happens */
-    start(p, prepare(&looping, "[[\"progress\",1],[\"spin\",null]]"));
-    wait_for_note(&looping);
-    activity_cancel(p, &looping.run);
-    wait_for(&looping);
-    assert_string_equal(looping.error.code, "cancelled");
+    if (!NATIVE_ONLY) {    /* natively nothing spins */
+        start(p, prepare(&looping, "[[\"progress\",1],[\"spin\",null]]"));
+        wait_for_note(&looping);
+        activity_cancel(p, &looping.run);
+        wait_for(&looping);
+        assert_string_equal(looping.error.code, "cancelled");
+    }
     start(p, prepare(&beating, "[[\"beat\",null]]"));
     wait_for_note(&beating);
     activity_cancel(p, &beating.run);
     wait_for(&beating);
     assert_string_equal(beating.error.code, "cancelled");
-    assert_int_equal(parked.ended + looping.ended + beating.ended, 3);
+    assert_int_equal(parked.ended + beating.ended, 2);
     activity_pool_free(p);
 }
 

@@ -43,6 +43,17 @@ static yyjson_val *asked(struct loom *l, const struct promise *p) {
     return look(l, (struct str){p->entry, p->entry_n});
 }
 
+/* Removes it from what runs. */
+static void forget(struct loom *l, struct attempt *a) {
+    if (map_get(&l->attempts, a->run.key) == a) map_remove(&l->attempts, a->run.key);
+}
+
+/* The one that runs and counts. */
+static struct attempt *attempt_of(struct loom *l, struct str key) {
+    struct attempt *a = map_get(&l->attempts, key);
+    return a && !a->run.cancelled ? a : NULL;
+}
+
 static struct definition *definition_of(struct loom *l, const struct resident *r, yyjson_val *entry) {
     return registry_find(l, "activity", r->a->ns, json_str(entry, "name"), json_str(entry, "version"));
 }
@@ -53,8 +64,8 @@ static void attempt_failed(struct loom *l, struct resident *r, uint64_t id, stru
     struct promise *p = turn_promise(r->a->turn, id);
     yyjson_val *entry = asked(l, p), *why = look(l, error), *retry = yyjson_obj_get(entry, "retry");
     struct definition *d = definition_of(l, r, entry);
-    struct retry_policy base = d ? d->retry : retry_default, policy = base;
-    if (retry && retry_policy_read(retry, &base, &policy, NULL) < 0) policy = base;
+    struct retry_policy policy = d ? d->retry : retry_default;
+    retry_policy_read(retry, &policy, NULL); /* the op was refused otherwise */
     bool same = str_is(json_str(why, "code"), "interrupted") && p->interrupted + 1 < INTERRUPTED_MAX;
     uint64_t dice;
     l->env->random(l->env, &dice, sizeof dice);
@@ -93,7 +104,7 @@ static void attempt_done(struct loom *l, struct item *item) {
         map_put(&l->attempts, a->run.key, a); /* for the recovery it still runs */
         return;
     }
-    if (!a->run.cancelled) map_remove(&l->attempts, a->run.key);
+    forget(l, a);
     struct resident *r = a->run.cancelled || l->failed || l->stop ? NULL : owner(l, a);
     if (r) {
         resident_touch(l, r, false);
@@ -117,7 +128,7 @@ static void attempt_ended(struct activity *run) {
 static void attempt_start(struct loom *l, void *ctx, bool go) {
     struct attempt *a = ctx;
     if (!go || a->run.cancelled || l->stop) {
-        if (!a->run.cancelled) map_remove(&l->attempts, a->run.key);
+        forget(l, a);
         attempt_free(a);
         return;
     }
@@ -156,7 +167,7 @@ void attempt_schedule(struct loom *l, struct resident *r, uint64_t id, yyjson_va
     struct promise *p = turn_promise(r->a->turn, id);
     struct str key = activity_key(l, r->a, id);
     struct error err;
-    if (!p || p->done_at != ENTRY_NEVER || p->kind != PROMISE_ACTIVITY || map_get(&l->attempts, key)) return;
+    if (!p || p->done_at != ENTRY_NEVER || p->kind != PROMISE_ACTIVITY || attempt_of(l, key)) return;
     if (p->due > loom_now(l)) {
         alarm_set(l, p->due, ALARM_RETRY, r->a->full, r->a->turn->number, id, false);
         return;
@@ -194,7 +205,7 @@ void attempt_recover(struct loom *l, struct resident *r) {
         struct promise *p = turn_promise(t, id);
         if (p->done_at != ENTRY_NEVER) continue;
         promise_deadline(l, r, id); /* timers and waits have a row already, but not those of a fork */
-        if (p->kind != PROMISE_ACTIVITY || map_get(&l->attempts, activity_key(l, r->a, id))) continue;
+        if (p->kind != PROMISE_ACTIVITY || attempt_of(l, activity_key(l, r->a, id))) continue;
         if (p->due > loom_now(l))
             attempt_schedule(l, r, id, NULL);
         else
@@ -203,21 +214,14 @@ void attempt_recover(struct loom *l, struct resident *r) {
 }
 
 void attempt_cancel(struct loom *l, const struct resident *r, uint64_t promise) {
-    struct attempt *a = map_remove(&l->attempts, activity_key(l, r->a, promise));
+    struct attempt *a = map_get(&l->attempts, activity_key(l, r->a, promise));
     if (a) activity_cancel(l->pool, &a->run);
 }
 
 void attempts_fail(struct loom *l) {
-    struct map old = l->attempts;
     struct attempt *a;
-    l->attempts = (struct map){0};
-    for (size_t i = 0; (a = map_next(&old, &i)) != NULL;) {
-        if (a->seq <= l->committed)
-            map_put(&l->attempts, a->run.key, a);
-        else
-            activity_cancel(l->pool, &a->run);
-    }
-    map_free(&old);
+    for (size_t i = 0; (a = map_next(&l->attempts, &i)) != NULL;)
+        if (a->seq > l->committed) activity_cancel(l->pool, &a->run);
 }
 
 void attempts_resume(struct loom *l) {

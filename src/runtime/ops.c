@@ -185,8 +185,8 @@ static void begin_activity(struct op_call *c) {
 
 static enum op_outcome op_activity(struct op_call *c) {
     yyjson_val *retry = yyjson_obj_get(c->value, "retry");
-    struct retry_policy policy;
-    if (retry && retry_policy_read(retry, &retry_default, &policy, &c->err) < 0) return refuse(c);
+    struct retry_policy policy = retry_default;
+    if (retry_policy_read(retry, &policy, &c->err) < 0) return refuse(c);
     return journaled(c, say(c->l, "{\"type\":\"activity_scheduled\",\"activityId\":%u", c->id),
                      "name label version timeoutMs retry input!", begin_activity, STR_NONE);
 }

@@ -49,7 +49,7 @@ static int read_definition(struct definition *d, bool activity, struct error *er
                           err);
     if (rc == 0) rc = read_schema(d, "inputSchema", &d->input, err);
     if (rc == 0) rc = read_schema(d, "outputSchema", &d->output, err);
-    if (rc == 0 && retry) rc = retry_policy_read(retry, &d->retry, &d->retry, err);
+    if (rc == 0) rc = retry_policy_read(retry, &d->retry, err);
     return rc == 0 ? net_policy(yyjson_obj_get(d->doc, "capabilities"), &d->policy, err) : rc;
 }
 

@@ -34,6 +34,7 @@ struct activity_pool {
     struct net_client *net;
     pthread_t *threads;
     unsigned thread_count;
+    uint64_t seed; /* of instances: one system call for all of them */
     atomic_bool stopping;
     pthread_mutex_t mutex; /* guards what follows, and the last part of each attempt */
     pthread_cond_t wake;
@@ -219,18 +220,10 @@ static enum phase (*const op_functions[])(struct activity *a, yyjson_val *v) = {
 #undef X
 };
 
-/* The argument is not JSON: an ending fails the attempt, any other op is refused. */
-static enum phase bad_argument(struct activity *a, bool ending, struct str arg, const struct error *invalid) {
-    struct error why;
-    int n = (int)(arg.n < FIRST_BYTES ? arg.n : FIRST_BYTES);
-    error_set(&why, ending ? LOOM_E_INVALID_OUTPUT : LOOM_E_INVALID_ARGUMENT, "%.*s: %s: %.*s", (int)a->name.n,
-              a->name.p, invalid->message, n, arg.p);
-    return fail(a, ending ? ENDED : RUNNING, &why);
-}
-
+/* An argument that is not JSON: an ending fails the attempt, any other op is refused. */
 static enum phase run_op(struct activity *a) {
     struct str name, arg;
-    struct error why;
+    struct error invalid, why;
     size_t i = 0;
     exec_op(a->exec, &name, &arg);
     while (activity_ops[i].name && !str_is(name, activity_ops[i].name)) i++;
@@ -238,9 +231,12 @@ static enum phase run_op(struct activity *a) {
         error_set(&why, LOOM_E_UNKNOWN_OP, "activities have no op \"%.*s\"", (int)name.n, name.p);
         return fail(a, ENDED, &why);
     }
-    bool ending = op_functions[i] == op_return || op_functions[i] == op_fail;
-    yyjson_doc *doc = json_parse(arg, &why);
-    enum phase next = doc ? op_functions[i](a, yyjson_doc_get_root(doc)) : bad_argument(a, ending, arg, &why);
+    bool ends = op_functions[i] == op_return || op_functions[i] == op_fail;
+    yyjson_doc *doc = json_parse(arg, &invalid);
+    if (!doc)
+        error_set(&why, ends ? LOOM_E_INVALID_OUTPUT : LOOM_E_INVALID_ARGUMENT, "%.*s: %s: %.*s", (int)a->name.n,
+                  a->name.p, invalid.message, (int)(arg.n < FIRST_BYTES ? arg.n : FIRST_BYTES), arg.p);
+    enum phase next = doc ? op_functions[i](a, yyjson_doc_get_root(doc)) : fail(a, ends ? ENDED : RUNNING, &why);
     yyjson_doc_free(doc);
     if (next == RUNNING) exec_answer(a->exec, a->ok, buf_view(&a->text));
     return next;
@@ -282,13 +278,11 @@ static void lie_idle(struct activity *a) {
 /* An instance for the attempt; while all are in use it stays queued. */
 static enum phase get_instance(struct activity *a) {
     struct error why;
-    uint64_t seed;
-    if (a->starved) a->pool->env->pause(1000);
-    if (a->reuse) a->exec = take_idle(a);
-    a->pool->env->random(a->pool->env, &seed, sizeof seed);
-    if (!a->exec) a->exec = exec_new(a->module, (struct exec_limits){.memory_mb = a->memory_mb}, seed, &why);
-    a->starved = !a->exec && strcmp(why.code, "busy") == 0;
-    return a->exec ? RUNNING : a->starved ? QUEUED : fail(a, ENDED, &why);
+    struct activity_pool *p = a->pool;
+    if (a->reuse && (a->exec = take_idle(a)) != NULL) return RUNNING;
+    uint64_t seed = hash64(a->key, p->seed + (uint64_t)a->deadline);
+    a->exec = exec_new(a->module, (struct exec_limits){.memory_mb = a->memory_mb}, seed, &why);
+    return a->exec ? RUNNING : strcmp(why.code, "busy") == 0 ? QUEUED : fail(a, ENDED, &why);
 }
 
 static enum phase step(struct activity *a, int64_t now_ms) {
@@ -310,6 +304,7 @@ static enum phase step(struct activity *a, int64_t now_ms) {
 /* Until the attempt ends, is parked, or has had its share of the thread. */
 static enum phase go(struct activity *a) {
     int64_t start = mono_ms(a), now_ms = a->pool->env->now_ms(a->pool->env);
+    if (a->deadline && !a->exec) a->pool->env->pause(1000); /* there was none for it */
     if (!a->deadline) a->deadline = start + a->time_ms;
     if (a->told) return ENDED;
     a->told = atomic_load(&a->cancelled);
@@ -359,6 +354,7 @@ struct activity_pool *activity_pool_new(struct env *env, struct net_client *net,
     struct activity_pool *p = mem_alloc(sizeof *p);
     p->env = env;
     p->net = net;
+    env->random(env, &p->seed, sizeof p->seed);
     if (!threads) threads = (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
     p->threads = mem_alloc(threads * sizeof *p->threads);
     TAILQ_INIT(&p->queued);

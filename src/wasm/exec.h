@@ -91,7 +91,6 @@ struct activity {
     int64_t deadline;  /* monotonic ms; 0: it has not run yet */
     uint32_t https;    /* http ops so far */
     bool told;         /* it has had a go since it was cancelled */
-    bool starved;      /* it found no free instance */
     bool parked;       /* in the list of those that wait for the network */
     uint64_t net_id;   /* of its last http op */
     TAILQ_ENTRY(activity) link;
