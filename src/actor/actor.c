@@ -2,12 +2,13 @@
  *
  * Shape: id, partitionKey (the namespace), actorType, status, suspendReason, journal {entries, cursor}, state,
  * metadata {correlationId, parentActorId, createdAt, lastActivatedAt, activationCount}. The stored text leaves out the
- * entries, which have rows of their own, and adds to `journal` what load needs: from, stateCursor, turns, lastTurn, lastRow, chain,
- * apart, run.
+ * entries, which have rows of their own, what the row's key says, and what is null, false, {} or as in a first turn. It
+ * adds to `journal` what load needs: from, stateCursor, turns, lastTurn, lastRow, chain, apart, run.
  * Invariant: while a turn is open the stored state is the one at the turn's start.
  */
 #include "actor/actor.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,17 +20,17 @@ const char *actor_status_name(enum actor_status s) {
     return status_names[s];
 }
 
-struct actor *actor_new(struct str ns, struct str type, struct str key) {
+struct actor *actor_new(struct str id) {
+    const char *type = memchr(id.p, '/', id.n),
+               *key = type ? memchr(type + 1, '/', id.n - (size_t)(type + 1 - id.p)) : NULL;
+    if (!key) return NULL;
     struct actor *a = mem_alloc(sizeof *a);
-    struct buf id = {0};
-    buf_json(&id, "%j/%j/%j", ns, type, key);
-    buf_char(&id, '\0');
-    a->id = id.p;
-    a->full = (struct str){a->id, id.n - 1};
-    a->ns = (struct str){a->id, ns.n};
-    a->type = (struct str){a->id + ns.n + 1, type.n};
-    a->key = (struct str){a->type.p + type.n + 1, key.n};
-    a->name = (struct str){a->type.p, type.n + 1 + key.n};
+    a->id = str_dup(id);
+    a->full = (struct str){a->id, id.n};
+    a->ns = (struct str){a->id, (size_t)(type - id.p)};
+    a->name = (struct str){a->id + a->ns.n + 1, id.n - a->ns.n - 1};
+    a->type = (struct str){a->name.p, (size_t)(key - type) - 1};
+    a->key = (struct str){a->name.p + a->type.n + 1, a->name.n - a->type.n - 1};
     a->from = 1;
     state_set(a, STR("{}"));
     return a;
@@ -60,26 +61,17 @@ int actor_check_name(struct str name, const char *what, struct error *err) {
         (int)(name.n < 80 ? name.n : 80), name.p ? name.p : "");
 }
 
-/* Of text with bytes beyond ASCII: quoting leaves UTF-8 as it is and takes them from what is not. */
-static bool is_utf8(struct str s) {
-    struct buf quoted = {0};
-    bool beyond = false;
-    buf_json(&quoted, "%q", s);
-    for (size_t i = 0; i < quoted.n; i++) beyond |= (unsigned char)quoted.p[i] >= 0x80;
-    buf_free(&quoted);
-    return beyond;
-}
-
 int actor_check_text(struct str text, const char *what, struct error *err) {
-    bool ascii = true;
     if (!text.p || text.n < 1 || text.n > 256)
         return error_set(err, LOOM_E_INVALID_ARGUMENT, "%s has 1 to 256 bytes, this one has %zu", what, text.n);
-    for (size_t i = 0; i < text.n; i++) {
-        ascii &= (unsigned char)text.p[i] < 0x80;
+    for (size_t i = 0; i < text.n; i++)
         if ((unsigned char)text.p[i] < 0x20 || text.p[i] == 0x7f)
             return error_set(err, LOOM_E_INVALID_ARGUMENT, "%s has no control characters; byte %zu is one", what, i);
-    }
-    return ascii || is_utf8(text) ? 0 : error_set(err, LOOM_E_INVALID_ARGUMENT, "%s is UTF-8 text; this is not", what);
+    struct buf quoted = {0}; /* only UTF-8 can be written */
+    yyjson_val v = {(uint64_t)text.n << YYJSON_TAG_BIT | YYJSON_TYPE_STR, {.str = text.p}};
+    bool utf8 = json_write(&v, &quoted);
+    buf_free(&quoted);
+    return utf8 ? 0 : error_set(err, LOOM_E_INVALID_ARGUMENT, "%s is UTF-8 text; this is not", what);
 }
 
 int actor_check_key(struct str key, struct error *err) {
@@ -95,23 +87,49 @@ int actor_check_id(struct str ns, struct str type, struct str key, struct error 
     return rc == 0 ? actor_check_key(key, err) : rc;
 }
 
+void actor_metadata(const struct actor *a, struct buf *out) {
+    buf_json(
+        out,
+        "{\"correlationId\":%Q,\"parentActorId\":%Q,\"createdAt\":%d,\"lastActivatedAt\":%d,\"activationCount\":%u}",
+        str_of(a->correlation), str_of(a->parent), a->created_at, a->activated_at, a->turns);
+}
+
 void actor_document(const struct actor *a, struct str entries, struct str state, struct buf *out) {
-    buf_json(out, "{\"id\":%q,\"partitionKey\":%q,\"actorType\":%q,\"status\":%z,\"suspendReason\":%Q,\"journal\":{",
-             a->name, a->ns, a->type, actor_status_name(a->status), a->reason[0] ? str_of(a->reason) : STR_NONE);
-    if (entries.p)
-        buf_json(out, "\"entries\":%j,\"cursor\":%u}", entries, a->cursor);
-    else
-        buf_json(out,
-                 "\"cursor\":%u,\"from\":%u,\"stateCursor\":%u,\"turns\":%u,\"lastTurn\":%u,\"lastRow\":%u,\"chain\":%"
-                 "d,\"apart\":%b,"
-                 "\"run\":%b}",
-                 a->cursor, a->from, a->state_at, a->turns, a->last_turn, a->last_row, (int64_t)a->chain,
-                 a->state_apart, a->run);
-    if (state.p) buf_json(out, ",\"state\":%j", state);
-    buf_json(out,
-             ",\"metadata\":{\"correlationId\":%Q,\"parentActorId\":%Q,\"createdAt\":%d,\"lastActivatedAt\":%d,"
-             "\"activationCount\":%u}}",
-             str_of(a->correlation), str_of(a->parent), a->created_at, a->activated_at, a->activations);
+    buf_json(out, "{\"id\":%q,\"partitionKey\":%q,\"actorType\":%q,\"status\":%z,\"suspendReason\":%Q,", a->name, a->ns,
+             a->type, actor_status_name(a->status), a->reason[0] ? str_of(a->reason) : STR_NONE);
+    buf_json(out, "\"journal\":{\"entries\":[%j],\"cursor\":%u},\"state\":%j,\"metadata\":", entries, a->cursor, state);
+    actor_metadata(a, out);
+    buf_char(out, '}');
+}
+
+/* What load needs besides the cursor, numbers of the row's `journal`, and what each is where it is absent: as in an actor's
+ * first turn. */
+static const struct {
+    const char *name;
+    size_t offset;
+    uint64_t absent;
+} numbers[] = {
+    {"from", offsetof(struct actor, from), 1},          {"turns", offsetof(struct actor, turns), 1},
+    {"lastTurn", offsetof(struct actor, last_turn), 1}, {"lastRow", offsetof(struct actor, last_row), 1},
+    {"chain", offsetof(struct actor, chain), 0},        {"stateCursor", offsetof(struct actor, state_at), 0},
+};
+enum { NUMBERS = sizeof numbers / sizeof *numbers };
+
+static uint64_t *number(const struct actor *a, size_t i) {
+    return (uint64_t *)((char *)(uintptr_t)a + numbers[i].offset);
+}
+
+void actor_row(const struct actor *a, struct str state, struct buf *out) {
+    buf_json(out, "{\"status\":%z,\"journal\":{\"cursor\":%u", actor_status_name(a->status), a->cursor);
+    for (size_t i = 0; i < NUMBERS; i++)
+        if (*number(a, i) != numbers[i].absent) buf_json(out, ",\"%s\":%d", numbers[i].name, (int64_t)*number(a, i));
+    buf_json(out, "%s%s}", a->state_apart ? ",\"apart\":true" : "", a->run ? ",\"run\":true" : "");
+    if (a->reason[0]) buf_json(out, ",\"suspendReason\":%z", a->reason);
+    if (state.p && !str_eq(state, STR("{}"))) buf_json(out, ",\"state\":%j", state);
+    buf_json(out, ",\"metadata\":{\"createdAt\":%d,\"lastActivatedAt\":%d", a->created_at, a->activated_at);
+    if (a->correlation) buf_json(out, ",\"correlationId\":%z", a->correlation);
+    if (a->parent) buf_json(out, ",\"parentActorId\":%z", a->parent);
+    buf_json(out, "}}");
 }
 
 static bool read_status(struct actor *a, struct str name) {
@@ -139,19 +157,14 @@ int actor_read(struct actor *a, struct str text, struct error *err) {
     struct str reason = json_str(root, "suspendReason");
     snprintf(a->reason, sizeof a->reason, "%.*s", (int)reason.n, reason.p ? reason.p : "");
     a->cursor = (uint64_t)json_int(journal, "cursor", 0);
-    a->from = (uint64_t)json_int(journal, "from", 1);
-    a->state_at = (uint64_t)json_int(journal, "stateCursor", 0);
-    a->turns = (uint64_t)json_int(journal, "turns", 0);
-    a->last_turn = (uint64_t)json_int(journal, "lastTurn", 0);
-    a->last_row = (uint64_t)json_int(journal, "lastRow", 0);
-    a->chain = (uint64_t)json_int(journal, "chain", 0);
+    for (size_t i = 0; i < NUMBERS; i++)
+        *number(a, i) = (uint64_t)json_int(journal, numbers[i].name, (int64_t)numbers[i].absent);
     a->state_apart = json_bool(journal, "apart", false);
     a->run = json_bool(journal, "run", false);
     a->correlation = dup_or_null(json_str(meta, "correlationId"));
     a->parent = dup_or_null(json_str(meta, "parentActorId"));
     a->created_at = json_int(meta, "createdAt", 0);
     a->at = a->activated_at = json_int(meta, "lastActivatedAt", 0);
-    a->activations = (uint64_t)json_int(meta, "activationCount", 0);
     if (state) {
         yyjson_mut_doc_free(a->state);
         a->state = yyjson_mut_doc_new(NULL);

@@ -28,12 +28,10 @@ enum promise_kind { PROMISE_ACTIVITY = 1, PROMISE_CALL, PROMISE_CHILD, PROMISE_E
 struct promise {
     enum promise_kind kind;
     bool ok;
-    uint64_t done_at; /* number of the entry that settled it; ENTRY_NEVER while open */
-    int64_t done_ms;  /* and its `at` */
-    char *result;     /* JSON text: value, or error when !ok; malloc'd */
-    size_t result_n;
-    char *entry; /* JSON text of the op's entry, while open; malloc'd */
-    size_t entry_n;
+    uint64_t done_at;    /* number of the entry that settled it; ENTRY_NEVER while open */
+    int64_t done_ms;     /* and its `at` */
+    struct str result;   /* JSON text: value, or error when !ok; malloc'd */
+    struct str entry;    /* JSON text of the op's entry, while open; malloc'd */
     int32_t attempt;     /* activity: attempts begun */
     int32_t interrupted; /* activity: times the worker died in this attempt */
     int64_t due;         /* activity: when the next attempt starts; 0: at once */
@@ -47,17 +45,15 @@ struct recorded {
 };
 
 struct turn {
-    uint64_t number;     /* of the actor's turns, from 1 */
-    char name[33];       /* hash of actor and number, what ids made in the turn begin with; "": not needed yet */
-    int32_t attempt;     /* from 1; more than 1 when the actor's retryPolicy tries the message again */
-    uint64_t first;      /* entry number of turn_started */
-    uint64_t row;        /* first entry number of the row that holds it */
-    yyjson_doc *started; /* the turn_started entry: message, module, limits, seed */
-    uint64_t seed[2], random[2]; /* as journaled, and the generator's state */
-    int64_t at;                  /* highest `at` of its entries */
-    int64_t now;                 /* highest `at` handed to the guest */
-    uint64_t ops_asked;          /* journaled ops that the guest has asked for so far */
-    uint64_t promises_given;     /* promise ids that the guest has seen so far; fewer than there are while it replays */
+    uint64_t number;         /* of the actor's turns, from 1 */
+    char name[33];           /* hash of actor and number, what ids made in the turn begin with; "": not needed yet */
+    int32_t attempt;         /* from 1; more than 1 when the actor's retryPolicy tries the message again */
+    struct str started;      /* text of the turn_started entry: input, message, module, definition; malloc'd */
+    struct str message;      /* what it says of the message; within `started` */
+    uint64_t random[2];      /* the generator's state, at first the journaled seed */
+    int64_t now;             /* highest `at` handed to the guest */
+    uint64_t ops_asked;      /* journaled ops that the guest has asked for so far */
+    uint64_t promises_given; /* promise ids that the guest has seen so far; fewer than there are while it replays */
     struct promise *promises;
     size_t promise_count, promise_cap;
     uint64_t cancel_at; /* entry of a cancel request that no blocking op has taken yet; ENTRY_NEVER: none */
@@ -85,14 +81,13 @@ struct actor {
     char reason[256];   /* suspendReason */
     bool run;           /* ends with its turn */
     uint64_t cursor;    /* number of the last entry */
-    uint64_t turns;     /* turns begun */
+    uint64_t turns;     /* turns begun; the open one is the last of them */
     uint64_t last_turn; /* first entry of the last of them */
     uint64_t last_row;  /* and the row that holds it */
     uint64_t from;      /* first entry number of the journal row from which load rebuilds the rest */
     uint64_t state_at;  /* the stored state is the one after this entry */
     uint64_t chain;     /* checksum of the last journal row */
     int64_t created_at, activated_at;
-    uint64_t activations;
     char *correlation, *parent; /* malloc'd or NULL */
     yyjson_mut_doc *state;      /* live; during replay as far as the guest has come */
     size_t patch_bytes;         /* patches since the state was last written whole */
@@ -106,16 +101,18 @@ struct actor {
 };
 
 /* ---- actor.c: the document ---- */
-struct actor *actor_new(struct str ns, struct str type, struct str key);
-void actor_free(struct actor *a); /* also its turn */
+struct actor *actor_new(struct str id); /* ns/type/key; NULL: it is not one */
+void actor_free(struct actor *a);       /* also its turn */
 /* Names: type [a-z0-9][a-z0-9._-]{0,63} (a namespace too), key 1–256 bytes of UTF-8 without control characters or '/'. */
 int actor_check_name(struct str name, const char *what, struct error *err);
 int actor_check_key(struct str key, struct error *err);
 int actor_check_id(struct str ns, struct str type, struct str key, struct error *err);
 int actor_check_text(struct str text, const char *what, struct error *err); /* a key that may hold a '/' */
-/* Document text as stored (entries.p NULL: no entries, but what load needs) or as GET answers it (entries: JSON array).
- * state.p NULL: left out. */
+/* Document text as GET answers it; entries: comma-separated. */
 void actor_document(const struct actor *a, struct str entries, struct str state, struct buf *out);
+void actor_metadata(const struct actor *a, struct buf *out); /* its part of that name */
+/* As stored: no entries, but what load needs. state.p NULL: left out. */
+void actor_row(const struct actor *a, struct str state, struct buf *out);
 /* Reads the stored text into a fresh actor; DAMAGED names what is missing. */
 int actor_read(struct actor *a, struct str text, struct error *err);
 
@@ -126,6 +123,9 @@ void journal_append(struct actor *a, int64_t now_ms, struct str body);
  * MISMATCH with both sides in err. */
 int journal_repeat(struct actor *a, struct str body, struct error *err);
 bool journal_replaying(const struct actor *a);
+/* A field of an entry's text as it stands, JSON; .p NULL: absent. */
+struct str entry_field(struct str entry, const char *name);
+struct str entry_word(struct str entry, const char *name); /* of a string without escapes, what stands in its quotes */
 const char *entry_settling(enum promise_kind kind, bool ok); /* the type of the entry that does */
 const char *promise_field(enum promise_kind kind);           /* where an entry names its promise */
 /* The row of the tail: {"prev":HEX,"entries":[…]}; journal_key: the row's key, in the arena. */
@@ -138,7 +138,6 @@ int journal_load(struct actor *a, struct str key, struct str row, struct error *
 /* The open turn, made by the fold of turn_started; ended by turn_completed and the like. */
 void turn_free(struct turn *t);
 struct promise *turn_promise(struct turn *t, uint64_t id); /* NULL: no such id */
-yyjson_val *turn_message(const struct turn *t);            /* the message inside turn_started */
 /* Has what the guest awaits been settled, and by which entry? `cancel`: by the cancel request. false: wait on. */
 bool turn_settled(const struct turn *t, uint64_t *entry, bool *cancel);
 
@@ -151,9 +150,8 @@ void state_text_stored(const struct actor *a, struct buf *out);
 void state_rollback(struct actor *a, struct buf *entry);
 /* Applies a patch; its inverse (JSON array) is appended to `inverse`. INVALID_ARGUMENT names operation and path. */
 int state_patch(struct actor *a, yyjson_val *patch, struct buf *inverse, struct error *err);
-/* The worker ends a turn that has not been replayed: the patches of the ops left are applied, none need be repeated. */
-void state_patch_rest(struct actor *a);
-/* Applies the state patches among the turn's recorded ops from `next` on, leaving out entries that the state holds. */
-void state_patch_recorded(yyjson_mut_doc *state, const struct turn *t, size_t next, uint64_t state_at);
+/* The patches of recorded ops that no guest has repeated are applied, and none need be repeated any more: the turn has ended
+ * or its worker ends it, which then wants the state at its start. */
+void state_patch_rest(struct actor *a, bool keep_start);
 
 #endif

@@ -14,45 +14,45 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum act { ACT_NONE, ACT_START, ACT_OPEN, ACT_RETRY, ACT_OK, ACT_ERROR, ACT_DROP, ACT_SUSPEND, ACT_CANCEL, ACT_END };
+/* What an entry does to its turn. Up to ACT_DROP an op of the guest caused it, from ACT_DROP to ACT_ERROR it names a promise. */
+enum act { ACT_NONE, ACT_OPEN, ACT_DROP, ACT_RETRY, ACT_OK, ACT_ERROR, ACT_START, ACT_SUSPEND, ACT_CANCEL, ACT_END };
 
 struct entry_type {
     const char *name;
-    bool op;
     enum act act;
     enum promise_kind kind; /* of the promise that it opens, retries or settles */
 };
 
 static const struct entry_type entry_types[] = {
-    {"activity_scheduled", true, ACT_OPEN, PROMISE_ACTIVITY},
-    {"activity_completed", false, ACT_OK, PROMISE_ACTIVITY},
-    {"state_patches", true, ACT_NONE, 0},
-    {"turn_started", false, ACT_START, 0},
-    {"turn_completed", false, ACT_END, 0},
-    {"turn_finished", false, ACT_END, 0},
-    {"turn_continued", false, ACT_END, 0},
-    {"turn_failed", false, ACT_END, 0},
-    {"turn_cancelled", false, ACT_END, 0},
-    {"activity_failed", false, ACT_ERROR, PROMISE_ACTIVITY},
-    {"activity_retry", false, ACT_RETRY, PROMISE_ACTIVITY},
-    {"call_sent", true, ACT_OPEN, PROMISE_CALL},
-    {"call_completed", false, ACT_OK, PROMISE_CALL},
-    {"call_failed", false, ACT_ERROR, PROMISE_CALL},
-    {"message_sent", true, ACT_NONE, 0},
-    {"child_spawned", true, ACT_OPEN, PROMISE_CHILD},
-    {"child_completed", false, ACT_OK, PROMISE_CHILD},
-    {"child_failed", false, ACT_ERROR, PROMISE_CHILD},
-    {"event_awaited", true, ACT_OPEN, PROMISE_EVENT},
-    {"event_received", false, ACT_OK, PROMISE_EVENT},
-    {"event_timed_out", false, ACT_ERROR, PROMISE_EVENT},
-    {"timer_set", true, ACT_OPEN, PROMISE_TIMER},
-    {"timer_fired", false, ACT_OK, PROMISE_TIMER},
-    {"suspended", false, ACT_SUSPEND, 0},
-    {"person_awaited", true, ACT_OPEN, PROMISE_SUSPEND},
-    {"resumed", false, ACT_OK, PROMISE_SUSPEND},
-    {"promise_cancelled", true, ACT_DROP, 0},
-    {"cancel_requested", false, ACT_CANCEL, 0},
-    {"emitted", true, ACT_NONE, 0},
+    {"activity_scheduled", ACT_OPEN, PROMISE_ACTIVITY},
+    {"activity_completed", ACT_OK, PROMISE_ACTIVITY},
+    {"state_patches", ACT_NONE, 0},
+    {"turn_started", ACT_START, 0},
+    {"turn_completed", ACT_END, 0},
+    {"turn_finished", ACT_END, 0},
+    {"turn_continued", ACT_END, 0},
+    {"turn_failed", ACT_END, 0},
+    {"turn_cancelled", ACT_END, 0},
+    {"activity_failed", ACT_ERROR, PROMISE_ACTIVITY},
+    {"activity_retry", ACT_RETRY, PROMISE_ACTIVITY},
+    {"call_sent", ACT_OPEN, PROMISE_CALL},
+    {"call_completed", ACT_OK, PROMISE_CALL},
+    {"call_failed", ACT_ERROR, PROMISE_CALL},
+    {"message_sent", ACT_NONE, 0},
+    {"child_spawned", ACT_OPEN, PROMISE_CHILD},
+    {"child_completed", ACT_OK, PROMISE_CHILD},
+    {"child_failed", ACT_ERROR, PROMISE_CHILD},
+    {"event_awaited", ACT_OPEN, PROMISE_EVENT},
+    {"event_received", ACT_OK, PROMISE_EVENT},
+    {"event_timed_out", ACT_ERROR, PROMISE_EVENT},
+    {"timer_set", ACT_OPEN, PROMISE_TIMER},
+    {"timer_fired", ACT_OK, PROMISE_TIMER},
+    {"suspended", ACT_SUSPEND, 0},
+    {"person_awaited", ACT_OPEN, PROMISE_SUSPEND},
+    {"resumed", ACT_OK, PROMISE_SUSPEND},
+    {"promise_cancelled", ACT_DROP, 0},
+    {"cancel_requested", ACT_CANCEL, 0},
+    {"emitted", ACT_NONE, 0},
 };
 
 static const struct entry_type *find_type(struct str name) {
@@ -71,6 +71,56 @@ const char *entry_settling(enum promise_kind kind, bool ok) {
     return type->name;
 }
 
+/* ---- fields of an entry: text that Loom wrote, minified, so that nothing has to be parsed for a look at it ---- */
+
+/* The ',', ':' or closing bracket behind the value that begins at p; `end` when there is none. */
+static const char *value_end(const char *p, const char *end) {
+    size_t depth = 0;
+    for (bool quoted = false; p < end; p++) {
+        if (*p == '\\')
+            p++;
+        else if (*p == '"')
+            quoted = !quoted;
+        else if (quoted)
+            continue;
+        else if (*p == '{' || *p == '[')
+            depth++;
+        else if (depth == 0 && (*p == ',' || *p == ':' || *p == '}' || *p == ']'))
+            return p;
+        else if (*p == '}' || *p == ']')
+            depth--;
+    }
+    return end;
+}
+
+struct str entry_field(struct str object, const char *name) {
+    const char *end = object.p + object.n, *colon, *stop;
+    for (const char *p = object.p; p < end; p = stop) { /* at '{' or ',', then the name in quotes */
+        colon = value_end(p + 1, end);
+        stop = colon < end ? value_end(colon + 1, end) : end;
+        if (stop > colon && colon - p >= 3 && str_is((struct str){p + 2, (size_t)(colon - p) - 3}, name))
+            return (struct str){colon + 1, (size_t)(stop - colon) - 1};
+    }
+    return STR_NONE;
+}
+
+struct str entry_word(struct str object, const char *name) {
+    struct str value = entry_field(object, name);
+    return value.n > 2 && value.p[0] == '"' ? (struct str){value.p + 1, value.n - 2} : STR_NONE;
+}
+
+static int64_t integer(struct str digits) {
+    uint64_t n = 0;
+    for (size_t i = 0; i < digits.n && digits.p[i] >= '0' && digits.p[i] <= '9'; i++)
+        n = n * 10 + (uint64_t)(digits.p[i] - '0');
+    return (int64_t)n;
+}
+
+static int64_t field_int(struct str object, const char *name, int64_t absent) {
+    struct str value = entry_field(object, name);
+    return value.p ? integer(value) : absent;
+}
+
 /* ---- the turn ---- */
 
 static uint64_t hex_word(struct str s, size_t at) {
@@ -79,45 +129,39 @@ static uint64_t hex_word(struct str s, size_t at) {
     return strtoull(digits, NULL, 16);
 }
 
-static void turn_open(struct actor *a, yyjson_val *entry, struct str text, uint64_t number) {
+static void turn_open(struct actor *a, struct str entry, uint64_t number) {
     struct turn *t = mem_alloc(sizeof *t);
-    t->started = yyjson_read(text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW);
-    t->number = (uint64_t)json_int(entry, "turn", 0);
-    t->attempt = (int32_t)json_int(entry, "attempt", 1);
-    t->first = number;
-    t->row = a->row;
-    a->last_turn = number;
-    a->last_row = a->row;
-    t->at = t->now = json_int(entry, "at", 0);
+    t->started = (struct str){str_dup(entry), entry.n};
+    t->message = entry_field(t->started, "message");
+    t->number = (uint64_t)field_int(entry, "turn", 0);
+    t->attempt = (int32_t)field_int(entry, "attempt", 1);
+    t->now = a->at;
     t->cancel_at = ENTRY_NEVER;
-    struct str seed = json_str(entry, "seed");
-    for (int i = 0; i < 2; i++) t->random[i] = t->seed[i] = hex_word(seed, (size_t)i * 16);
+    for (size_t i = 0; i < 2; i++) t->random[i] = hex_word(entry_word(entry, "seed"), i * 16);
     turn_free(a->turn);
     a->turn = t;
     a->turns = t->number;
+    a->last_turn = number;
+    a->last_row = a->row;
 }
 
 void turn_free(struct turn *t) {
     if (!t) return;
     for (size_t i = 0; i < t->promise_count; i++) {
-        free(t->promises[i].result);
-        free(t->promises[i].entry);
+        free((char *)t->promises[i].result.p);
+        free((char *)t->promises[i].entry.p);
     }
     free(t->promises);
     free(t->ops);
     free(t->await);
     buf_free(&t->before);
     arena_free(&t->op_text);
-    yyjson_doc_free(t->started);
+    free((char *)t->started.p);
     free(t);
 }
 
 struct promise *turn_promise(struct turn *t, uint64_t id) {
     return id >= 1 && id <= t->promise_count ? &t->promises[id - 1] : NULL;
-}
-
-yyjson_val *turn_message(const struct turn *t) {
-    return yyjson_obj_get(yyjson_doc_get_root(t->started), "message");
 }
 
 /* The text of an entry without its last field, `at`, and its closing brace. */
@@ -127,24 +171,20 @@ static struct str without_at(struct str text) {
     return (struct str){text.p, n};
 }
 
-/* The value of the last field before `at`, as it stands; all fields before it are scalars. */
-static struct str value_of(struct str text, struct str name) {
-    const char *field = memmem(text.p, text.n, name.p, name.n);
-    size_t from = field ? (size_t)(field - text.p) + name.n : 0;
-    return field ? (struct str){text.p + from, without_at(text).n - from} : STR("null");
+static struct str malloced(struct str s) {
+    return (struct str){str_dup(s), s.n};
 }
 
-static void promise_open(struct turn *t, enum promise_kind kind, yyjson_val *entry, struct str text) {
+static void promise_open(struct turn *t, enum promise_kind kind, struct str entry, int64_t at) {
     if (t->promise_count == t->promise_cap) {
         t->promise_cap = t->promise_cap ? t->promise_cap * 2 : 4;
         t->promises = mem_grow(t->promises, t->promise_cap * sizeof *t->promises);
     }
     struct promise *p = &t->promises[t->promise_count++];
     *p = (struct promise){.kind = kind, .done_at = ENTRY_NEVER, .attempt = 1};
-    int64_t span = json_int(entry, kind == PROMISE_TIMER ? "delayMs" : "timeoutMs", 0);
-    p->deadline = span > 0 || kind == PROMISE_TIMER ? json_int(entry, "at", 0) + span : 0;
-    p->entry = str_dup(text);
-    p->entry_n = text.n;
+    int64_t span = field_int(entry, kind == PROMISE_TIMER ? "delayMs" : "timeoutMs", 0);
+    p->deadline = span > 0 || kind == PROMISE_TIMER ? at + span : 0;
+    p->entry = malloced(entry);
 }
 
 static void promise_settle(struct promise *p, bool ok, struct str value, uint64_t number, int64_t at) {
@@ -152,19 +192,18 @@ static void promise_settle(struct promise *p, bool ok, struct str value, uint64_
     p->ok = ok;
     p->done_at = number;
     p->done_ms = at;
-    p->result = str_dup(value);
-    p->result_n = value.n;
-    free(p->entry);
-    p->entry = NULL;
+    p->result = malloced(value.p ? value : STR("null"));
+    free((char *)p->entry.p);
+    p->entry = STR_NONE;
 }
 
 static const char error_cancelled[] = "{\"code\":\"cancelled\",\"message\":\"it was cancelled\",\"retryable\":false}";
 
-static void promise_retry(struct promise *p, yyjson_val *entry) {
+static void promise_retry(struct promise *p, struct str entry) {
     if (!p || p->done_at != ENTRY_NEVER) return;
-    p->attempt = (int32_t)json_int(entry, "attempt", 1);
-    p->interrupted = (int32_t)json_int(entry, "interrupted", 0);
-    p->due = json_int(entry, "due", 0);
+    p->attempt = (int32_t)field_int(entry, "attempt", 1);
+    p->interrupted = (int32_t)field_int(entry, "interrupted", 0);
+    p->due = field_int(entry, "due", 0);
 }
 
 static void cancel_all(struct turn *t, uint64_t number, int64_t at) {
@@ -185,28 +224,29 @@ static void record_op(struct turn *t, struct str text, uint64_t number) {
 }
 
 static void turn_close(struct actor *a, bool loading) {
-    if (loading) state_patch_recorded(a->state, a->turn, 0, a->state_at);
+    if (loading) state_patch_rest(a, false);
     turn_free(a->turn);
     a->turn = NULL;
 }
 
-static void fold(struct actor *a, yyjson_val *entry, struct str text, uint64_t number, bool loading) {
-    const struct entry_type *type = find_type(json_str(entry, "type"));
-    int64_t at = json_int(entry, "at", 0);
+static void fold(struct actor *a, struct str entry, uint64_t number, int64_t at, bool loading) {
+    const struct entry_type *type = find_type(entry_word(entry, "type"));
     a->at = at;
-    if (type && type->act == ACT_START) turn_open(a, entry, text, number);
+    if (type && type->act == ACT_START) turn_open(a, entry, number);
     struct turn *t = a->turn;
     if (!type || !t) return;
-    t->at = at;
     t->entries++;
-    if (type->op) t->suspend_written = false;
-    if (loading && type->op) record_op(t, text, number);
-    struct promise *p = turn_promise(t, (uint64_t)json_int(entry, promise_field(type->kind), 0));
+    t->bytes += entry.n;
+    bool op = type->act <= ACT_DROP, of_promise = type->act >= ACT_DROP && type->act <= ACT_ERROR;
+    if (op) t->suspend_written = false;
+    if (op && loading) record_op(t, entry, number);
+    uint64_t id = of_promise ? (uint64_t)field_int(entry, promise_field(type->kind), 0) : 0;
+    struct promise *p = turn_promise(t, id);
     switch (type->act) {
-    case ACT_OPEN: promise_open(t, type->kind, entry, text); break;
+    case ACT_OPEN: promise_open(t, type->kind, entry, at); break;
     case ACT_RETRY: promise_retry(p, entry); break;
-    case ACT_OK: promise_settle(p, true, value_of(text, STR(",\"result\":")), number, at); break;
-    case ACT_ERROR: promise_settle(p, false, value_of(text, STR(",\"error\":")), number, at); break;
+    case ACT_OK: promise_settle(p, true, entry_field(entry, "result"), number, at); break;
+    case ACT_ERROR: promise_settle(p, false, entry_field(entry, "error"), number, at); break;
     case ACT_DROP: promise_settle(p, false, str_of(error_cancelled), number, at); break;
     case ACT_SUSPEND: t->suspend_written = true; break;
     case ACT_CANCEL: cancel_all(t, number, at); break;
@@ -239,12 +279,7 @@ void journal_append(struct actor *a, int64_t now_ms, struct str body) {
     size_t start = a->tail.n;
     buf_json(&a->tail, "%j,\"at\":%d}", body, at);
     a->cursor++;
-    struct str text = {a->tail.p + start, a->tail.n - start};
-    yyjson_doc *doc = yyjson_read(text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW);
-    assert(doc && "an entry is JSON");
-    fold(a, yyjson_doc_get_root(doc), text, a->cursor, false);
-    if (a->turn) a->turn->bytes += text.n;
-    yyjson_doc_free(doc);
+    fold(a, (struct str){a->tail.p + start, a->tail.n - start}, a->cursor, at, false);
 }
 
 bool journal_replaying(const struct actor *a) {
@@ -279,36 +314,30 @@ uint64_t journal_key_number(struct str key) {
 }
 
 void journal_row(const struct actor *a, struct buf *out) {
-    char prev[17];
-    snprintf(prev, sizeof prev, "%016" PRIx64, a->chain);
-    buf_json(out, "{\"prev\":%z,\"entries\":[%j]}", prev, buf_view(&a->tail));
+    char prev[32] = "";
+    if (a->chain) snprintf(prev, sizeof prev, "\"prev\":\"%016" PRIx64 "\",", a->chain);
+    buf_json(out, "{%s\"entries\":[%j]}", prev, buf_view(&a->tail));
 }
 
 int journal_load(struct actor *a, struct str key, struct str row, struct error *err) {
     uint64_t number = journal_key_number(key);
-    yyjson_doc *doc = yyjson_read(row.p, row.n, YYJSON_READ_BIGNUM_AS_RAW);
-    yyjson_val *root = yyjson_doc_get_root(doc), *entries = yyjson_obj_get(root, "entries"), *entry;
-    bool first = number == a->from;
-    bool linked = first || (number == a->cursor + 1 && hex_word(json_str(root, "prev"), 0) == a->chain);
-    if (!yyjson_is_arr(entries) || !linked) {
-        yyjson_doc_free(doc);
+    struct str entries = entry_field(row, "entries");
+    const char *end = entries.p + entries.n;
+    bool list = entries.n >= 2 && entries.p[0] == '[' && end[-1] == ']', first = number == a->from;
+    bool linked = first || (number == a->cursor + 1 && hex_word(entry_word(row, "prev"), 0) == a->chain);
+    if (!list || !linked)
         return error_set(
             err, LOOM_E_DAMAGED,
             "the journal of %s is broken at entry %" PRIu64 ": %s; the actor is stopped, its bytes are kept", a->id,
             number, linked ? "the row has no entries" : "the row does not follow the one before it");
-    }
     a->row = number;
     a->cursor = number - 1;
-    struct buf text = {0};
-    size_t i, n;
-    yyjson_arr_foreach(entries, i, n, entry) {
-        buf_clear(&text);
-        json_write(entry, &text);
-        fold(a, entry, buf_view(&text), ++a->cursor, true);
-        if (a->turn) a->turn->bytes += text.n;
+    for (const char *p = entries.p + 1, *next; p < end && *p == '{'; p = next + 1) {
+        next = value_end(p, end);
+        struct str entry = {p, (size_t)(next - p)}, body = without_at(entry);
+        size_t at = body.n + sizeof ",\"at\":" - 1;
+        fold(a, entry, ++a->cursor, at < entry.n ? integer((struct str){p + at, entry.n - at}) : a->at, true);
     }
-    buf_free(&text);
     a->chain = hash64(row, 0);
-    yyjson_doc_free(doc);
     return 0;
 }

@@ -8,29 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-static yyjson_mut_doc *read_mutable(struct str text) {
-    yyjson_doc *doc = yyjson_read(text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW);
-    yyjson_mut_doc *m = yyjson_doc_mut_copy(doc, NULL);
-    yyjson_doc_free(doc);
-    return m;
-}
-
 void state_set(struct actor *a, struct str text) {
+    yyjson_doc *doc = yyjson_read(text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW);
     yyjson_mut_doc_free(a->state);
-    a->state = read_mutable(text);
-}
-
-void state_patch_recorded(yyjson_mut_doc *state, const struct turn *t, size_t next, uint64_t state_at) {
-    for (size_t i = next; i < t->op_count; i++) {
-        struct recorded *op = &t->ops[i];
-        if (op->number <= state_at || !str_starts(op->text, STR("{\"type\":\"state_patches\""))) continue;
-        struct buf whole = {0};
-        buf_json(&whole, "%j}", op->text);
-        yyjson_doc *doc = yyjson_read(whole.p, whole.n, YYJSON_READ_BIGNUM_AS_RAW);
-        patch_apply(state, yyjson_obj_get(yyjson_doc_get_root(doc), "patches"), NULL, NULL);
-        yyjson_doc_free(doc);
-        buf_free(&whole);
-    }
+    a->state = yyjson_doc_mut_copy(doc, NULL);
+    yyjson_doc_free(doc);
 }
 
 void state_text_stored(const struct actor *a, struct buf *out) {
@@ -49,11 +31,16 @@ int state_patch(struct actor *a, yyjson_val *patch, struct buf *inverse, struct 
     return patch_apply(a->state, patch, inverse, err);
 }
 
-void state_patch_rest(struct actor *a) {
+void state_patch_rest(struct actor *a, bool keep_start) {
     struct turn *t = a->turn;
-    keep_before(a);
-    state_patch_recorded(a->state, t, t->op_next, a->state_at);
-    t->op_count = t->op_next = 0;
+    struct arena mem = {0};
+    if (keep_start) keep_before(a);
+    for (; t->op_next < t->op_count; t->op_next++) {
+        struct recorded *op = &t->ops[t->op_next];
+        struct str patches = entry_field(op->text, "patches");
+        if (op->number > a->state_at && patches.p) patch_apply(a->state, json_in(&mem, patches), NULL, NULL);
+    }
+    arena_free(&mem);
 }
 
 /* The whole text: what was read again later has its members in the order of what stayed in memory. */

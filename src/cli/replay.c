@@ -53,7 +53,7 @@ static void forget(struct loom *l) {
 /* Rows as a crash before entry `to` would have left them. */
 static void put_turn(struct replay *p, uint64_t to) {
     struct loom *l = p->l;
-    struct actor *a = actor_new(p->a->ns, p->a->type, p->a->key);
+    struct actor *a = actor_new(p->a->full);
     struct buf state = {0}, doc = {0}, row = {0};
     yyjson_val *started = entry_at(p, p->from, &p->mem);
     json_write_mut(yyjson_mut_doc_get_root(p->a->state), &state);
@@ -66,7 +66,7 @@ static void put_turn(struct replay *p, uint64_t to) {
     a->activated_at = json_int(started, "at", 0);
     a->correlation = p->a->correlation ? str_dup(str_of(p->a->correlation)) : NULL;
     a->parent = p->a->parent ? str_dup(str_of(p->a->parent)) : NULL;
-    actor_document(a, STR_NONE, buf_view(&state), &doc);
+    actor_row(a, buf_view(&state), &doc);
     buf_str(&row, STR("{\"prev\":\"0\",\"entries\":["));
     for (uint64_t i = p->from; i < to; i++) buf_json(&row, "%s%j", i > p->from ? "," : "", p->entries[i]);
     buf_str(&row, STR("]}"));
@@ -277,10 +277,7 @@ static bool replay_actor(void *ctx, struct str key, struct str value) {
     struct replay *p = ctx;
     struct error err;
     if (memchr(key.p, '\0', key.n)) return true; /* a large state */
-    const char *slash = memchr(key.p, '/', key.n), *name = memchr(slash + 1, '/', key.n - (size_t)(slash + 1 - key.p));
-    struct actor *a = p->a = actor_new((struct str){key.p, (size_t)(slash - key.p)},
-                                       (struct str){slash + 1, (size_t)(name - slash) - 1},
-                                       (struct str){name + 1, (size_t)(key.p + key.n - name) - 1});
+    struct actor *a = p->a = actor_new(key);
     struct buf state = {0};
     p->count = p->first = 0;
     bool ok = value.p && actor_read(a, value, &err) == 0;

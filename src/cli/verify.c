@@ -127,7 +127,7 @@ static bool see_promise(struct check *c, struct actor *a, uint64_t id) {
     struct promise *p = turn_promise(a->turn, id);
     if (p->done_at != ENTRY_NEVER) return false;
     struct arena mem = {0};
-    yyjson_val *entry = json_in(&mem, (struct str){p->entry, p->entry_n});
+    yyjson_val *entry = json_in(&mem, p->entry);
     bool paused = a->status == ACTOR_PAUSED;
     c->promises++;
     if ((p->kind == PROMISE_TIMER || p->kind == PROMISE_EVENT) && p->deadline && !paused &&
@@ -144,8 +144,8 @@ static bool see_promise(struct check *c, struct actor *a, uint64_t id) {
 
 static void see_turn(struct check *c, struct actor *a) {
     bool flying = a->status == ACTOR_RUNNING;
-    yyjson_val *started = yyjson_doc_get_root(a->turn->started);
     struct arena mem = {0};
+    yyjson_val *started = json_in(&mem, a->turn->started);
     c->turns++;
     remember(c, &c->mail, arena_json(&mem, "%j\n%j", a->full, json_str(started, "messageId")), c);
     struct str module = json_str(started, "moduleHash");
@@ -161,14 +161,12 @@ static bool see_actor(void *ctx, struct str key, struct str value) {
     struct check *c = ctx;
     struct error err;
     struct arena mem = {0};
-    struct str part[3], rest = key;
     if (memchr(key.p, '\0', key.n)) return true; /* a large state */
-    for (int i = 0; i < 3; i++) {
-        const char *slash = i < 2 ? memchr(rest.p, '/', rest.n) : NULL;
-        part[i] = (struct str){rest.p, slash ? (size_t)(slash - rest.p) : rest.n};
-        rest = slash ? (struct str){slash + 1, rest.n - part[i].n - 1} : rest;
+    struct actor *a = c->a = actor_new(key);
+    if (!a) {
+        image_fault(c->im, "%q is not an actor's id", key);
+        return true;
     }
-    struct actor *a = c->a = actor_new(part[0], part[1], part[2]);
     struct actor_seen *seen = arena_alloc(&c->mem, sizeof *seen);
     remember(c, &c->actors, key, seen);
     c->next = c->chain = 0;
@@ -234,7 +232,8 @@ static bool see_dedup(void *ctx, struct str key, struct str value) {
     const char *nl = memrchr(key.p, '\n', key.n);
     struct str id = {key.p, nl ? (size_t)(nl - key.p) : 0}, actor = {nl ? nl + 1 : key.p, nl ? key.n - id.n - 1 : 0};
     yyjson_val *v = json_in(&mem, value);
-    bool queued = str_eq(json_str(v, "status"), STR("queued"));
+    struct str status = json_str(v, "status");
+    bool queued = !status.p || str_eq(status, STR("queued"));
     if (!map_get(&c->actors, actor))
         image_fault(c->im, "message %q is known for %q, which there is not", id, actor);
     else if (queued && !map_get(&c->mail, arena_json(&mem, "%j\n%j", actor, id)))

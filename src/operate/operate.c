@@ -9,18 +9,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+static struct str full_id(struct loom *l, const struct loom_request *req) {
+    return say(l, "%j/%j/%j", ns_of(req), lent(req->type), lent(req->key));
+}
+
 /* The actor of the request in memory, to be changed; or NULL with the answer given. */
 static struct resident *target(struct loom *l, const struct loom_request *req) {
     struct error err;
     struct resident *r = NULL;
     if (actor_check_id(ns_of(req), lent(req->type), lent(req->key), &err) == 0)
-        r = resident_get(l, ns_of(req), lent(req->type), lent(req->key), false, &err);
+        r = resident_get(l, full_id(l, req), false, &err);
     if (!r) reply_error(l, req, &err);
     return r;
-}
-
-static struct str full_id(struct loom *l, const struct loom_request *req) {
-    return say(l, "%j/%j/%j", ns_of(req), lent(req->type), lent(req->key));
 }
 
 /* ---- messages ---- */
@@ -123,11 +123,11 @@ static void do_message(struct loom *l, const struct loom_request *req) {
     }
     yyjson_val *row = look(l, text), *reply = yyjson_obj_get(row, "reply"), *error = yyjson_obj_get(row, "error");
     struct resident *r = resident_by_id(l, full);
-    bool running = r && r->a->turn && str_eq(json_str(yyjson_doc_get_root(r->a->turn->started), "messageId"), id);
+    bool running = r && r->a->turn && str_eq(json_str(look(l, r->a->turn->started), "messageId"), id);
+    struct str status = running ? STR("running") : json_str(row, "status");
     struct str end = reply || error ? say(l, ",\"%s\":%v", reply ? "reply" : "error", reply ? reply : error) : STR("");
-    reply_send(
-        l, req, 200,
-        say(l, "{\"messageId\":%q,\"status\":%q%j}", id, running ? STR("running") : json_str(row, "status"), end), id);
+    reply_send(l, req, 200, say(l, "{\"messageId\":%q,\"status\":%q%j}", id, status.p ? status : STR("queued"), end),
+               id);
 }
 
 /* ---- looking ---- */
@@ -136,7 +136,7 @@ static void do_message(struct loom *l, const struct loom_request *req) {
 static struct actor *stored_actor(struct loom *l, const struct loom_request *req, struct error *err) {
     struct buf text = {0};
     if (actor_check_id(ns_of(req), lent(req->type), lent(req->key), err) < 0) return NULL;
-    struct actor *a = actor_new(ns_of(req), lent(req->type), lent(req->key));
+    struct actor *a = actor_new(full_id(l, req));
     int rc = rows_stored(l, ROW_ACTOR, a->full, &text, err);
     if (rc == 0) rc = error_set(err, LOOM_E_NOT_FOUND, "there is no actor %s", a->id);
     if (rc > 0) rc = actor_read(a, buf_view(&text), err);
@@ -253,7 +253,7 @@ static void do_get(struct loom *l, const struct loom_request *req) {
     if (rc < 0) {
         reply_error(l, req, &err);
     } else {
-        actor_document(a, say(l, "[%j]", buf_view(&s.out)), state, &out);
+        actor_document(a, buf_view(&s.out), state, &out);
         reply_send(l, req, 200, buf_view(&out), STR_NONE);
     }
     actor_free(a);
@@ -305,18 +305,19 @@ struct query {
 static bool read_actor(void *ctx, struct str key, struct str value) {
     struct query *q = ctx;
     if (memchr(key.p, '\0', key.n)) return true; /* a large state's row */
-    struct arena mem = {0};
-    yyjson_val *doc = json_in(&mem, value);
-    struct str type = json_str(doc, "actorType"), status = json_str(doc, "status");
-    bool wanted = (!q->type.p || str_eq(q->type, type)) && (!q->status.p || str_eq(q->status, status));
+    struct actor *a = actor_new(key);
+    bool wanted = a && actor_read(a, value, NULL) == 0 && (!q->type.p || str_eq(q->type, a->type)) &&
+                  (!q->status.p || str_is(q->status, actor_status_name(a->status)));
     q->more = wanted && q->count == q->limit;
     if (wanted && !q->more) {
-        buf_json(&q->out, "%s{\"id\":%q,\"actorType\":%q,\"status\":%q,\"suspendReason\":%Q,\"metadata\":%v}",
-                 q->count++ ? "," : "", json_str(doc, "id"), type, status, json_str(doc, "suspendReason"),
-                 yyjson_obj_get(doc, "metadata"));
-        q->last = arena_dup(&q->l->scratch, json_str(doc, "id"));
+        buf_json(&q->out, "%s{\"id\":%q,\"actorType\":%q,\"status\":%z,\"suspendReason\":%Q,\"metadata\":",
+                 q->count++ ? "," : "", a->name, a->type, actor_status_name(a->status),
+                 a->reason[0] ? str_of(a->reason) : STR_NONE);
+        actor_metadata(a, &q->out);
+        buf_char(&q->out, '}');
+        q->last = arena_dup(&q->l->scratch, a->name);
     }
-    arena_free(&mem);
+    actor_free(a);
     return !q->more;
 }
 
@@ -429,8 +430,8 @@ static int fork_rows(struct loom *l, struct actor *a, struct str key, int64_t fr
                        "from is %" PRId64 "; the last turn of %s has the entries %" PRIu64 " to %" PRId64, from, a->id,
                        a->last_turn, s.last);
     if (rc >= 0) rc = state_after(l, a, a->last_turn - 1, &state, err);
-    struct actor *made = actor_new(a->ns, a->type, key);
-    *full = say(l, "%j", made->full);
+    *full = say(l, "%j/%j/%j", a->ns, a->type, key);
+    struct actor *made = actor_new(*full);
     if (rc >= 0 && rows_get(l, ROW_ACTOR, made->full).p)
         rc = error_set(err, LOOM_E_EXISTS, "actor %s exists already; choose another key", made->id);
     if (rc >= 0) {
@@ -442,7 +443,7 @@ static int fork_rows(struct loom *l, struct actor *a, struct str key, int64_t fr
         made->last_turn = a->last_turn;
         made->created_at = made->activated_at = loom_now(l);
         made->correlation = a->correlation ? str_dup(str_of(a->correlation)) : NULL;
-        actor_document(made, STR_NONE, state, &doc);
+        actor_row(made, state, &doc);
         rows_put(l, ROW_ACTOR, made->full, buf_view(&doc), true);
         rows_put(l, ROW_OUTBOX, made->full, STR("{}"), true);
         rows_put(l, ROW_JOURNAL, journal_key(&l->scratch, made->full, a->last_turn),

@@ -40,7 +40,7 @@ static struct resident *owner(struct loom *l, const struct attempt *a) {
 }
 
 static yyjson_val *asked(struct loom *l, const struct promise *p) {
-    return look(l, (struct str){p->entry, p->entry_n});
+    return look(l, p->entry);
 }
 
 /* Removes it from what runs. */
@@ -139,7 +139,7 @@ static void attempt_start(struct loom *l, void *ctx, bool go) {
 
 static struct attempt *attempt_new(struct loom *l, struct resident *r, uint64_t id, struct definition *d,
                                    struct str key) {
-    yyjson_val *message = turn_message(r->a->turn);
+    yyjson_val *message = look(l, r->a->turn->message);
     struct arena mem = {0};
     struct attempt *a = arena_alloc(&mem, sizeof *a);
     a->run = (struct activity){.memory_mb = d->limits.memory_mb,

@@ -128,7 +128,7 @@ void mail_due(struct loom *l, struct resident *r) {
     for (uint64_t i = 1; r->a->turn && i <= r->a->turn->promise_count; i++) {
         struct promise *p = turn_promise(r->a->turn, i);
         if (p->kind == PROMISE_EVENT && p->done_at == ENTRY_NEVER)
-            mail_bind(l, r, i, json_str(look(l, (struct str){p->entry, p->entry_n}), "event"));
+            mail_bind(l, r, i, json_str(look(l, p->entry), "event"));
     }
 }
 
@@ -176,7 +176,7 @@ static uint64_t open_wait(struct loom *l, const struct resident *r, const struct
     for (uint64_t i = 1; t && m->event.p && m->delay_ms == 0 && i <= t->promise_count; i++) {
         struct promise *p = turn_promise(t, i);
         if (p->kind == PROMISE_EVENT && p->done_at == ENTRY_NEVER &&
-            str_eq(json_str(look(l, (struct str){p->entry, p->entry_n}), "event"), m->event))
+            str_eq(json_str(look(l, p->entry), "event"), m->event))
             return i;
     }
     return 0;
@@ -226,7 +226,7 @@ int mail_deliver(struct loom *l, const struct message *m, struct str *id_out, st
     if (!id.p) id = arena_dup(&l->scratch, str_of(loom_message_id(l, made)));
     *id_out = id;
     if (rc != 0) return rc;
-    struct resident *r = resident_get(l, m->ns, m->type, m->key, true, err);
+    struct resident *r = resident_get(l, full, true, err);
     uint64_t wait = r ? open_wait(l, r, m) : 0;
     if (!r || (rc = check_actor(m, r, wait, err)) != 0) return r ? rc : LOOM_E_STORE;
     if (r->a->created_at == 0) {
@@ -240,10 +240,10 @@ int mail_deliver(struct loom *l, const struct message *m, struct str *id_out, st
     metric_add(METRIC_MESSAGES, 1);
     if (m->outside && !m->again) {
         input_hash(m, hash);
-        rows_put(
-            l, ROW_INBOX, dedup_key(l, full, id),
-            say(l, "{\"hash\":%z,\"status\":%z,\"at\":%d}", hash, m->event.p ? "completed" : "queued", loom_now(l)),
-            true);
+        rows_put(l, ROW_INBOX, dedup_key(l, full, id),
+                 m->event.p ? say(l, "{\"hash\":%z,\"status\":\"completed\",\"at\":%d}", hash, loom_now(l))
+                            : say(l, "{\"hash\":%z}", hash),
+                 true);
     }
     if (!wait) {
         enqueue(l, r, m, id);

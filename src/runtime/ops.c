@@ -95,31 +95,31 @@ struct str activity_key(struct loom *l, const struct actor *a, uint64_t promise)
 
 /* ---- reading ---- */
 
-static yyjson_val *started(const struct op_call *c) {
-    return yyjson_doc_get_root(c->r->a->turn->started);
+static yyjson_val *message_of(const struct op_call *c) {
+    return look(c->l, c->r->a->turn->message);
 }
 
-static struct str text_or_null(struct op_call *c, yyjson_val *v) {
-    return v ? json_text_of(v, &c->l->scratch) : STR("null");
+static struct str or_null(struct str json) {
+    return json.p ? json : STR("null");
 }
 
 static enum op_outcome op_input(struct op_call *c) {
-    return answer(c, text_or_null(c, yyjson_obj_get(started(c), "input")));
+    return answer(c, or_null(entry_field(c->r->a->turn->started, "input")));
 }
 
 static enum op_outcome op_config(struct op_call *c) {
-    return answer(c, text_or_null(c, yyjson_obj_get(c->r->definition->doc, "config")));
+    return answer(c, or_null(json_text_of(yyjson_obj_get(c->r->definition->doc, "config"), &c->l->scratch)));
 }
 
 static enum op_outcome op_self(struct op_call *c) {
     struct actor *a = c->r->a;
-    yyjson_val *message = turn_message(a->turn);
-    return answer(c,
-                  say(c->l,
-                      "{\"id\":%q,\"namespace\":%q,\"type\":%q,\"key\":%q,\"messageId\":%q,\"sender\":%Q,"
-                      "\"parentActorId\":%Q,\"correlationId\":%Q,\"attempt\":%d}",
-                      a->name, a->ns, a->type, a->key, json_str(started(c), "messageId"), json_str(message, "sender"),
-                      str_of(a->parent), json_str(message, "correlationId"), (int64_t)a->turn->attempt));
+    yyjson_val *message = message_of(c);
+    return answer(c, say(c->l,
+                         "{\"id\":%q,\"namespace\":%q,\"type\":%q,\"key\":%q,\"messageId\":%j,\"sender\":%Q,"
+                         "\"parentActorId\":%Q,\"correlationId\":%Q,\"attempt\":%d}",
+                         a->name, a->ns, a->type, a->key, entry_field(a->turn->started, "messageId"),
+                         json_str(message, "sender"), str_of(a->parent), json_str(message, "correlationId"),
+                         (int64_t)a->turn->attempt));
 }
 
 static enum op_outcome op_now(struct op_call *c) {
@@ -225,7 +225,7 @@ static struct str chain_with_self(struct op_call *c, struct str target, bool *me
     size_t i, n;
     struct str all = say(c->l, "[%q", a->name);
     *member = str_eq(a->name, target);
-    yyjson_arr_foreach(yyjson_obj_get(turn_message(a->turn), "chain"), i, n, v) {
+    yyjson_arr_foreach(yyjson_obj_get(message_of(c), "chain"), i, n, v) {
         struct str name = {yyjson_get_str(v), yyjson_get_len(v)};
         *member |= str_eq(name, target);
         all = say(c->l, "%j,%q", all, name);
@@ -236,14 +236,14 @@ static struct str chain_with_self(struct op_call *c, struct str target, bool *me
 /* Delivers what a live op sends; a refusal settles its promise, or is a log line when nobody waits. */
 static void deliver(struct op_call *c) {
     struct actor *a = c->r->a;
-    yyjson_val *message = turn_message(a->turn);
+    yyjson_val *message = message_of(c);
     struct promise *p = turn_promise(a->turn, c->id); /* none: it goes one way */
     bool spawn = p && p->kind == PROMISE_CHILD, member = false;
-    struct message m = {
-        .ns = a->ns, .id = c->message, .data = text_or_null(c, yyjson_obj_get(c->value, "input")), .sender = a->name};
+    struct message m = {.ns = a->ns, .id = c->message, .sender = a->name};
+    m.data = or_null(json_text_of(yyjson_obj_get(c->value, "input"), &c->l->scratch));
     m.event = p ? STR_NONE : json_str(c->value, "event");
-    m.correlation = arena_dup(&c->l->scratch, json_str(message, "correlationId"));
-    m.traceparent = arena_dup(&c->l->scratch, json_str(message, "traceparent"));
+    m.correlation = json_str(message, "correlationId");
+    m.traceparent = json_str(message, "traceparent");
     m.delay_ms = json_int(c->value, "delayMs", 0);
     m.ttl_ms = json_int(c->value, "ttlMs", 0);
     m.priority = (int32_t)json_int(c->value, "priority", 0);
@@ -335,8 +335,7 @@ static enum op_outcome op_suspend(struct op_call *c) {
 
 static struct str settled(struct op_call *c, uint32_t id) {
     struct promise *p = turn_promise(c->r->a->turn, id);
-    return say(c->l, "{\"promise\":%u,\"%s\":%j}", (uint64_t)id, p->ok ? "ok" : "error",
-               (struct str){p->result, p->result_n});
+    return say(c->l, "{\"promise\":%u,\"%s\":%j}", (uint64_t)id, p->ok ? "ok" : "error", p->result);
 }
 
 enum op_outcome op_await_result(struct op_call *c) {
@@ -363,7 +362,7 @@ enum op_outcome op_await_result(struct op_call *c) {
     assert(last && "a settled await has a promise that settled it");
     if (last->kind != PROMISE_SUSPEND)
         return answer(c, t->await_any ? settled(c, (uint32_t)(last - t->promises) + 1) : list);
-    answer(c, say(c->l, "%j", (struct str){last->result, last->result_n}));
+    answer(c, say(c->l, "%j", last->result));
     return last->ok ? OP_OK : OP_ERROR;
 }
 
@@ -407,7 +406,7 @@ static enum op_outcome op_log(struct op_call *c) {
     line->level = level;
     line->msg = arena_dup(&mem, msg.p ? msg : STR("guest"));
     line->fields = arena_json(&mem, "\"actor\":%q,\"correlationId\":%Q,\"guest\":%j", c->r->a->full,
-                              json_str(turn_message(c->r->a->turn), "correlationId"), text_or_null(c, c->value));
+                              json_str(message_of(c), "correlationId"), or_null(json_text_of(c->value, &mem)));
     line->mem = mem;
     effect_add(c->l, line_release, line);
     return answer(c, STR("null"));

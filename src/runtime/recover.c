@@ -49,7 +49,7 @@ static void count_start(struct loom *l, struct resident *r) {
     metric_add(METRIC_DEAD_LETTERS, 1);
     r->starts = 0;
     if (r->a->turn) {
-        state_patch_rest(r->a);
+        state_patch_rest(r->a, true);
         turn_end(l, r, END_FAIL, say(l, "{\"code\":\"poison\",\"message\":%z,\"retryable\":false}", why));
     } else if (r->mail_count > 0) {
         mail_dead_letter(l, r, &r->mail[0], "poison", why);

@@ -106,7 +106,7 @@ struct definition *registry_find(struct loom *l, const char *kind, struct str ns
 
 struct definition *registry_pinned(struct loom *l, struct str ns, struct str type, struct str hash) {
     struct definition *d = chain_of(l, kind_actor, ns, type);
-    while (d && !str_eq(str_of(d->hash), hash)) d = d->older;
+    while (d && !(hash.n > 0 && str_starts(str_of(d->hash), hash))) d = d->older;
     return d;
 }
 

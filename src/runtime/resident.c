@@ -124,15 +124,11 @@ static struct resident *enter(struct loom *l, struct resident *r) {
     return r;
 }
 
-struct resident *resident_get(struct loom *l, struct str ns, struct str type, struct str key, bool create,
-                              struct error *err) {
-    struct actor *a = actor_new(ns, type, key);
-    struct resident *r = map_get(&l->actors, a->full);
-    if (r) {
-        actor_free(a);
-        return r;
-    }
+struct resident *resident_get(struct loom *l, struct str full, bool create, struct error *err) {
+    struct resident *r = map_get(&l->actors, full);
+    struct actor *a = r ? NULL : actor_new(full);
     struct buf text = {0};
+    if (!a) return r;
     int rc = rows_load(l, ROW_ACTOR, a->full, &text, err);
     r = mem_alloc(sizeof *r);
     r->a = a;
@@ -147,16 +143,9 @@ struct resident *resident_get(struct loom *l, struct str ns, struct str type, st
 }
 
 struct resident *resident_by_id(struct loom *l, struct str full) {
-    struct resident *r = map_get(&l->actors, full);
-    const char *ns = memchr(full.p, '/', full.n),
-               *type = ns ? memchr(ns + 1, '/', full.n - (size_t)(ns + 1 - full.p)) : NULL;
-    if (r || !type) return r;
-    struct error err;
-    struct str parts[] = {{full.p, (size_t)(ns - full.p)},
-                          {ns + 1, (size_t)(type - ns - 1)},
-                          {type + 1, full.n - (size_t)(type + 1 - full.p)}};
-    r = resident_get(l, parts[0], parts[1], parts[2], false, &err);
-    if (!r && !str_eq(str_of(err.code), STR("not_found")))
+    struct error err = {.code = "not_found"};
+    struct resident *r = resident_get(l, full, false, &err);
+    if (!r && strcmp(err.code, "not_found") != 0)
         log_event(LOG_ERROR, "actor cannot be loaded", "\"actor\":%q,\"code\":%z,\"detail\":%z", full, err.code,
                   err.message);
     return r;
@@ -173,8 +162,8 @@ static struct str flush_state(struct loom *l, struct actor *a) {
     bool small = state.n < STATE_SMALL, was_apart = a->state_apart;
     a->state_apart = !small;
     if (!small && was_apart && a->patch_bytes <= state.n / 2) return STR_NONE;
-    if (!SABOTAGE("snapshot without its journal position")) a->state_at = a->turn ? a->turn->first - 1 : a->cursor;
-    a->from = a->turn ? a->turn->row : a->cursor + 1;
+    if (!SABOTAGE("snapshot without its journal position")) a->state_at = a->turn ? a->last_turn - 1 : a->cursor;
+    a->from = a->turn ? a->last_row : a->cursor + 1;
     a->patch_bytes = 0;
     if (!small)
         rows_put(l, ROW_ACTOR, state_key(l, a), say(l, "{\"state\":%j}", state), false);
@@ -208,7 +197,7 @@ static void resident_flush(struct loom *l, struct resident *r) {
     if (r->document_dirty) {
         buf_clear(&row);
         struct str state = flush_state(l, r->a);
-        actor_document(r->a, STR_NONE, state, &row);
+        actor_row(r->a, state, &row);
         rows_put(l, ROW_ACTOR, r->a->full, buf_view(&row), false);
         r->document_dirty = false;
     }

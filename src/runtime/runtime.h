@@ -203,8 +203,8 @@ static inline struct str lent(struct loom_str s) {
 struct str kept(struct loom *l, struct buf *b); /* its bytes, moved into the scratch */
 struct str ns_of(const struct loom_request *req);
 void loom_post(struct loom *l, struct item *item); /* any thread */
-struct resident *resident_get(struct loom *l, struct str ns, struct str type, struct str key, bool create,
-                              struct error *err);                       /* NULL: NOT_FOUND, DAMAGED */
+/* NULL: NOT_FOUND, DAMAGED. */
+struct resident *resident_get(struct loom *l, struct str full, bool create, struct error *err);
 struct resident *resident_by_id(struct loom *l, struct str full);       /* existing or NULL */
 void resident_queue(struct loom *l, struct resident *r);                /* let it run */
 void resident_touch(struct loom *l, struct resident *r, bool document); /* it has something for the open batch */
@@ -357,7 +357,7 @@ void registry_free(struct loom *l);
 /* version absent: the last deployed one. NULL: none. */
 struct definition *registry_find(struct loom *l, const char *kind, struct str ns, struct str name, struct str version);
 struct definition *registry_pinned(struct loom *l, struct str ns, struct str type,
-                                   struct str hash); /* of an open turn */
+                                   struct str hash); /* of an open turn: its first digits */
 int definition_check(const struct definition *d, bool input, struct str json, struct error *err);
 /* Its code, which stays until the engine is closed; pinned: a module's hash, absent: what wasmBlobUrl says now. */
 struct exec_module *definition_module(struct loom *l, struct definition *d, struct str pinned, char hash_out[65],

@@ -12,26 +12,30 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPS_PER_SLICE = 256, SLICE_US = 2000 };
+enum {
+    OPS_PER_SLICE = 256,
+    SLICE_US = 2000,
+    PIN_DIGITS = 16 /* of a definition's hash, to tell it from others of its name */
+};
 
 /* ---- start ---- */
 
 static struct str started_entry(struct loom *l, struct resident *r, const struct definition *d, const char *module,
                                 yyjson_val *mail) {
     static const char *const carried[] = {"correlationId", "outside", "replyTo", "chain", "traceparent", "version"};
-    yyjson_val *meta = yyjson_obj_get(mail, "metadata");
+    struct str sender = json_str(yyjson_obj_get(mail, "metadata"), "sender");
+    int64_t attempt = json_int(mail, "attempt", 1);
     char seed[33];
-    struct str message = say(l, "{\"sender\":%Q,\"priority\":%d", json_str(meta, "sender"),
-                             json_int(meta, "priority", 0));
+    struct str message = sender.p ? say(l, ",\"sender\":%q", sender) : STR("");
     for (size_t i = 0; i < sizeof carried / sizeof *carried; i++)
         if (yyjson_obj_get(mail, carried[i]))
             message = say(l, "%j,\"%s\":%v", message, carried[i], yyjson_obj_get(mail, carried[i]));
     return say(l,
-               "{\"type\":\"turn_started\",\"turn\":%u,\"attempt\":%d,\"messageId\":%q,\"input\":%v,\"moduleHash\":%z,"
-               "\"definition\":%z,\"limits\":{\"maxMemoryMB\":%u,\"maxExecutionMs\":%u},\"seed\":%z,\"message\":%j}",
-               r->a->turns + 1, json_int(mail, "attempt", 1), json_str(mail, "messageId"),
-               yyjson_obj_get(yyjson_obj_get(mail, "payload"), "data"), module, d->hash, (uint64_t)d->limits.memory_mb,
-               (uint64_t)d->limits.cpu_ms, loom_random_id(l, seed), message);
+               "{\"type\":\"turn_started\",\"turn\":%u%j,\"messageId\":%q,\"moduleHash\":%z,\"definition\":%q,"
+               "\"seed\":%z,\"message\":{%j},\"input\":%v",
+               r->a->turns + 1, attempt > 1 ? say(l, ",\"attempt\":%d", attempt) : STR(""), json_str(mail, "messageId"),
+               module, (struct str){d->hash, PIN_DIGITS}, loom_random_id(l, seed),
+               (struct str){message.p + 1, message.n - 1}, yyjson_obj_get(yyjson_obj_get(mail, "payload"), "data"));
 }
 
 static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
@@ -50,7 +54,6 @@ static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
     mail_remove(l, r, m);
     r->definition = d;
     r->evicted_at = 0;
-    r->a->activations++;
     r->a->activated_at = loom_now(l);
     journal_append(r->a, loom_now(l), entry);
     resident_status(l, r, ACTOR_RUNNING, STR_NONE);
@@ -60,23 +63,21 @@ static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
 
 /* ---- activation ---- */
 
-/* An instance of the turn's program, with the limits of its journal. BUSY: no slot now. */
+/* An instance of the turn's program, with the limits of its definition. BUSY: no slot now. */
 static int instantiate(struct loom *l, struct resident *r, struct error *err) {
     struct turn *t = r->a->turn;
-    yyjson_val *started = yyjson_doc_get_root(t->started), *limits = yyjson_obj_get(started, "limits");
-    struct exec_limits lim = {(uint32_t)json_int(limits, "maxMemoryMB", 64),
-                              (uint32_t)json_int(limits, "maxExecutionMs", 10000)};
-    if (t->op_count > 0) lim.cpu_ms *= 10;
-    if (!r->definition) r->definition = registry_pinned(l, r->a->ns, r->a->type, json_str(started, "definition"));
+    if (!r->definition) r->definition = registry_pinned(l, r->a->ns, r->a->type, entry_word(t->started, "definition"));
     if (!r->definition)
         return error_set(err, LOOM_E_NOT_FOUND, "the definition that %s runs is gone; deploy it again and resume",
                          r->a->id);
-    struct exec_module *code = definition_module(l, r->definition, json_str(started, "moduleHash"), NULL, err);
+    struct exec_module *code = definition_module(l, r->definition, entry_word(t->started, "moduleHash"), NULL, err);
     if (!code) return LOOM_E_NOT_FOUND;
-    r->exec = exec_new(code, lim, t->seed[0], err);
+    struct exec_limits limits = r->definition->limits;
+    if (t->op_count > 0) limits.cpu_ms *= 10;
+    r->exec = exec_new(code, limits, t->random[0], err);
     if (!r->exec && strcmp(err->code, "busy") == 0) {
         residents_evict(l, 16);
-        r->exec = exec_new(code, lim, t->seed[0], err);
+        r->exec = exec_new(code, limits, t->random[0], err);
     }
     return r->exec ? 0 : strcmp(err->code, "busy") == 0 ? LOOM_E_BUSY : LOOM_E_INTERNAL;
 }
@@ -89,12 +90,7 @@ static bool activate(struct loom *l, struct resident *r) {
     else if (rc < 0)
         turn_pause(l, r, &err);
     if (rc < 0) return false;
-    struct turn *t = r->a->turn;
-    metric_add(METRIC_REPLAYS, t->op_count > 0);
-    t->await_count = 0;
-    t->ops_asked = t->promises_given = 0;
-    t->now = json_int(yyjson_doc_get_root(t->started), "at", 0);
-    memcpy(t->random, t->seed, sizeof t->random);
+    metric_add(METRIC_REPLAYS, r->a->turn->op_count > 0);
     r->awaits = 0;
     l->guests++;
     return true;
@@ -138,7 +134,7 @@ static void suspend(struct loom *l, struct resident *r) {
     for (size_t i = 0; i < t->await_count && !t->suspend_written; i++) {
         struct promise *p = turn_promise(t, t->await[i]);
         if (p->done_at != ENTRY_NEVER || p->kind < PROMISE_CHILD) continue;
-        struct str what = json_str(look(l, (struct str){p->entry, p->entry_n}), fields[p->kind]);
+        struct str what = json_str(look(l, p->entry), fields[p->kind]);
         struct str reason = say(l, "%s%j", waits[p->kind], what.p ? what : STR(""));
         journal_append(r->a, loom_now(l), say(l, "{\"type\":\"suspended\",\"reason\":%q", reason));
         resident_status(l, r, ACTOR_SUSPENDED, reason);
@@ -242,7 +238,7 @@ static void withdraw_call(struct loom *l, struct resident *target, struct str me
 void promise_abandon(struct loom *l, struct resident *r, uint64_t id) {
     struct promise *p = turn_promise(r->a->turn, id);
     if (!p || p->done_at != ENTRY_NEVER) return;
-    yyjson_val *entry = look(l, (struct str){p->entry, p->entry_n});
+    yyjson_val *entry = look(l, p->entry);
     struct str other = json_str(entry, p->kind == PROMISE_CHILD ? "childId" : "to");
     struct resident *target = other.p ? resident_by_id(l, say(l, "%j/%j", r->a->ns, other)) : NULL;
     if (p->kind == PROMISE_ACTIVITY)
@@ -275,7 +271,7 @@ void turn_cancel(struct loom *l, struct resident *r, struct str reason) {
     abandon_all(l, r);
     journal_append(r->a, loom_now(l), say(l, "{\"type\":\"cancel_requested\",\"reason\":%Q", reason));
     if (paused) {
-        state_patch_rest(r->a);
+        state_patch_rest(r->a, true);
         turn_end(
             l, r, END_FAIL,
             STR("{\"code\":\"cancelled\",\"message\":\"an operator cancelled the paused actor\",\"retryable\":false}"));
@@ -311,16 +307,14 @@ static void again(struct loom *l, struct resident *r, yyjson_val *started, struc
     m.priority = INT32_MIN;
     m.outside = json_bool(message, "outside", false);
     m.again = true;
-    struct str id;
     struct error err;
-    if (mail_deliver(l, &m, &id, &err) < 0) reply_to(l, r, message, m.id, false, error_text(l, &err));
+    if (mail_deliver(l, &m, &m.id, &err) < 0) reply_to(l, r, message, m.id, false, error_text(l, &err));
 }
 
 /* Wait before the message is tried again, or −1. */
-static int64_t retry_wait(const struct resident *r, yyjson_val *started, yyjson_val *error) {
+static int64_t retry_wait(const struct resident *r, yyjson_val *error) {
     if (r->a->turn->cancelled || !r->definition) return -1;
-    return retry_next(&r->definition->retry, (int32_t)json_int(started, "attempt", 1),
-                      json_bool(error, "retryable", false), 1.0);
+    return retry_next(&r->definition->retry, r->a->turn->attempt, json_bool(error, "retryable", false), 1.0);
 }
 
 /* A program that ends before it has repeated its journal is another program. */
@@ -349,16 +343,15 @@ void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str 
     struct turn *t = r->a->turn;
     if (ended_early(l, r)) return;
     bool fail = how == END_FAIL, goes_on = how == END_CONTINUE, cancelled = t->cancelled && !goes_on;
-    yyjson_doc *doc = t->started;
-    yyjson_val *started = yyjson_doc_get_root(doc), *error = fail ? look(l, value) : NULL;
-    int64_t wait = fail ? retry_wait(r, started, error) : -1;
+    yyjson_val *started = look(l, t->started), *error = fail ? look(l, value) : NULL;
+    int64_t wait = fail ? retry_wait(r, error) : -1;
+    int32_t attempt = goes_on ? 1 : t->attempt + 1;
     struct buf rollback = {0};
     resident_touch(l, r, true);
     abandon_all(l, r);
     if (fail) state_rollback(r->a, &rollback);
     if (rollback.n) journal_append(r->a, loom_now(l), buf_view(&rollback));
     buf_free(&rollback);
-    t->started = NULL; /* needed beyond the turn */
     journal_append(r->a, loom_now(l),
                    say(l, "{\"type\":%z,\"%s\":%j%j", cancelled ? "turn_cancelled" : types[how], fields[how], value,
                        wait >= 0 ? say(l, ",\"retryInMs\":%d", wait) : STR("")));
@@ -368,13 +361,12 @@ void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str 
     if (goes_on || wait >= 0) {
         resident_status(l, r, ACTOR_IDLE, STR_NONE);
         again(l, r, started, goes_on ? value : json_text_of(yyjson_obj_get(started, "input"), &l->scratch),
-              wait > 0 ? wait : 0, goes_on ? 1 : (int32_t)json_int(started, "attempt", 1) + 1);
+              wait > 0 ? wait : 0, attempt);
     } else {
         settle_status(l, r, how, cancelled, error);
         struct str given_up = STR("{\"code\":\"cancelled\",\"message\":\"it was cancelled\",\"retryable\":false}");
         reply_to(l, r, yyjson_obj_get(started, "message"), json_str(started, "messageId"), !fail && !cancelled,
                  cancelled && !fail ? given_up : value);
     }
-    yyjson_doc_free(doc);
     if (r->mail_count > 0) resident_queue(l, r);
 }
