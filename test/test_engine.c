@@ -2204,7 +2204,7 @@ static void guests_log(void **state) {
     loom_close(l);
     log_open(2, LOG_INFO);
     assert_true(read(ends[0], text, sizeof text - 1) > 0);
-    static const char *const once[] = {"\"msg\":\"one\"}\n{\"level\":40",
+    static const char *const once[] = {"\"msg\":\"one\"}\n{\"level\":30",
                                        "\"msg\":\"guest\"}\n{\"level\":30",
                                        "\"msg\":\"two\"}\n",
                                        "\"msg\":\"low\"}\n",

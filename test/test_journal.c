@@ -96,8 +96,6 @@ static void awaiting(void **state) {
     (void)
         state; /* `any` is settled by the lowest completing entry, `all` by the highest, either by a cancel before it. */
     struct actor *a = fresh();
-    uint64_t entry;
-    bool cancel;
     append(a, 1, STARTED);
     for (int i = 1; i <= 3; i++)
         appendf(a, 1, "{\"type\":\"event_awaited\",\"promise\":%d,\"event\":\"x\"", (int64_t)i);
@@ -106,20 +104,19 @@ static void awaiting(void **state) {
     memcpy(t->await, (uint32_t[]){1, 2, 3}, 3 * sizeof *t->await);
     t->await_count = 3;
     t->await_any = true;
-    assert_false(turn_settled(t, &entry, &cancel));
+    assert_true(turn_settled(t) == ENTRY_NEVER);
     append(a, 1, "{\"type\":\"event_received\",\"promise\":3,\"result\":1");
     append(a, 1, "{\"type\":\"event_received\",\"promise\":1,\"result\":1");
-    assert_true(turn_settled(t, &entry, &cancel));
-    assert_int_equal(entry, 5);
+    assert_int_equal(turn_settled(t), 5);
     t->await_any = false;
-    assert_false(turn_settled(t, &entry, &cancel));
+    assert_true(turn_settled(t) == ENTRY_NEVER);
     append(a, 1, "{\"type\":\"event_timed_out\",\"promise\":2,\"error\":{\"code\":\"timeout\"}");
-    assert_true(turn_settled(t, &entry, &cancel));
-    assert_int_equal(entry, 7);
-    assert_false(cancel);
+    assert_int_equal(turn_settled(t), 7);
     append(a, 1, "{\"type\":\"cancel_requested\",\"reason\":null");
-    assert_true(turn_settled(t, &entry, &cancel));
-    assert_false(cancel);
+    assert_int_equal(turn_settled(t), 7);
+    appendf(a, 1, "{\"type\":\"event_awaited\",\"promise\":4,\"event\":\"x\"");
+    t->await[0] = 4;
+    assert_int_equal(turn_settled(t), t->cancel_at);
     t->await_count = 0;
     actor_free(a);
 }

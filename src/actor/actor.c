@@ -20,19 +20,26 @@ const char *actor_status_name(enum actor_status s) {
     return status_names[s];
 }
 
+bool actor_parts(struct str id, struct str *ns, struct str *type, struct str *key) {
+    const char *end = id.p + id.n, *first = id.n ? memchr(id.p, '/', id.n) : NULL,
+               *second = first ? memchr(first + 1, '/', (size_t)(end - first) - 1) : NULL;
+    if (!second) return false;
+    *ns = (struct str){id.p, (size_t)(first - id.p)};
+    *type = (struct str){first + 1, (size_t)(second - first) - 1};
+    *key = (struct str){second + 1, (size_t)(end - second) - 1};
+    return true;
+}
+
 struct actor *actor_new(struct str id) {
-    const char *type = memchr(id.p, '/', id.n),
-               *key = type ? memchr(type + 1, '/', id.n - (size_t)(type + 1 - id.p)) : NULL;
-    if (!key) return NULL;
+    struct str ns, type, key;
+    if (!actor_parts(id, &ns, &type, &key)) return NULL;
     struct actor *a = mem_alloc(sizeof *a);
     a->id = str_dup(id);
     a->full = (struct str){a->id, id.n};
-    a->ns = (struct str){a->id, (size_t)(type - id.p)};
-    a->name = (struct str){a->id + a->ns.n + 1, id.n - a->ns.n - 1};
-    a->type = (struct str){a->name.p, (size_t)(key - type) - 1};
-    a->key = (struct str){a->name.p + a->type.n + 1, a->name.n - a->type.n - 1};
+    a->name = (struct str){a->id + ns.n + 1, id.n - ns.n - 1};
+    actor_parts(a->full, &a->ns, &a->type, &a->key);
     a->from = 1;
-    state_set(a, STR("{}"));
+    state_set(a, NULL);
     return a;
 }
 
@@ -81,7 +88,10 @@ int actor_check_key(struct str key, struct error *err) {
     return actor_check_text(key, "a key", err);
 }
 
-int actor_check_id(struct str ns, struct str type, struct str key, struct error *err) {
+int actor_check_id(struct str id, struct error *err) {
+    struct str ns, type, key;
+    if (!actor_parts(id, &ns, &type, &key))
+        return error_set(err, LOOM_E_INVALID_ARGUMENT, "\"%.*s\" is not namespace/type/key", (int)id.n, id.p);
     int rc = actor_check_name(ns, "the namespace", err);
     if (rc == 0) rc = actor_check_name(type, "the actor type", err);
     return rc == 0 ? actor_check_key(key, err) : rc;
@@ -132,15 +142,6 @@ void actor_row(const struct actor *a, struct str state, struct buf *out) {
     buf_json(out, "}}");
 }
 
-static bool read_status(struct actor *a, struct str name) {
-    for (size_t i = 0; i < sizeof status_names / sizeof *status_names; i++)
-        if (str_eq(name, str_of(status_names[i]))) {
-            a->status = (enum actor_status)i;
-            return true;
-        }
-    return false;
-}
-
 static char *dup_or_null(struct str s) {
     return s.p ? str_dup(s) : NULL;
 }
@@ -149,27 +150,26 @@ int actor_read(struct actor *a, struct str text, struct error *err) {
     yyjson_doc *doc = yyjson_read(text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW);
     yyjson_val *root = yyjson_doc_get_root(doc), *journal = yyjson_obj_get(root, "journal"),
                *meta = yyjson_obj_get(root, "metadata"), *state = yyjson_obj_get(root, "state");
-    if (!journal || !meta || !read_status(a, json_str(root, "status"))) {
+    struct str status = json_str(root, "status"), reason = json_str(root, "suspendReason");
+    int i = ACTOR_CANCELLED;
+    while (i >= 0 && !str_is(status, status_names[i])) i--;
+    if (!journal || !meta || i < 0) {
         yyjson_doc_free(doc);
         return error_set(err, LOOM_E_DAMAGED,
                          "the document of actor %s is not an actor's; its bytes are kept in the store", a->id);
     }
-    struct str reason = json_str(root, "suspendReason");
     snprintf(a->reason, sizeof a->reason, "%.*s", (int)reason.n, reason.p ? reason.p : "");
+    a->status = (enum actor_status)i;
     a->cursor = (uint64_t)json_int(journal, "cursor", 0);
-    for (size_t i = 0; i < NUMBERS; i++)
-        *number(a, i) = (uint64_t)json_int(journal, numbers[i].name, (int64_t)numbers[i].absent);
+    for (size_t n = 0; n < NUMBERS; n++)
+        *number(a, n) = (uint64_t)json_int(journal, numbers[n].name, (int64_t)numbers[n].absent);
     a->state_apart = json_bool(journal, "apart", false);
     a->run = json_bool(journal, "run", false);
     a->correlation = dup_or_null(json_str(meta, "correlationId"));
     a->parent = dup_or_null(json_str(meta, "parentActorId"));
     a->created_at = json_int(meta, "createdAt", 0);
     a->at = a->activated_at = json_int(meta, "lastActivatedAt", 0);
-    if (state) {
-        yyjson_mut_doc_free(a->state);
-        a->state = yyjson_mut_doc_new(NULL);
-        yyjson_mut_doc_set_root(a->state, yyjson_val_mut_copy(a->state, state));
-    }
+    state_set(a, state);
     yyjson_doc_free(doc);
     return 0;
 }

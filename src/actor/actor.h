@@ -106,8 +106,9 @@ void actor_free(struct actor *a);       /* also its turn */
 /* Names: type [a-z0-9][a-z0-9._-]{0,63} (a namespace too), key 1–256 bytes of UTF-8 without control characters or '/'. */
 int actor_check_name(struct str name, const char *what, struct error *err);
 int actor_check_key(struct str key, struct error *err);
-int actor_check_id(struct str ns, struct str type, struct str key, struct error *err);
-int actor_check_text(struct str text, const char *what, struct error *err); /* a key that may hold a '/' */
+int actor_check_id(struct str id, struct error *err);
+bool actor_parts(struct str id, struct str *ns, struct str *type, struct str *key); /* false: it has fewer than three */
+int actor_check_text(struct str text, const char *what, struct error *err);         /* a key that may hold a '/' */
 /* Document text as GET answers it; entries: comma-separated. */
 void actor_document(const struct actor *a, struct str entries, struct str state, struct buf *out);
 void actor_metadata(const struct actor *a, struct buf *out); /* its part of that name */
@@ -138,12 +139,12 @@ int journal_load(struct actor *a, struct str key, struct str row, struct error *
 /* The open turn, made by the fold of turn_started; ended by turn_completed and the like. */
 void turn_free(struct turn *t);
 struct promise *turn_promise(struct turn *t, uint64_t id); /* NULL: no such id */
-/* Has what the guest awaits been settled, and by which entry? `cancel`: by the cancel request. false: wait on. */
-bool turn_settled(const struct turn *t, uint64_t *entry, bool *cancel);
+/* The entry that settled what the guest awaits, perhaps the cancel request (cancel_at); ENTRY_NEVER: wait on. */
+uint64_t turn_settled(const struct turn *t);
 
 /* ---- state.c ---- */
 enum { STATE_SMALL = 16 * 1024 };
-void state_set(struct actor *a, struct str text); /* whole; text is valid JSON */
+void state_set(struct actor *a, yyjson_val *value); /* whole; NULL: {} */
 /* The state to be stored: at the open turn's start, or now. */
 void state_text_stored(const struct actor *a, struct buf *out);
 /* Back to the turn's start; the entry that says so (without `at`) is appended to `entry` unless nothing had changed. */

@@ -73,16 +73,21 @@ const char *entry_settling(enum promise_kind kind, bool ok) {
 
 /* ---- fields of an entry: text that Loom wrote, minified, so that nothing has to be parsed for a look at it ---- */
 
+/* The quote that ends the string whose first one is at p; `end` when there is none. */
+static const char *string_end(const char *p, const char *end) {
+    bool escaped = true;
+    while (escaped && (p = memchr(p + 1, '"', (size_t)(end - p - 1))) != NULL) {
+        escaped = false;
+        for (const char *back = p; *--back == '\\';) escaped = !escaped;
+    }
+    return p ? p : end;
+}
+
 /* The ',', ':' or closing bracket behind the value that begins at p; `end` when there is none. */
 static const char *value_end(const char *p, const char *end) {
-    size_t depth = 0;
-    for (bool quoted = false; p < end; p++) {
-        if (*p == '\\')
-            p++;
-        else if (*p == '"')
-            quoted = !quoted;
-        else if (quoted)
-            continue;
+    for (size_t depth = 0; p < end; p++) {
+        if (*p == '"')
+            p = string_end(p, end);
         else if (*p == '{' || *p == '[')
             depth++;
         else if (depth == 0 && (*p == ',' || *p == ':' || *p == '}' || *p == ']'))
@@ -256,16 +261,14 @@ static void fold(struct actor *a, struct str entry, uint64_t number, int64_t at,
     }
 }
 
-bool turn_settled(const struct turn *t, uint64_t *entry, bool *cancel) {
+uint64_t turn_settled(const struct turn *t) {
     uint64_t done = t->await_any ? ENTRY_NEVER : 0;
     for (size_t i = 0; i < t->await_count; i++) {
         uint64_t at = t->promises[t->await[i] - 1].done_at;
         bool better = t->await_any ? at < done : at > done;
         done = better ? at : done;
     }
-    *cancel = t->cancel_at != ENTRY_NEVER && t->cancel_at <= done;
-    *entry = *cancel ? t->cancel_at : done;
-    return *entry != ENTRY_NEVER;
+    return t->cancel_at < done ? t->cancel_at : done;
 }
 
 /* ---- writing ---- */

@@ -8,11 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-void state_set(struct actor *a, struct str text) {
-    yyjson_doc *doc = yyjson_read(text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW);
+void state_set(struct actor *a, yyjson_val *value) {
     yyjson_mut_doc_free(a->state);
-    a->state = yyjson_doc_mut_copy(doc, NULL);
-    yyjson_doc_free(doc);
+    a->state = yyjson_mut_doc_new(NULL);
+    a->state->root = value ? yyjson_val_mut_copy(a->state, value) : yyjson_mut_obj(a->state);
 }
 
 void state_text_stored(const struct actor *a, struct buf *out) {
@@ -46,6 +45,7 @@ void state_patch_rest(struct actor *a, bool keep_start) {
 /* The whole text: what was read again later has its members in the order of what stayed in memory. */
 void state_rollback(struct actor *a, struct buf *entry) {
     struct str before = buf_view(&a->turn->before);
+    struct arena mem = {0};
     struct buf now = {0};
     json_write_mut(yyjson_mut_doc_get_root(a->state), &now);
     if (before.n && !str_eq(before, buf_view(&now))) {
@@ -54,7 +54,8 @@ void state_rollback(struct actor *a, struct buf *entry) {
                  "\"inversePatches\":[{\"op\":\"replace\",\"path\":\"\",\"value\":%j}],\"rollback\":true",
                  before, buf_view(&now));
         a->patch_bytes += before.n;
-        state_set(a, before);
+        state_set(a, json_in(&mem, before));
     }
+    arena_free(&mem);
     buf_free(&now);
 }

@@ -285,7 +285,7 @@ static bool replay_actor(void *ctx, struct str key, struct str value) {
     image_scan(p->im, ROW_JOURNAL, journal_key(&p->mem, key, 0), journal_key(&p->mem, key, UINT64_MAX), keep_entries,
                p);
     if (ok && a->state_apart && image_load(p->im, ROW_ACTOR, arena_json(&p->mem, "%j%js", key, STR("\0")), &state))
-        state_set(a, json_text_of(yyjson_obj_get(json_in(&p->mem, buf_view(&state)), "state"), &p->mem));
+        state_set(a, yyjson_obj_get(json_in(&p->mem, buf_view(&state)), "state"));
     if (ok && p->count && rewind_state(p)) replay_turns(p);
     p->actors++;
     actor_free(a);

@@ -91,7 +91,7 @@ static void workflow_put(struct loom *l, const struct loom_request *req, struct 
         rc = error_set(&err, LOOM_E_INVALID_DOCUMENT,
                        "name and version of the document must be \"%.*s\" and \"%.*s\", as in the request", (int)name.n,
                        name.p, (int)version.n, version.p);
-    if (rc == 0) code = definition_module(l, check, STR_NONE, NULL, &err);
+    if (rc == 0) code = definition_module(l, check, STR_NONE, &err);
     if (!code) {
         reply_error(l, req, &err);
         return;

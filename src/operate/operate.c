@@ -17,8 +17,7 @@ static struct str full_id(struct loom *l, const struct loom_request *req) {
 static struct resident *target(struct loom *l, const struct loom_request *req) {
     struct error err;
     struct resident *r = NULL;
-    if (actor_check_id(ns_of(req), lent(req->type), lent(req->key), &err) == 0)
-        r = resident_get(l, full_id(l, req), false, &err);
+    if (actor_check_id(full_id(l, req), &err) == 0) r = resident_get(l, full_id(l, req), false, &err);
     if (!r) reply_error(l, req, &err);
     return r;
 }
@@ -37,8 +36,7 @@ static int check_request(const struct loom_request *req, struct str id, struct e
 
 static int deliver(struct loom *l, const struct loom_request *req, struct str event, struct str id, struct str *id_out,
                    struct error *err) {
-    struct message m = {
-        .ns = ns_of(req), .type = lent(req->type), .key = lent(req->key), .id = id, .event = event, .outside = true};
+    struct message m = {.to = full_id(l, req), .id = id, .event = event, .outside = true};
     struct buf data = {0};
     m.correlation = lent(req->correlation);
     m.traceparent = lent(req->traceparent);
@@ -46,7 +44,7 @@ static int deliver(struct loom *l, const struct loom_request *req, struct str ev
     m.delay_ms = req->delay_ms;
     m.ttl_ms = req->ttl_ms;
     m.priority = req->priority;
-    m.run = str_starts(m.type, STR("workflow."));
+    m.run = str_starts(lent(req->type), STR("workflow."));
     int rc = check_request(req, id, err);
     if (rc == 0) rc = json_normalize(req->body.p ? lent(req->body) : STR("null"), &data, err);
     m.data = buf_view(&data);
@@ -135,7 +133,7 @@ static void do_message(struct loom *l, const struct loom_request *req) {
 /* Reads show the last commit: the rows of the store, no guest and nothing speculative. */
 static struct actor *stored_actor(struct loom *l, const struct loom_request *req, struct error *err) {
     struct buf text = {0};
-    if (actor_check_id(ns_of(req), lent(req->type), lent(req->key), err) < 0) return NULL;
+    if (actor_check_id(full_id(l, req), err) < 0) return NULL;
     struct actor *a = actor_new(full_id(l, req));
     int rc = rows_stored(l, ROW_ACTOR, a->full, &text, err);
     if (rc == 0) rc = error_set(err, LOOM_E_NOT_FOUND, "there is no actor %s", a->id);

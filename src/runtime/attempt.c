@@ -181,7 +181,7 @@ void attempt_schedule(struct loom *l, struct resident *r, uint64_t id, yyjson_va
                : error_set(&err, LOOM_E_NOT_FOUND, "no activity %s is deployed in namespace %.*s; deploy it",
                            say(l, "%j%s%j", name, version.p ? " version " : "", version.p ? version : STR("")).p,
                            (int)r->a->ns.n, r->a->ns.p);
-    struct exec_module *code = rc == 0 ? definition_module(l, d, STR_NONE, NULL, &err) : NULL;
+    struct exec_module *code = rc == 0 ? definition_module(l, d, STR_NONE, &err) : NULL;
     if (!code) {
         promise_done(l, r, id, false, error_text(l, &err));
         return;

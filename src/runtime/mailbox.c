@@ -183,13 +183,14 @@ static uint64_t open_wait(struct loom *l, const struct resident *r, const struct
 }
 
 static int check_target(struct loom *l, const struct message *m, struct error *err) {
-    if (actor_check_id(m->ns, m->type, m->key, err) < 0) return LOOM_E_INVALID_ARGUMENT;
-    struct definition *d = registry_find(l, "actor-type", m->ns, m->type, m->version);
+    struct str ns, type, key;
+    if (actor_check_id(m->to, err) < 0) return LOOM_E_INVALID_ARGUMENT;
+    actor_parts(m->to, &ns, &type, &key);
+    struct definition *d = registry_find(l, "actor-type", ns, type, m->version);
     if (!d)
-        return error_set(
-            err, LOOM_E_NOT_FOUND, "no actor type %s is deployed in namespace %.*s; deploy it first",
-            say(l, "%j%s%j", m->type, m->version.p ? " version " : "", m->version.p ? m->version : STR("")).p,
-            (int)m->ns.n, m->ns.p);
+        return error_set(err, LOOM_E_NOT_FOUND, "no actor type %s is deployed in namespace %.*s; deploy it first",
+                         say(l, "%j%s%j", type, m->version.p ? " version " : "", m->version.p ? m->version : STR("")).p,
+                         (int)ns.n, ns.p);
     return m->event.p ? 0 : definition_check(d, true, m->data, err);
 }
 
@@ -220,7 +221,7 @@ static void enqueue(struct loom *l, struct resident *r, const struct message *m,
 
 int mail_deliver(struct loom *l, const struct message *m, struct str *id_out, struct error *err) {
     char made[33], hash[17];
-    struct str id = m->id, full = say(l, "%j/%j/%j", m->ns, m->type, m->key);
+    struct str id = m->id, full = m->to;
     int rc = m->again ? 0 : check_target(l, m, err);
     if (rc == 0 && m->outside && !m->again && id.p) rc = duplicate(l, m, full, err);
     if (!id.p) id = arena_dup(&l->scratch, str_of(loom_message_id(l, made)));

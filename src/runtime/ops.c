@@ -38,19 +38,15 @@ static enum op_outcome bad(struct op_call *c, const char *fmt, ...) {
 }
 
 /* The argument's fields, each `,"name":value`; those that are absent or null are left out, or null after a '!'. */
-static struct str fields(struct op_call *c, const char *names) {
-    struct str all = STR("");
+static void add_fields(struct op_call *c, const char *names, struct buf *out) {
     for (size_t n; *names; names += n + (names[n] == ' ')) {
         n = strcspn(names, " ");
         bool always = names[n - 1] == '!';
         struct str name = {names, n - always};
         yyjson_val *v = yyjson_obj_getn(c->value, name.p, name.n);
-        if (v && !yyjson_is_null(v))
-            all = say(c->l, "%j,%q:%v", all, name, v);
-        else if (always)
-            all = say(c->l, "%j,%q:null", all, name);
+        if (yyjson_is_null(v)) v = NULL;
+        if (v || always) buf_json(out, v ? ",\"%j\":%v" : ",\"%j\":null", name, v);
     }
-    return all;
 }
 
 /* A journaled op: `body` and the argument's `more` fields are its entry. A replaying guest must repeat it word for word;
@@ -58,7 +54,10 @@ static struct str fields(struct op_call *c, const char *names) {
 static enum op_outcome journaled(struct op_call *c, struct str body, const char *more, void (*act)(struct op_call *c),
                                  struct str out) {
     struct actor *a = c->r->a;
-    struct str entry = say(c->l, "%j%j", body, fields(c, more));
+    struct buf text = {0};
+    buf_str(&text, body);
+    add_fields(c, more, &text);
+    struct str entry = kept(c->l, &text);
     int rc = journal_repeat(a, entry, &c->err);
     a->turn->ops_asked++;
     if (rc == 0 && (a->turn->entries >= ENTRIES_MAX || a->turn->bytes >= TURN_BYTES_MAX))
@@ -210,27 +209,11 @@ static enum op_outcome op_event_wait(struct op_call *c) {
 
 /* ---- other actors ---- */
 
-static bool split_target(struct str to, struct str *type, struct str *key) {
-    const char *slash = to.p ? memchr(to.p, '/', to.n) : NULL;
-    if (!slash) return false;
-    *type = (struct str){to.p, (size_t)(slash - to.p)};
-    *key = (struct str){slash + 1, to.n - type->n - 1};
-    return true;
-}
-
-/* The actors that wait for this turn, and this one, as a JSON array; *member: `target` is among them. */
-static struct str chain_with_self(struct op_call *c, struct str target, bool *member) {
-    struct actor *a = c->r->a;
-    yyjson_val *v;
-    size_t i, n;
-    struct str all = say(c->l, "[%q", a->name);
-    *member = str_eq(a->name, target);
-    yyjson_arr_foreach(yyjson_obj_get(message_of(c), "chain"), i, n, v) {
-        struct str name = {yyjson_get_str(v), yyjson_get_len(v)};
-        *member |= str_eq(name, target);
-        all = say(c->l, "%j,%q", all, name);
-    }
-    return say(c->l, "%j]", all);
+/* The actors that wait for this turn, and this one before them, as a JSON array. */
+static struct str chain_with_self(struct op_call *c) {
+    struct str chain = entry_field(c->r->a->turn->message, "chain");
+    return chain.p ? say(c->l, "[%q,%j", c->r->a->name, (struct str){chain.p + 1, chain.n - 1})
+                   : say(c->l, "[%q]", c->r->a->name);
 }
 
 /* Delivers what a live op sends; a refusal settles its promise, or is a log line when nobody waits. */
@@ -238,8 +221,8 @@ static void deliver(struct op_call *c) {
     struct actor *a = c->r->a;
     yyjson_val *message = message_of(c);
     struct promise *p = turn_promise(a->turn, c->id); /* none: it goes one way */
-    bool spawn = p && p->kind == PROMISE_CHILD, member = false;
-    struct message m = {.ns = a->ns, .id = c->message, .sender = a->name};
+    bool spawn = p && p->kind == PROMISE_CHILD;
+    struct message m = {.to = say(c->l, "%j/%j", a->ns, c->to), .id = c->message, .sender = a->name};
     m.data = or_null(json_text_of(yyjson_obj_get(c->value, "input"), &c->l->scratch));
     m.event = p ? STR_NONE : json_str(c->value, "event");
     m.correlation = json_str(message, "correlationId");
@@ -249,10 +232,10 @@ static void deliver(struct op_call *c) {
     m.priority = (int32_t)json_int(c->value, "priority", 0);
     m.run = m.spawn = spawn;
     m.parent = spawn ? a->name : STR_NONE;
-    split_target(c->to, &m.type, &m.key);
     if (p) m.reply_to = say(c->l, "{\"actor\":%q,\"turn\":%u,\"promise\":%u}", a->full, a->turn->number, c->id);
-    if (p && !spawn) m.chain = chain_with_self(c, c->to, &member);
-    struct str made;
+    if (p && !spawn) m.chain = chain_with_self(c);
+    struct str made, quoted = say(c->l, "%q", c->to);
+    bool member = m.chain.p && memmem(m.chain.p, m.chain.n, quoted.p, quoted.n);
     int rc = member ? error_set(&c->err, LOOM_E_DEADLOCK, "%.*s waits for this turn; the call would never return",
                                 (int)c->to.n, c->to.p)
                     : mail_deliver(c->l, &m, &made, &c->err);
@@ -266,10 +249,9 @@ static void deliver(struct op_call *c) {
 
 /* To whom the argument says, under an id of this place; false: it does not say. */
 static bool address(struct op_call *c) {
-    struct str type, key;
     c->to = json_str(c->value, "to");
     c->message = place_id(c->l, c->r->a, "m", c->r->a->turn->ops_asked);
-    return split_target(c->to, &type, &key);
+    return c->to.p && memchr(c->to.p, '/', c->to.n);
 }
 
 static enum op_outcome op_call(struct op_call *c) {
@@ -340,10 +322,8 @@ static struct str settled(struct op_call *c, uint32_t id) {
 
 enum op_outcome op_await_result(struct op_call *c) {
     struct turn *t = c->r->a->turn;
-    uint64_t entry;
-    bool cancel;
-    turn_settled(t, &entry, &cancel);
-    if (cancel) {
+    uint64_t entry = turn_settled(t);
+    if (entry == t->cancel_at) {
         t->now = t->cancel_ms > t->now ? t->cancel_ms : t->now;
         t->cancel_at = ENTRY_NEVER;
         error_set(&c->err, LOOM_E_CANCELLED, "the turn was cancelled; clean up and return");
@@ -389,16 +369,15 @@ static void line_release(struct loom *l, void *ctx, bool committed) {
     arena_free(&mem);
 }
 
-static enum log_level log_level_of(yyjson_val *v) {
-    static const char *const names[] = {"trace", "debug", "info", "warn", "error", "fatal"};
-    for (int i = 0; i < 6; i++)
-        if (yyjson_equals_str(v, names[i])) return (enum log_level)((i + 1) * 10);
-    int64_t n = yyjson_get_sint(v);
-    return n >= LOG_TRACE && n <= LOG_FATAL ? (enum log_level)n : LOG_INFO;
+/* Levels are told apart by their first letter: trace, debug, info, warn, error, fatal. */
+static enum log_level log_level_of(struct str name) {
+    static const char letters[] = "tdiwef";
+    const char *at = name.n ? memchr(letters, name.p[0], 6) : NULL;
+    return at ? (enum log_level)(LOG_TRACE + 10 * (int)(at - letters)) : LOG_INFO;
 }
 
 static enum op_outcome op_log(struct op_call *c) {
-    enum log_level level = log_level_of(yyjson_obj_get(c->value, "level"));
+    enum log_level level = log_level_of(json_str(c->value, "level"));
     struct str msg = json_str(c->value, "msg");
     if (journal_replaying(c->r->a) || !log_on(level)) return answer(c, STR("null"));
     struct arena mem = {0};
@@ -440,9 +419,12 @@ static enum op_outcome op_end(struct op_call *c) {
 
 static enum op_outcome op_fail(struct op_call *c) {
     struct str code = json_str(c->value, "code"), message = json_str(c->value, "message");
-    turn_end(c->l, c->r, END_FAIL,
-             say(c->l, "{\"code\":%q,\"message\":%q,\"retryable\":%b%j}", code.p ? code : STR("failed"),
-                 message.p ? message : STR(""), json_bool(c->value, "retryable", false), fields(c, "detail")));
+    struct buf error = {0};
+    buf_json(&error, "{\"code\":%q,\"message\":%q,\"retryable\":%b", code.p ? code : STR("failed"),
+             message.p ? message : STR(""), json_bool(c->value, "retryable", false));
+    add_fields(c, "detail", &error);
+    buf_char(&error, '}');
+    turn_end(c->l, c->r, END_FAIL, kept(c->l, &error));
     return OP_ENDED;
 }
 

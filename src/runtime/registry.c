@@ -132,15 +132,6 @@ struct str builtin_module(struct str name, const char *hash) {
     return STR_NONE;
 }
 
-/* Into the blobs, too: a turn that it begins must find it there when another version of Loom goes on with it. */
-static int builtin_keep(struct loom *l, struct str bytes, char hash[65], struct error *err) {
-    struct buf there = {0};
-    sha256_hex(bytes, hash);
-    int rc = l->blobs->ops->get(l->blobs, hash, &there, NULL);
-    buf_free(&there);
-    return rc == 0 ? 0 : store_fault(l, l->blobs->ops->put(l->blobs, bytes, hash, err), err);
-}
-
 /* The hash that wasmBlobUrl names now. */
 static int module_look_up(struct loom *l, const struct definition *d, char hash[65], struct error *err) {
     struct str url = json_str(d->doc, "wasmBlobUrl");
@@ -162,20 +153,23 @@ static int module_look_up(struct loom *l, const struct definition *d, char hash[
         return 0;
     }
     struct str builtin = builtin_module(name, NULL);
-    if (builtin.p) return builtin_keep(l, builtin, hash, err);
-    return error_set(err, LOOM_E_NOT_FOUND, "%s needs %.*s, which was not uploaded; PUT /v1/modules/NAME/VERSION first",
-                     d->name.p, (int)url.n, url.p);
+    struct buf there = {0};
+    if (!builtin.p)
+        return error_set(err, LOOM_E_NOT_FOUND,
+                         "%s needs %.*s, which was not uploaded; PUT /v1/modules/NAME/VERSION first", d->name.p,
+                         (int)url.n, url.p);
+    sha256_hex(builtin, hash);
+    /* A turn that begins with it finds it among the blobs when another version of Loom goes on with it. */
+    bool kept = d->kind == kind_activity || l->blobs->ops->get(l->blobs, hash, &there, NULL) == 0;
+    buf_free(&there);
+    return kept ? 0 : store_fault(l, l->blobs->ops->put(l->blobs, builtin, hash, err), err);
 }
 
-/* The same, remembered until a module is put. */
-static int module_resolve(struct loom *l, struct definition *d, char hash[65], struct error *err) {
-    if (d->resolved_at != l->modules_put) {
-        int rc = module_look_up(l, d, d->resolved, err);
-        if (rc < 0) return rc;
-        d->resolved_at = l->modules_put;
-    }
-    memcpy(hash, d->resolved, sizeof d->resolved);
-    return 0;
+/* The same into d->resolved, remembered until a module is put. */
+static int module_resolve(struct loom *l, struct definition *d, struct error *err) {
+    int rc = d->resolved_at == l->modules_put ? 0 : module_look_up(l, d, d->resolved, err);
+    if (rc == 0) d->resolved_at = l->modules_put;
+    return rc;
 }
 
 static int module_bytes(struct loom *l, const char *hash, struct buf *wasm, struct error *err) {
@@ -251,36 +245,28 @@ void code_free(struct code *c) {
     free(c);
 }
 
-/* An artefact of the cache that does not load (another processor made it) is made anew. */
-static struct exec_module *module_get(struct loom *l, const char *hash, struct error *err) {
-    struct loaded *m = map_get(&l->code->modules, str_of(hash));
-    struct exec_module *module = m ? m->module : NULL;
-    if (!m && (module_load(l, hash, false, &module, err) == 0 || module_load(l, hash, true, &module, err) == 0)) {
+struct exec_module *definition_module(struct loom *l, struct definition *d, struct str pinned, struct error *err) {
+    if (d->native) return d->native;
+    if (!pinned.p && module_resolve(l, d, err) < 0) return NULL;
+    struct str hash = pinned.p ? pinned : str_of(d->resolved);
+    struct loaded *m = map_get(&l->code->modules, hash);
+    if (!m) {
         m = mem_alloc(sizeof *m);
-        memcpy(m->hash, hash, sizeof m->hash);
-        m->module = module;
+        snprintf(m->hash, sizeof m->hash, "%.*s", (int)hash.n, hash.p);
+        /* An artefact of the cache that does not load (another processor made it) is made anew. */
+        if (module_load(l, m->hash, false, &m->module, err) < 0 && module_load(l, m->hash, true, &m->module, err) < 0) {
+            free(m);
+            return NULL;
+        }
         map_put(&l->code->modules, str_of(m->hash), m);
     }
-    return module;
-}
-
-struct exec_module *definition_module(struct loom *l, struct definition *d, struct str pinned, char hash_out[65],
-                                      struct error *err) {
-    char hash[65] = "native";
-    if (!d->native && pinned.n == 64)
-        memcpy(hash, pinned.p, 64);
-    else if (!d->native && module_resolve(l, d, hash, err) < 0)
-        return NULL;
-    hash[64] = '\0';
-    if (hash_out) memcpy(hash_out, hash, sizeof hash);
-    return d->native ? d->native : module_get(l, hash, err);
+    return m->module;
 }
 
 /* ---- deploying ---- */
 
 struct definition *registry_put(struct loom *l, const char *kind, const struct loom_request *req, struct str name,
                                 struct str text, bool *created, struct error *err) {
-    char hash[65];
     struct str ns = ns_of(req), version = lent(req->key);
     struct definition *d = definition_new(kind, ns, text, err), *old = registry_find(l, kind, ns, name, version);
     *created = !d || !old || memcmp(old->hash, d->hash, sizeof d->hash) != 0;
@@ -289,7 +275,7 @@ struct definition *registry_put(struct loom *l, const char *kind, const struct l
         rc = error_set(err, LOOM_E_INVALID_DOCUMENT, "%s and version must be \"%.*s\" and \"%.*s\", as in the request",
                        kind == kind_activity ? "activityName" : "actorType", (int)name.n, name.p, (int)version.n,
                        version.p);
-    if (rc == 0) rc = module_resolve(l, d, hash, err);
+    if (rc == 0) rc = module_resolve(l, d, err);
     if (rc == 0 && old && *created && !req->replace)
         rc = error_set(err, LOOM_E_EXISTS,
                        "%s %s version %s is deployed with another text; give it a new version, or use ?replace=true",
@@ -353,7 +339,9 @@ static void open_natives(struct loom *l) {
     for (struct native *n = natives; n; n = n->next) {
         struct str doc = say(l, "{\"%s\":%z,\"version\":\"native\"}",
                              n->kind == kind_activity ? "activityName" : "actorType", n->name);
-        readopt(l, n->kind, STR(""), doc, 0)->native = exec_module_native(n->run);
+        struct definition *d = readopt(l, n->kind, STR(""), doc, 0);
+        d->native = exec_module_native(n->run);
+        strcpy(d->resolved, "native");
     }
 }
 

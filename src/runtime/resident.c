@@ -88,7 +88,7 @@ static struct str state_key(struct loom *l, const struct actor *a) {
 int resident_state(struct loom *l, struct actor *a, struct error *err) {
     struct str row = rows_get(l, ROW_ACTOR, state_key(l, a));
     if (!row.p) return error_set(err, LOOM_E_DAMAGED, "the state of %s is missing from the store", a->id);
-    state_set(a, json_text_of(yyjson_obj_get(look(l, row), "state"), &l->scratch));
+    state_set(a, yyjson_obj_get(look(l, row), "state"));
     return 0;
 }
 

@@ -38,7 +38,7 @@ struct definition {
     struct retry_policy retry; /* actor types: max_attempts 1 unless given */
     yyjson_val *policy;        /* activity: NULL when it is pure */
     struct loom_schema *input, *output;
-    char resolved[65]; /* hash that wasmBlobUrl named when l->modules_put was resolved_at */
+    char resolved[65]; /* hash that wasmBlobUrl named when l->modules_put was resolved_at; "native" */
     uint64_t resolved_at;
     struct exec_module *native; /* registered in process; otherwise the module comes from wasmBlobUrl */
     bool reuse;
@@ -287,10 +287,10 @@ void pending_free(struct pending *p);
 
 /* ---- mailbox.c ---- */
 struct message {
-    struct str ns, type, key; /* target */
-    struct str id;            /* absent: made */
-    struct str event;         /* event type; absent: activate */
-    struct str data;          /* JSON text, normalized */
+    struct str to;    /* target: ns/type/key */
+    struct str id;    /* absent: made */
+    struct str event; /* event type; absent: activate */
+    struct str data;  /* JSON text, normalized */
     struct str sender, correlation, parent, traceparent;
     struct str reply_to; /* JSON {"actor","turn","attempt","promise"} or absent */
     struct str chain;    /* JSON array of waiting actors or absent */
@@ -359,9 +359,9 @@ struct definition *registry_find(struct loom *l, const char *kind, struct str ns
 struct definition *registry_pinned(struct loom *l, struct str ns, struct str type,
                                    struct str hash); /* of an open turn: its first digits */
 int definition_check(const struct definition *d, bool input, struct str json, struct error *err);
-/* Its code, which stays until the engine is closed; pinned: a module's hash, absent: what wasmBlobUrl says now. */
-struct exec_module *definition_module(struct loom *l, struct definition *d, struct str pinned, char hash_out[65],
-                                      struct error *err);
+/* Its code, which stays until the engine is closed; pinned: a module's hash, absent: what wasmBlobUrl says now, which is then
+ * d->resolved. */
+struct exec_module *definition_module(struct loom *l, struct definition *d, struct str pinned, struct error *err);
 /* Checks and deploys a definition; refused: the error. created: nothing of this content was there. */
 struct definition *registry_put(struct loom *l, const char *kind, const struct loom_request *req, struct str name,
                                 struct str text, bool *created, struct error *err);

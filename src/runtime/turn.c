@@ -20,8 +20,7 @@ enum {
 
 /* ---- start ---- */
 
-static struct str started_entry(struct loom *l, struct resident *r, const struct definition *d, const char *module,
-                                yyjson_val *mail) {
+static struct str started_entry(struct loom *l, struct resident *r, const struct definition *d, yyjson_val *mail) {
     static const char *const carried[] = {"correlationId", "outside", "replyTo", "chain", "traceparent", "version"};
     struct str sender = json_str(yyjson_obj_get(mail, "metadata"), "sender");
     int64_t attempt = json_int(mail, "attempt", 1);
@@ -34,26 +33,24 @@ static struct str started_entry(struct loom *l, struct resident *r, const struct
                "{\"type\":\"turn_started\",\"turn\":%u%j,\"messageId\":%q,\"moduleHash\":%z,\"definition\":%q,"
                "\"seed\":%z,\"message\":{%j},\"input\":%v",
                r->a->turns + 1, attempt > 1 ? say(l, ",\"attempt\":%d", attempt) : STR(""), json_str(mail, "messageId"),
-               module, (struct str){d->hash, PIN_DIGITS}, loom_random_id(l, seed),
+               d->resolved, (struct str){d->hash, PIN_DIGITS}, loom_random_id(l, seed),
                (struct str){message.p + 1, message.n - 1}, yyjson_obj_get(yyjson_obj_get(mail, "payload"), "data"));
 }
 
 static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
     struct error err;
-    char module[65] = "";
     struct definition *d = registry_find(l, "actor-type", r->a->ns, r->a->type, json_str(m->doc, "version"));
-    struct exec_module *code = d ? definition_module(l, d, STR_NONE, module, &err) : NULL;
+    struct exec_module *code = d ? definition_module(l, d, STR_NONE, &err) : NULL;
     if (!d) error_set(&err, LOOM_E_NOT_FOUND, "the actor type is not deployed any more");
     if (!code) {
         mail_dead_letter(l, r, m, err.code, err.message);
         return false;
     }
-    struct str state = json_text_of(yyjson_obj_get(d->doc, "defaultState"), &l->scratch);
-    if (r->a->turns == 0 && state.p) state_set(r->a, state);
-    struct str entry = started_entry(l, r, d, module, m->doc);
+    if (r->a->turns == 0) state_set(r->a, yyjson_obj_get(d->doc, "defaultState"));
+    struct str entry = started_entry(l, r, d, m->doc);
     mail_remove(l, r, m);
     r->definition = d;
-    r->evicted_at = 0;
+    r->awaits = r->evicted_at = 0;
     r->a->activated_at = loom_now(l);
     journal_append(r->a, loom_now(l), entry);
     resident_status(l, r, ACTOR_RUNNING, STR_NONE);
@@ -63,35 +60,31 @@ static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
 
 /* ---- activation ---- */
 
-/* An instance of the turn's program, with the limits of its definition. BUSY: no slot now. */
-static int instantiate(struct loom *l, struct resident *r, struct error *err) {
+/* An instance of the turn's program, with the limits of its definition; false: none yet, or the actor is paused. */
+static bool activate(struct loom *l, struct resident *r) {
     struct turn *t = r->a->turn;
+    struct error err;
     if (!r->definition) r->definition = registry_pinned(l, r->a->ns, r->a->type, entry_word(t->started, "definition"));
     if (!r->definition)
-        return error_set(err, LOOM_E_NOT_FOUND, "the definition that %s runs is gone; deploy it again and resume",
-                         r->a->id);
-    struct exec_module *code = definition_module(l, r->definition, entry_word(t->started, "moduleHash"), NULL, err);
-    if (!code) return LOOM_E_NOT_FOUND;
-    struct exec_limits limits = r->definition->limits;
+        error_set(&err, LOOM_E_NOT_FOUND, "the definition that %s runs is gone; deploy it again and resume", r->a->id);
+    struct exec_module *code = r->definition
+                                   ? definition_module(l, r->definition, entry_word(t->started, "moduleHash"), &err)
+                                   : NULL;
+    struct exec_limits limits = code ? r->definition->limits : (struct exec_limits){0};
     if (t->op_count > 0) limits.cpu_ms *= 10;
-    r->exec = exec_new(code, limits, t->random[0], err);
-    if (!r->exec && strcmp(err->code, "busy") == 0) {
+    r->exec = code ? exec_new(code, limits, t->random[0], &err) : NULL;
+    bool busy = !r->exec && strcmp(err.code, "busy") == 0;
+    if (busy && code) {
         residents_evict(l, 16);
-        r->exec = exec_new(code, limits, t->random[0], err);
+        r->exec = exec_new(code, limits, t->random[0], &err);
+        busy = !r->exec && strcmp(err.code, "busy") == 0;
     }
-    return r->exec ? 0 : strcmp(err->code, "busy") == 0 ? LOOM_E_BUSY : LOOM_E_INTERNAL;
-}
-
-static bool activate(struct loom *l, struct resident *r) {
-    struct error err;
-    int rc = instantiate(l, r, &err);
-    if (rc == LOOM_E_BUSY)
+    if (busy)
         resident_queue(l, r);
-    else if (rc < 0)
+    else if (!r->exec)
         turn_pause(l, r, &err);
-    if (rc < 0) return false;
-    metric_add(METRIC_REPLAYS, r->a->turn->op_count > 0);
-    r->awaits = 0;
+    if (!r->exec) return false;
+    metric_add(METRIC_REPLAYS, t->op_count > 0);
     l->guests++;
     return true;
 }
@@ -118,9 +111,7 @@ static bool answer_await(struct loom *l, struct resident *r) {
 }
 
 bool turn_resumable(struct resident *r) {
-    uint64_t entry;
-    bool cancel;
-    return r->a->turn && (r->a->turn->await_count == 0 || turn_settled(r->a->turn, &entry, &cancel));
+    return r->a->turn && (r->a->turn->await_count == 0 || turn_settled(r->a->turn) != ENTRY_NEVER);
 }
 
 /* The guest waits: name the reason, account for its memory. */
@@ -291,13 +282,8 @@ void turn_pause(struct loom *l, struct resident *r, const struct error *why) {
 static void again(struct loom *l, struct resident *r, yyjson_val *started, struct str input, int64_t delay,
                   int32_t attempt) {
     yyjson_val *message = yyjson_obj_get(started, "message");
-    struct message m = {.ns = r->a->ns,
-                        .type = r->a->type,
-                        .key = r->a->key,
-                        .id = json_str(started, "messageId"),
-                        .data = input,
-                        .delay_ms = delay,
-                        .attempt = attempt};
+    struct message m = {
+        .to = r->a->full, .id = json_str(started, "messageId"), .data = input, .delay_ms = delay, .attempt = attempt};
     m.sender = json_str(message, "sender");
     m.correlation = json_str(message, "correlationId");
     m.traceparent = json_str(message, "traceparent");
@@ -309,12 +295,6 @@ static void again(struct loom *l, struct resident *r, yyjson_val *started, struc
     m.again = true;
     struct error err;
     if (mail_deliver(l, &m, &m.id, &err) < 0) reply_to(l, r, message, m.id, false, error_text(l, &err));
-}
-
-/* Wait before the message is tried again, or −1. */
-static int64_t retry_wait(const struct resident *r, yyjson_val *error) {
-    if (r->a->turn->cancelled || !r->definition) return -1;
-    return retry_next(&r->definition->retry, r->a->turn->attempt, json_bool(error, "retryable", false), 1.0);
 }
 
 /* A program that ends before it has repeated its journal is another program. */
@@ -331,20 +311,16 @@ static bool ended_early(struct loom *l, struct resident *r) {
     return true;
 }
 
-static void settle_status(struct loom *l, struct resident *r, enum turn_end how, bool cancelled, yyjson_val *error) {
-    bool over = r->a->run || how == END_FINISH;
-    enum actor_status end = cancelled ? ACTOR_CANCELLED : how == END_FAIL ? ACTOR_FAILED : ACTOR_COMPLETED;
-    resident_status(l, r, over ? end : ACTOR_IDLE, over ? json_str(error, "message") : STR_NONE);
-}
-
 void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str value) {
     static const char *const types[] = {"turn_completed", "turn_finished", "turn_continued", "turn_failed"};
     static const char *const fields[] = {"result", "result", "input", "error"};
     struct turn *t = r->a->turn;
     if (ended_early(l, r)) return;
     bool fail = how == END_FAIL, goes_on = how == END_CONTINUE, cancelled = t->cancelled && !goes_on;
+    bool over = r->a->run || how == END_FINISH, retries = fail && !cancelled && r->definition;
     yyjson_val *started = look(l, t->started), *error = fail ? look(l, value) : NULL;
-    int64_t wait = fail ? retry_wait(r, error) : -1;
+    bool retryable = json_bool(error, "retryable", false);
+    int64_t wait = retries ? retry_next(&r->definition->retry, t->attempt, retryable, 1.0) : -1;
     int32_t attempt = goes_on ? 1 : t->attempt + 1;
     struct buf rollback = {0};
     resident_touch(l, r, true);
@@ -363,8 +339,9 @@ void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str 
         again(l, r, started, goes_on ? value : json_text_of(yyjson_obj_get(started, "input"), &l->scratch),
               wait > 0 ? wait : 0, attempt);
     } else {
-        settle_status(l, r, how, cancelled, error);
+        enum actor_status end = cancelled ? ACTOR_CANCELLED : fail ? ACTOR_FAILED : ACTOR_COMPLETED;
         struct str given_up = STR("{\"code\":\"cancelled\",\"message\":\"it was cancelled\",\"retryable\":false}");
+        resident_status(l, r, over ? end : ACTOR_IDLE, over ? json_str(error, "message") : STR_NONE);
         reply_to(l, r, yyjson_obj_get(started, "message"), json_str(started, "messageId"), !fail && !cancelled,
                  cancelled && !fail ? given_up : value);
     }
