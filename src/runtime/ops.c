@@ -54,10 +54,11 @@ static void add_fields(struct op_call *c, const char *names, struct buf *out) {
 static enum op_outcome journaled(struct op_call *c, struct str body, const char *more, void (*act)(struct op_call *c),
                                  struct str out) {
     struct actor *a = c->r->a;
-    struct buf text = {0};
-    buf_str(&text, body);
-    add_fields(c, more, &text);
-    struct str entry = kept(c->l, &text);
+    struct buf *text = &c->l->saying;
+    buf_clear(text);
+    buf_str(text, body);
+    add_fields(c, more, text);
+    struct str entry = buf_view(text); /* until something else is said */
     int rc = journal_repeat(a, entry, &c->err);
     a->turn->ops_asked++;
     if (rc == 0 && (a->turn->entries >= ENTRIES_MAX || a->turn->bytes >= TURN_BYTES_MAX))

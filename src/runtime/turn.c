@@ -7,6 +7,7 @@
  */
 #include "runtime/runtime.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -189,6 +190,7 @@ void turn_step(struct loom *l, struct resident *r) {
             return;
         }
     }
+    assert(a->turn && "turn_started opens a turn");
     resident_touch(l, r, false);
     if (!r->exec && !activate(l, r)) return;
     if (a->turn->await_count == 0 || answer_await(l, r)) run_slice(l, r);
