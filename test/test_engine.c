@@ -1261,13 +1261,15 @@ static void damaged_rows_stop_their_actors(void **state) {
         {"script/mail", DAMAGED("mdefault/script/mail"), ROW_MAILBOX},
         {"script/event", DAMAGED("edefault/script/event"), ROW_MAILBOX},
         {"script/state", DELETED("script/state' || char(0) || 's"), ROW_ACTOR},
+        {"script/blob", NULL, ROW_JOURNAL},
     };
     enum { COUNT = sizeof damaged / sizeof *damaged };
-    char *dir = make_folder(), *grow = repeated("[['state.patch',[{'op':'add','path':'/big','value':'", 20000, "'}]]]");
+    char *dir = make_folder(), *grow = repeated("[['state.patch',[{'op':'add','path':'/big','value':'", 20000, "'}]]]"),
+         *huge = repeated("[['state.patch',[{'op':'add','path':'/big','value':'", 300000, "'}]]]"), line[128];
     struct loom *l = open_scripts(dir);
     for (int i = 0; i <= COUNT; i++) {
         const char *actor = i < COUNT ? damaged[i].actor : "script/whole";
-        expect_call(l, actor, grow, "[null]");
+        expect_call(l, actor, i == COUNT || damaged[i].sql ? grow : huge, "[null]");
         expect(l, "send", actor,
                "[['timer',{'delayMs':150}],['actor.call',{'to':'script/called','input':[" WAIT_X
                "]}],['event.wait',{'type':'x'}],['await',{'promises':[1,3]}]]",
@@ -1277,7 +1279,10 @@ static void damaged_rows_stop_their_actors(void **state) {
         wait_status(l, actor, "suspended");
     }
     loom_close(l);
-    for (int i = 0; i < COUNT; i++) decay(dir, damaged[i].sql, damaged[i].kind);
+    for (int i = 0; i < COUNT; i++)
+        if (damaged[i].sql) decay(dir, damaged[i].sql, damaged[i].kind);
+    snprintf(line, sizeof line, "find %s/blobs -size +250k -delete", dir);
+    assert_int_equal(system(line), 0);
     l = open_scripts(dir);
     for (int i = 0; i < COUNT; i++) {
         struct answer a = ask(l, with_id(about("call", damaged[i].actor, "[]"), "m"));
@@ -1291,6 +1296,7 @@ static void damaged_rows_stop_their_actors(void **state) {
     wait_status(l, "script/called", "idle");
     loom_close(l);
     free(grow);
+    free(huge);
     remove_folder(dir);
 }
 

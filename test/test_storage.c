@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -382,16 +383,26 @@ static void array_store_fails_on_order(void **state) {
 /* Goal: a second process is refused and told who holds the store. */
 static void fault_10_second_process_is_refused(void **state) {
     struct fixture *f = *state;
-    char pid[32];
-    snprintf(pid, sizeof pid, "in use by process %d", (int)getpid());
+    char pid[32], byte;
+    int ready[2];
+    close_store(f);
+    assert_int_equal(pipe(ready), 0);
     pid_t child = fork();
     if (child == 0) {
-        struct store *s = try_open(f);
-        _exit(!s && strstr(f->err.message, pid) && strcmp(f->err.code, "conflict") == 0 ? 0 : 1);
+        bool opened = try_open(f) != NULL;
+        if (write(ready[1], "x", 1) == 1) pause();
+        _exit(opened ? 0 : 1);
     }
-    int status;
-    assert_int_equal(waitpid(child, &status, 0), child);
-    assert_int_equal(status, 0);
+    assert_int_equal(read(ready[0], &byte, 1), 1);
+    assert_null(try_open(f));
+    snprintf(pid, sizeof pid, "in use by process %d;", (int)child);
+    assert_string_equal(f->err.code, "conflict");
+    assert_non_null(strstr(f->err.message, pid));
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
+    open_store(f);
+    close(ready[0]);
+    close(ready[1]);
 }
 
 /* Goal: a process that is just dying does not keep the next one out. */

@@ -85,6 +85,8 @@ static int resolve(struct loom *l, struct str value, struct buf *out, struct err
     }
     memcpy(hex, value.p + MARK, 64);
     int rc = l->blobs->ops->get(l->blobs, hex, out, err);
+    if (rc == LOOM_E_NOT_FOUND)
+        return error_set(err, LOOM_E_DAMAGED, "the blob %s, which a row names, is gone; restore it from a backup", hex);
     return rc < 0 ? rc : 1;
 }
 
