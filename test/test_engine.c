@@ -1264,16 +1264,15 @@ static void damaged_rows_stop_their_actors(void **state) {
         {"script/blob", NULL, ROW_JOURNAL},
     };
     enum { COUNT = sizeof damaged / sizeof *damaged };
+    const char *wait = "[['timer',{'delayMs':150}],['actor.call',{'to':'script/called','input':[" WAIT_X
+                       "]}],['event.wait',{'type':'x'}],['await',{'promises':[1,3]}],['return','";
     char *dir = make_folder(), *grow = repeated("[['state.patch',[{'op':'add','path':'/big','value':'", 20000, "'}]]]"),
-         *huge = repeated("[['state.patch',[{'op':'add','path':'/big','value':'", 300000, "'}]]]"), line[128];
+         *small = repeated(wait, 1, "']]"), *large = repeated(wait, 300000, "']]"), line[128];
     struct loom *l = open_scripts(dir);
     for (int i = 0; i <= COUNT; i++) {
         const char *actor = i < COUNT ? damaged[i].actor : "script/whole";
-        expect_call(l, actor, i == COUNT || damaged[i].sql ? grow : huge, "[null]");
-        expect(l, "send", actor,
-               "[['timer',{'delayMs':150}],['actor.call',{'to':'script/called','input':[" WAIT_X
-               "]}],['event.wait',{'type':'x'}],['await',{'promises':[1,3]}]]",
-               202, NULL);
+        expect_call(l, actor, grow, "[null]");
+        expect(l, "send", actor, i == COUNT || damaged[i].sql ? small : large, 202, NULL);
         expect(l, "send", actor, "[['finish',1]]", 202, NULL);
         send_event(l, actor, "y", "1");
         wait_status(l, actor, "suspended");
@@ -1296,7 +1295,8 @@ static void damaged_rows_stop_their_actors(void **state) {
     wait_status(l, "script/called", "idle");
     loom_close(l);
     free(grow);
-    free(huge);
+    free(small);
+    free(large);
     remove_folder(dir);
 }
 
