@@ -1269,6 +1269,8 @@ static void damaged_rows_stop_their_actors(void **state) {
     char *dir = make_folder(), *grow = repeated("[['state.patch',[{'op':'add','path':'/big','value':'", 20000, "'}]]]"),
          *small = repeated(wait, 1, "']]"), *large = repeated(wait, 300000, "']]"), line[128];
     struct loom *l = open_scripts(dir);
+    struct loom_request once = with_id(about("call", "script/once", "[]"), "once");
+    expect_request(l, once, 200, "[]");
     for (int i = 0; i <= COUNT; i++) {
         const char *actor = i < COUNT ? damaged[i].actor : "script/whole";
         expect_call(l, actor, grow, "[null]");
@@ -1280,6 +1282,7 @@ static void damaged_rows_stop_their_actors(void **state) {
     loom_close(l);
     for (int i = 0; i < COUNT; i++)
         if (damaged[i].sql) decay(dir, damaged[i].sql, damaged[i].kind);
+    decay(dir, DAMAGED("once"), ROW_INBOX);
     snprintf(line, sizeof line, "find %s/blobs -size +250k -delete", dir);
     assert_int_equal(system(line), 0);
     l = open_scripts(dir);
@@ -1289,6 +1292,8 @@ static void damaged_rows_stop_their_actors(void **state) {
         check_code(&a, 500, "damaged");
         send_event(l, "script/called", "x", "1");
     }
+    expect_code(l, once, 500, "damaged"); /* it may have been done */
+    assert_int_equal(entries_of(l, "script/once", "turn_started"), 1);
     send_event(l, "script/called", "x", "1");
     send_event(l, "script/whole", "x", "1");
     wait_status(l, "script/whole", "completed");

@@ -145,8 +145,10 @@ static void input_hash(const struct message *m, char out[17]) {
 /* 1: the same message was here before; negative: another one was. */
 static int duplicate(struct loom *l, const struct message *m, struct str full, struct error *err) {
     char hash[17];
-    struct str row = message_row(l, full, m->id);
-    if (!row.p || SABOTAGE("no dedup")) return 0;
+    struct buf text = {0};
+    int rc = rows_load(l, ROW_INBOX, dedup_key(l, full, m->id), &text, err);
+    struct str row = kept(l, &text);
+    if (rc <= 0 || SABOTAGE("no dedup")) return rc < 0 ? rc : 0;
     input_hash(m, hash);
     if (str_eq(json_str(look(l, row), "hash"), str_of(hash))) return 1;
     return error_set(err, LOOM_E_IDEMPOTENCY_CONFLICT,
