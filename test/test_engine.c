@@ -2283,8 +2283,8 @@ static void withdrawn_from_behind(void **state) {
     flaky_calls = 0;
     expect(l, "send", "script/a",
            "[['actor.call',{'to':'script/b','input':[['return',1]]}],['actor.call',{'to':'script/b','input':[['return',"
-           "2]]}],['activity',{'name':'flaky','input':9,'retry':{'backoffMs':20}}],['timer',{'delayMs':5}],"
-           "['await',{'promises':[4]}],['cancel',{'promise':2}],['cancel',{'promise':3}],['timer',{'delayMs':60}],"
+           "2]]}],['activity',{'name':'flaky','input':9,'retry':{'backoffMs':400}}],['timer',{'delayMs':5}],"
+           "['await',{'promises':[4]}],['cancel',{'promise':2}],['cancel',{'promise':3}],['timer',{'delayMs':600}],"
            "['await',{'promises':[5]}],['await',{'promises':[1]}]]",
            202, NULL);
     while (entries_of(l, "script/a", "timer_fired") < 2) usleep(1000);
