@@ -55,7 +55,8 @@ struct exec {
     wasmtime_context_t *context;
     wasmtime_call_future_t *future; /* of the call in progress; it keeps pointers to the four below */
     wasmtime_instance_t instance;
-    wasmtime_func_t func;
+    wasmtime_func_t func; /* the export `called` */
+    const char *called;
     wasm_trap_t *trap_ret;
     wasmtime_error_t *error_ret;
     wasmtime_val_t *op_result; /* of the call of `op` that waits */
