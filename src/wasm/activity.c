@@ -3,9 +3,9 @@
  *     QUEUED ─► RUNNING ─► ENDED: its owner's         RUNNING ─► QUEUED: its slice is over
  *                  └─► PARKED: waits for the network and needs no thread ─► QUEUED
  *
- * Invariants: an attempt is in one of the two lists, or run by one thread, or its owner's; once it has ended the pool does not
- * touch it again. Deadlines need no timer: a guest that runs meets its own at the end of a slice,
- * one that is parked gets the network's `timeout`. A guest's ops are the rows of ACTIVITY_OPS; all else is a trap.
+ * Invariants: an attempt is in one of the two lists, or run by one thread, or its owner's; once it has ended the pool does
+ * not touch it again. Deadlines need no timer: a guest that runs meets its own at the end of a slice, one that is parked
+ * gets the network's `timeout`. A guest's ops are the rows of ACTIVITY_OPS; all else is a trap.
  *
  * Deliberately not here: retries, schemas, journaling (the runtime's), what may be reached (net's).
  */
