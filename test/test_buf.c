@@ -72,6 +72,7 @@ static void templates_write_json(void **state) {
     expect_json("\"z\"raw\"\"", "%z%s%z", "z", "raw", (const char *)NULL);
     expect_json("-9223372036854775808 9223372036854775807", "%d %d", INT64_MIN, INT64_MAX);
     expect_json("18446744073709551615", "%u", UINT64_MAX);
+    expect_json("00000000000000ff ffffffffffffffff", "%x %x", (uint64_t)255, UINT64_MAX);
     expect_json("0.1 1e300 -0.0 null null", "%f %f %f %f %f", 0.1, 1e300, -0.0, (double)NAN, (double)INFINITY);
     expect_json("true false", "%b %b", 1, 0);
     expect_json("\"\xC3\xA9\xF0\x9F\x98\x80\"", "%q", STR("\xC3\xA9\xF0\x9F\x98\x80"));
@@ -85,6 +86,21 @@ static void templates_survive_bad_utf8(void **state) {
                     "b"));
     expect_json("\"???\"", "%z", "\xED\xA0\x80");
     expect_json("\"??\\\"??\"", "%q", STR("\xC3\xA9\"\xC0\x80"));
+}
+
+/* Goal: a list has room for one more at each length, also after it has become shorter, and keeps what it holds. */
+static void lists_have_room_for_one_more(void **state) {
+    (void)state;
+    size_t *list = NULL, n = 0;
+    for (int round = 0; round < 3; round++) {
+        for (; n < 1000; n++) {
+            list = mem_room(list, n, sizeof *list);
+            list[n] = n;
+        }
+        for (size_t i = 0; i < n; i++) assert_int_equal(list[i], i);
+        n = (size_t)round * 37;
+    }
+    free(list);
 }
 
 /* Goal: an arena gives zeroed, aligned memory of any size, and counts it. */
@@ -191,7 +207,7 @@ int main(void) {
         cmocka_unit_test(templates_write_json),   cmocka_unit_test(templates_survive_bad_utf8),
         cmocka_unit_test(arenas_hand_out_memory), cmocka_unit_test(errors_come_from_the_table),
         cmocka_unit_test(sha256_is_the_standard), cmocka_unit_test(hash64_is_fixed_and_sees_every_bit),
-        cmocka_unit_test(env_is_alive),
+        cmocka_unit_test(env_is_alive),           cmocka_unit_test(lists_have_room_for_one_more),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

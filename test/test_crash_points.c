@@ -256,7 +256,7 @@ static struct buf outcome(void) {
 }
 
 static bool nothing_left(void) {
-    return w.answer_count == 0 && batch_idle(w.l) && !w.l->run_head && w.l->attempts.count == 0 &&
+    return w.answer_count == 0 && batch_idle(w.l) && STAILQ_EMPTY(&w.l->runnable) && w.l->attempts.count == 0 &&
            alarms_next(w.l) > loom_now(w.l) + 1000;
 }
 

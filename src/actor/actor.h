@@ -55,7 +55,7 @@ struct turn {
     uint64_t ops_asked;      /* journaled ops that the guest has asked for so far */
     uint64_t promises_given; /* promise ids that the guest has seen so far; fewer than there are while it replays */
     struct promise *promises;
-    size_t promise_count, promise_cap;
+    size_t promise_count;
     uint64_t cancel_at; /* entry of a cancel request that no blocking op has taken yet; ENTRY_NEVER: none */
     int64_t cancel_ms;  /* and its `at` */
     bool cancelled;     /* a cancel was requested in this turn */
@@ -63,7 +63,7 @@ struct turn {
     size_t bytes; /* of journal text */
     /* Replay: ops still to be repeated. Empty when the guest is live. */
     struct recorded *ops;
-    size_t op_count, op_next, op_cap;
+    size_t op_count, op_next;
     struct arena op_text;
     /* What the guest waits for; await_count 0: it does not wait. */
     uint32_t *await;

@@ -9,7 +9,6 @@
 #include "actor/actor.h"
 
 #include <assert.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -181,10 +180,7 @@ static struct str malloced(struct str s) {
 }
 
 static void promise_open(struct turn *t, enum promise_kind kind, struct str entry, int64_t at) {
-    if (t->promise_count == t->promise_cap) {
-        t->promise_cap = t->promise_cap ? t->promise_cap * 2 : 4;
-        t->promises = mem_grow(t->promises, t->promise_cap * sizeof *t->promises);
-    }
+    t->promises = mem_room(t->promises, t->promise_count, sizeof *t->promises);
     struct promise *p = &t->promises[t->promise_count++];
     *p = (struct promise){.kind = kind, .done_at = ENTRY_NEVER, .attempt = 1};
     int64_t span = field_int(entry, kind == PROMISE_TIMER ? "delayMs" : "timeoutMs", 0);
@@ -221,10 +217,7 @@ static void cancel_all(struct turn *t, uint64_t number, int64_t at) {
 
 /* Keeps an op's text so that the replaying guest can be held against it. */
 static void record_op(struct turn *t, struct str text, uint64_t number) {
-    if (t->op_count == t->op_cap) {
-        t->op_cap = t->op_cap ? t->op_cap * 2 : 16;
-        t->ops = mem_grow(t->ops, t->op_cap * sizeof *t->ops);
-    }
+    t->ops = mem_room(t->ops, t->op_count, sizeof *t->ops);
     t->ops[t->op_count++] = (struct recorded){arena_dup(&t->op_text, without_at(text)), number};
 }
 
@@ -307,9 +300,7 @@ int journal_repeat(struct actor *a, struct str body, struct error *err) {
 }
 
 struct str journal_key(struct arena *mem, struct str actor_id, uint64_t number) {
-    char digits[17];
-    snprintf(digits, sizeof digits, "%016" PRIx64, number);
-    return arena_json(mem, "%j%j%s", actor_id, STR("\0"), digits);
+    return arena_json(mem, "%j%j%x", actor_id, STR("\0"), number);
 }
 
 uint64_t journal_key_number(struct str key) {
@@ -317,9 +308,9 @@ uint64_t journal_key_number(struct str key) {
 }
 
 void journal_row(const struct actor *a, struct buf *out) {
-    char prev[32] = "";
-    if (a->chain) snprintf(prev, sizeof prev, "\"prev\":\"%016" PRIx64 "\",", a->chain);
-    buf_json(out, "{%s\"entries\":[%j]}", prev, buf_view(&a->tail));
+    buf_char(out, '{');
+    if (a->chain) buf_json(out, "\"prev\":\"%x\",", a->chain);
+    buf_json(out, "\"entries\":[%j]}", buf_view(&a->tail));
 }
 
 int journal_load(struct actor *a, struct str key, struct str row, struct error *err) {

@@ -32,9 +32,8 @@ void *arena_alloc(struct arena *a, size_t n) {
     n = (n + 15) & ~(size_t)15;
     struct arena_chunk *c = a->head;
     if (!c || c->cap - c->used < n) c = chunk_new(a, n);
-    void *p = c->data + c->used;
     c->used += n;
-    return memset(p, 0, n);
+    return memset(c->data + c->used - n, 0, n);
 }
 
 struct str arena_dup(struct arena *a, struct str s) {

@@ -6,10 +6,10 @@
 #ifndef LOOM_BASE_H
 #define LOOM_BASE_H
 
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 #include <yyjson.h>
 
 /* ---- str: a run of bytes, not NUL-terminated, possibly holding NULs ---- */
@@ -28,6 +28,8 @@ char *str_dup(struct str s); /* malloc'd and NUL-terminated; the caller frees */
 
 void *mem_alloc(size_t n);         /* zeroed; aborts when there is none */
 void *mem_grow(void *p, size_t n); /* realloc that aborts */
+/* A list of `count` things of that size, with room for one more. It grows by doubling. */
+void *mem_room(void *list, size_t count, size_t size);
 
 /* ---- buf: a growing run of bytes that owns them; zero-initialise, buf_free when done ---- */
 struct buf {
@@ -43,7 +45,7 @@ void buf_free(struct buf *b);
 struct str buf_view(const struct buf *b);
 /* JSON text by template; everything but these is copied as it stands:
  * %q struct str, quoted and escaped · %Q the same, or null when .p is NULL · %j struct str as it is (JSON text)
- * %v yyjson_val *, minified, nothing for NULL · %z const char *, quoted and escaped · %s const char * as it is · %d int64_t · %u uint64_t · %f double · %b int as true/false · %%
+ * %v yyjson_val *, minified, nothing for NULL · %z const char *, quoted and escaped · %s const char * as it is · %d int64_t · %u uint64_t · %x the same in 16 hex digits · %f double · %b int as true/false · %%
  * The result is valid JSON whatever the bytes: text that is not UTF-8 loses what is beyond ASCII, NaN becomes null. */
 void buf_json(struct buf *b, const char *fmt, ...);
 void buf_json_v(struct buf *b, const char *fmt, va_list ap);

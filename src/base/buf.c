@@ -25,6 +25,11 @@ void *mem_grow(void *p, size_t n) {
     return checked(realloc(p, n), n);
 }
 
+void *mem_room(void *list, size_t count, size_t size) {
+    return count & (count - 1) ? list
+                               : mem_grow(list, (count ? 2 * count : 1) * size); /* at powers of two it is full */
+}
+
 /* ---- str ---- */
 
 struct str str_of(const char *z) {
@@ -102,10 +107,10 @@ static void real(struct buf *b, double f) {
     if (!json_write(&(yyjson_val){YYJSON_TYPE_NUM | YYJSON_SUBTYPE_REAL, {.f64 = f}}, b)) buf_str(b, STR("null"));
 }
 
-static void integer(struct buf *b, uint64_t n) {
+static void integer(struct buf *b, uint64_t n, unsigned base, int width) {
     char digits[20], *end = digits + sizeof digits, *p = end;
-    do *--p = (char)('0' + n % 10);
-    while ((n /= 10) > 0);
+    do *--p = "0123456789abcdef"[n % base];
+    while ((n /= base) > 0 || end - p < width);
     buf_add(b, p, (size_t)(end - p));
 }
 
@@ -138,9 +143,10 @@ void buf_json_v(struct buf *b, const char *fmt, va_list ap) {
         case 'd':
             i = va_arg(ap, int64_t);
             if (i < 0) buf_char(b, '-');
-            integer(b, i < 0 ? 0 - (uint64_t)i : (uint64_t)i);
+            integer(b, i < 0 ? 0 - (uint64_t)i : (uint64_t)i, 10, 1);
             break;
-        case 'u': integer(b, va_arg(ap, uint64_t)); break;
+        case 'u': integer(b, va_arg(ap, uint64_t), 10, 1); break;
+        case 'x': integer(b, va_arg(ap, uint64_t), 16, 16); break;
         case 'f': real(b, va_arg(ap, double)); break;
         case 'b': buf_str(b, va_arg(ap, int) ? STR("true") : STR("false")); break;
         case '%': buf_char(b, '%'); break;

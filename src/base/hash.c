@@ -8,8 +8,8 @@
 #include <openssl/evp.h>
 #include <string.h>
 
-static EVP_MD
-    *sha256_md; /* looked up once: EVP_sha256() would be looked up at each digest, which takes as long again */
+/* Looked up once: EVP_sha256() would be looked up at each digest, which takes as long again. */
+static EVP_MD *sha256_md;
 
 __attribute__((constructor)) static void sha256_init(void) {
     sha256_md = EVP_MD_fetch(NULL, "SHA256", NULL);

@@ -7,7 +7,6 @@
 #include "cli/image.h"
 #include "runtime/runtime.h"
 #include <errno.h>
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>

@@ -8,7 +8,6 @@
 #include "cli/image.h"
 #include "runtime/runtime.h"
 #include <dirent.h>
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>

@@ -21,13 +21,13 @@ struct replay {
     sem_t done;
     struct image *im;
     struct loom *l;
-    struct arena mem;           /* of one actor: its entries */
-    struct actor *a;            /* as stored; its state goes along with the turns */
-    struct str *entries;        /* texts */
-    uint64_t first, count, cap; /* number of the first, how many */
-    uint64_t from, to;          /* the turn: indices, `to` behind its last entry */
-    bool ended;                 /* its last entry ends it */
-    bool definitions;           /* the item brings rows of the registry and not a turn */
+    struct arena mem;      /* of one actor: its entries */
+    struct actor *a;       /* as stored; its state goes along with the turns */
+    struct str *entries;   /* texts */
+    uint64_t first, count; /* number of the first, how many */
+    uint64_t from, to;     /* the turn: indices, `to` behind its last entry */
+    bool ended;            /* its last entry ends it */
+    bool definitions;      /* the item brings rows of the registry and not a turn */
     int64_t actors, turns, ops, skipped;
 };
 
@@ -36,19 +36,6 @@ static yyjson_val *entry_at(struct replay *p, uint64_t i, struct arena *mem) {
 }
 
 /* ---- in the engine ---- */
-
-/* Drops what a turn has left: rows, actors, effects. */
-static void forget(struct loom *l) {
-    while (l->effect_count > 0) {
-        struct effect e = effect_take(l);
-        e.release(l, e.ctx, false);
-    }
-    pending_free(l->open);
-    l->open = pending_new();
-    attempts_fail(l);
-    resident_drop_all(l);
-    alarms_free(l);
-}
 
 /* Rows as a crash before entry `to` would have left them. */
 static void put_turn(struct replay *p, uint64_t to) {
@@ -161,7 +148,8 @@ static void replay_turn(struct loom *l, struct replay *p) {
         compare(p, r, expected);
     else
         image_fault(p->im, "%s cannot be loaded for a replay", p->a->id);
-    forget(l);
+    batch_forget(l);
+    alarms_free(l);
 }
 
 static bool put_registry(void *ctx, struct str key, struct str value) {
@@ -186,8 +174,7 @@ static void on_loop(struct loom *l, struct item *item) {
 }
 
 static void run_on_loop(struct replay *p) {
-    p->item.fn = on_loop;
-    loom_post(p->l, &p->item);
+    loom_post(p->l, &p->item, on_loop);
     while (sem_wait(&p->done)) continue;
 }
 
@@ -200,10 +187,7 @@ static bool keep_entries(void *ctx, struct str key, struct str value) {
     if (!value.p) return false; /* a damaged row, which has been told: what follows is not replayed */
     if (p->count == 0) p->first = journal_key_number(key);
     yyjson_arr_foreach(yyjson_obj_get(json_in(&p->mem, value), "entries"), i, n, entry) {
-        if (p->count == p->cap) {
-            p->cap = p->cap ? p->cap * 2 : 64;
-            p->entries = mem_grow(p->entries, p->cap * sizeof *p->entries);
-        }
+        p->entries = mem_room(p->entries, p->count, sizeof *p->entries);
         p->entries[p->count++] = json_text_of(entry, &p->mem);
     }
     return true;

@@ -8,7 +8,6 @@
 #include "actor/actor.h"
 #include "cli/image.h"
 #include "runtime/runtime.h"
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -4,7 +4,6 @@
  * something is remembered under its id field, so that the entry which ends it shows the name and how long it took.
  */
 #include "cli/cli.h"
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>

@@ -20,7 +20,6 @@ struct examination {
     struct item item;
     struct loom *l;
     struct loom_request req;
-    struct arena mem;
     const char *argv[10];
     struct buf out, why; /* what it printed on stdout and stderr */
     bool ended;          /* by itself, with an exit code */
@@ -42,8 +41,7 @@ static void examined(struct loom *l, struct item *item) {
         reply_error(l, &x->req, &err);
     buf_free(&x->out);
     buf_free(&x->why);
-    arena_free(&x->mem);
-    free(x);
+    item_free(item);
 }
 
 static void take(int fd, struct buf *out) {
@@ -71,15 +69,16 @@ static void *examine(void *arg) {
     posix_spawn_file_actions_destroy(&actions);
     take(out, &x->out);
     take(why, &x->why);
-    loom_post(x->l, &x->item);
+    loom_post(x->l, &x->item, examined);
     return NULL;
 }
 
 static void start(struct loom *l, const struct loom_request *req, const char *verb) {
     pthread_t thread;
-    struct examination *x = mem_alloc(sizeof *x);
-    *x = (struct examination){.item.fn = examined, .l = l, .req = *req};
-    const char *actor = req->key.p ? arena_dup(&x->mem, lent(req->key)).p : NULL;
+    struct examination *x = item_new(sizeof *x);
+    x->l = l;
+    x->req = *req;
+    const char *actor = req->key.p ? arena_dup(&x->item.mem, lent(req->key)).p : NULL;
     const char *words[] = {"loom",
                            "debug",
                            verb,
@@ -87,7 +86,7 @@ static void start(struct loom *l, const struct loom_request *req, const char *ve
                            l->config.store,
                            "--json",
                            "--ns",
-                           arena_dup(&x->mem, ns_of(req)).p,
+                           arena_dup(&x->item.mem, ns_of(req)).p,
                            actor ? actor : "--all"};
     memcpy(x->argv, words, sizeof words);
     l->helpers++;

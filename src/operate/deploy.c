@@ -22,16 +22,15 @@ static void deploy(struct loom *l, const struct loom_request *req, const char *k
 
 /* The static check of a workflow is a guest too: the built-in activity wdl-check. */
 struct workflow_check {
-    struct activity run; /* first */
     struct item item;
+    struct activity run;
     struct loom *l;
     struct loom_request req;
-    struct arena mem;
     struct str doc;
 };
 
 static void workflow_checked(struct loom *l, struct item *item) {
-    struct workflow_check *c = (struct workflow_check *)((char *)item - offsetof(struct workflow_check, item));
+    struct workflow_check *c = (struct workflow_check *)item;
     struct str type = say(l, "workflow.%j", lent(c->req.type)), version = lent(c->req.key);
     struct str schema = json_text_of(yyjson_obj_get(look(l, c->doc), "inputSchema"), &l->scratch);
     struct str why = c->run.ok ? STR("") : json_str(look(l, buf_view(&c->run.text)), "message");
@@ -44,13 +43,12 @@ static void workflow_checked(struct loom *l, struct item *item) {
     else
         reply_error(l, &c->req, &err);
     buf_free(&c->run.text);
-    arena_free(&c->mem);
-    free(c);
+    item_free(item);
 }
 
 static void check_ended(struct activity *run) {
-    struct workflow_check *c = (struct workflow_check *)run;
-    loom_post(c->l, &c->item);
+    struct workflow_check *c = (struct workflow_check *)((char *)run - offsetof(struct workflow_check, run));
+    loom_post(c->l, &c->item, workflow_checked);
 }
 
 /* The id of the innermost step on the path that a schema's complaint begins with; empty: none. */
@@ -96,10 +94,10 @@ static void workflow_put(struct loom *l, const struct loom_request *req, struct 
         reply_error(l, req, &err);
         return;
     }
-    struct workflow_check *c = mem_alloc(sizeof *c);
-    *c = (struct workflow_check){.item.fn = workflow_checked, .l = l};
-    c->req = request_copy(&c->mem, req);
-    c->doc = arena_dup(&c->mem, doc);
+    struct workflow_check *c = item_new(sizeof *c);
+    c->l = l;
+    c->req = request_copy(&c->item.mem, req);
+    c->doc = arena_dup(&c->item.mem, doc);
     c->run = (struct activity){.module = code,
                                .memory_mb = check->limits.memory_mb,
                                .time_ms = check->limits.cpu_ms,
@@ -131,7 +129,6 @@ struct upload {
     struct item item;
     struct loom *l;
     struct loom_request req;
-    struct arena mem;
     struct str key;
     char hash[65];
     int rc;
@@ -156,8 +153,7 @@ static void upload_done(struct loom *l, struct item *item) {
         l->modules_put++;
         reply_send(l, &u->req, same ? 200 : 201, row, STR_NONE);
     }
-    arena_free(&u->mem);
-    free(u);
+    item_free(item);
 }
 
 static void *upload_main(void *arg) {
@@ -168,7 +164,7 @@ static void *upload_main(void *arg) {
     u->rc = module_artefact(u->l, u->hash, bytes, false, &artefact, &u->err);
     if (u->rc == 0) u->rc = u->l->blobs->ops->put(u->l->blobs, bytes, u->hash, &u->err);
     buf_free(&artefact);
-    loom_post(u->l, &u->item);
+    loom_post(u->l, &u->item, upload_done);
     return NULL;
 }
 
@@ -181,10 +177,10 @@ void deploy_module(struct loom *l, const struct loom_request *req) {
         reply_error(l, req, &err);
         return;
     }
-    struct upload *u = mem_alloc(sizeof *u);
-    *u = (struct upload){.item.fn = upload_done, .l = l};
-    u->req = request_copy(&u->mem, req);
-    u->key = arena_json(&u->mem, "%j/%j/%j", ns, name, version);
+    struct upload *u = item_new(sizeof *u);
+    u->l = l;
+    u->req = request_copy(&u->item.mem, req);
+    u->key = arena_json(&u->item.mem, "%j/%j/%j", ns, name, version);
     l->helpers++;
     if (l->env->thread(l->env, &thread, upload_main, u))
         pthread_detach(thread);

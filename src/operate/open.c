@@ -45,11 +45,12 @@ struct loom *loom_open(const struct loom_config *config, char *message, size_t m
     const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     struct loom_parts parts = {.env = env_system(), .name = getpid()};
     struct error err = {0};
-    parts.cache_dir = cache && cache[0] == '/' ? path_in(cache, "loom/modules")
+    char *cache_dir = cache && cache[0] == '/' ? path_in(cache, "loom/modules")
                                                : path_in(home ? home : "/tmp", ".cache/loom/modules");
+    parts.cache_dir = cache_dir;
     int rc = open_store(config, &parts, &err);
     struct loom *l = rc == 0 ? loom_open_in(config, &parts, &err) : NULL;
-    if (rc < 0) free(parts.cache_dir);
+    free(cache_dir);
     if (!l) snprintf(message, message_cap, "%s", err.message);
     return l;
 }

@@ -4,7 +4,6 @@
  */
 #include "operate/operate.h"
 
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,9 +33,10 @@ static int check_request(const struct loom_request *req, struct str id, struct e
     return 0;
 }
 
-static int deliver(struct loom *l, const struct loom_request *req, struct str event, struct str id, struct str *id_out,
+/* *id: given, or absent and then made. */
+static int deliver(struct loom *l, const struct loom_request *req, struct str event, struct str *id,
                    struct error *err) {
-    struct message m = {.to = full_id(l, req), .id = id, .event = event, .outside = true};
+    struct message m = {.to = full_id(l, req), .id = *id, .event = event, .outside = true};
     struct buf data = {0};
     m.correlation = lent(req->correlation);
     m.traceparent = lent(req->traceparent);
@@ -44,11 +44,11 @@ static int deliver(struct loom *l, const struct loom_request *req, struct str ev
     m.delay_ms = req->delay_ms;
     m.ttl_ms = req->ttl_ms;
     m.priority = req->priority;
-    m.run = str_starts(lent(req->type), STR("workflow."));
-    int rc = check_request(req, id, err);
+    int rc = check_request(req, m.id, err);
     if (rc == 0) rc = json_normalize(req->body.p ? lent(req->body) : STR("null"), &data, err);
     m.data = buf_view(&data);
-    if (rc == 0) rc = mail_deliver(l, &m, id_out, err);
+    if (rc == 0) rc = mail_deliver(l, &m, err);
+    *id = m.id;
     buf_free(&data);
     return rc;
 }
@@ -65,8 +65,8 @@ static bool answer_known(struct loom *l, const struct loom_request *req, struct 
 
 static void do_call(struct loom *l, const struct loom_request *req) {
     struct error err;
-    struct str id = STR_NONE;
-    int rc = deliver(l, req, STR_NONE, lent(req->id), &id, &err);
+    struct str id = lent(req->id);
+    int rc = deliver(l, req, STR_NONE, &id, &err);
     if (rc < 0)
         reply_error(l, req, &err);
     else if (rc == 0 || !answer_known(l, req, id))
@@ -75,12 +75,11 @@ static void do_call(struct loom *l, const struct loom_request *req) {
 
 static void accept_message(struct loom *l, const struct loom_request *req, struct str event, struct str id) {
     struct error err;
-    struct str made = STR_NONE;
-    if (deliver(l, req, event, id, &made, &err) < 0)
+    if (deliver(l, req, event, &id, &err) < 0)
         reply_error(l, req, &err);
     else
-        reply_send(l, req, 202,
-                   say(l, "{\"messageId\":%q,\"actorId\":\"%j/%j\"}", made, lent(req->type), lent(req->key)), made);
+        reply_send(l, req, 202, say(l, "{\"messageId\":%q,\"actorId\":\"%j/%j\"}", id, lent(req->type), lent(req->key)),
+                   id);
 }
 
 static void do_send(struct loom *l, const struct loom_request *req) {
@@ -99,12 +98,11 @@ static void do_event(struct loom *l, const struct loom_request *req) {
 static void do_run(struct loom *l, const struct loom_request *req) {
     struct error err;
     struct loom_request run = *req;
-    char made[33];
-    struct str key = req->key.p ? lent(req->key) : str_of(loom_message_id(l, made)),
-               type = say(l, "workflow.%j", lent(req->type)), id = STR_NONE;
+    struct str key = req->key.p ? lent(req->key) : message_id_new(l), type = say(l, "workflow.%j", lent(req->type)),
+               id = req->id.p ? lent(req->id) : key;
     run.type = (struct loom_str){type.p, type.n};
     run.key = (struct loom_str){key.p, key.n};
-    if (deliver(l, &run, STR_NONE, req->id.p ? lent(req->id) : key, &id, &err) < 0)
+    if (deliver(l, &run, STR_NONE, &id, &err) < 0)
         reply_error(l, req, &err);
     else
         reply_send(l, req, 202, say(l, "{\"id\":%q,\"actorId\":\"%j/%j\",\"messageId\":%q}", key, type, key, id), id);
@@ -132,13 +130,12 @@ static void do_message(struct loom *l, const struct loom_request *req) {
 
 /* Reads show the last commit: the rows of the store, no guest and nothing speculative. */
 static struct actor *stored_actor(struct loom *l, const struct loom_request *req, struct error *err) {
-    struct buf text = {0};
+    struct str text;
     if (actor_check_id(full_id(l, req), err) < 0) return NULL;
     struct actor *a = actor_new(full_id(l, req));
     int rc = rows_stored(l, ROW_ACTOR, a->full, &text, err);
     if (rc == 0) rc = error_set(err, LOOM_E_NOT_FOUND, "there is no actor %s", a->id);
-    if (rc > 0) rc = actor_read(a, buf_view(&text), err);
-    buf_free(&text);
+    if (rc > 0) rc = actor_read(a, text, err);
     if (rc >= 0) return a;
     actor_free(a);
     return NULL;
@@ -405,15 +402,13 @@ static void do_resume(struct loom *l, const struct loom_request *req) {
 
 /* A new actor with the last turn's entries up to `from`: rows as a crash there would have left them; it recovers. */
 struct fork {
-    struct arena mem;
+    struct item item;
     struct str full;
 };
 
-static void fork_release(struct loom *l, void *ctx, bool committed) {
-    struct fork *f = ctx;
-    struct arena mem = f->mem;
-    if (committed) recover_actor(l, f->full, false);
-    arena_free(&mem);
+static void fork_release(struct loom *l, struct item *item) {
+    if (item->committed) recover_actor(l, ((struct fork *)item)->full, false);
+    item_free(item);
 }
 
 static int fork_rows(struct loom *l, struct actor *a, struct str key, int64_t from, struct str *full,
@@ -471,11 +466,9 @@ static void do_fork(struct loom *l, const struct loom_request *req) {
         reply_error(l, req, &err);
         return;
     }
-    struct arena mem = {0};
-    struct fork *f = arena_alloc(&mem, sizeof *f);
-    f->full = arena_dup(&mem, full);
-    f->mem = mem;
-    effect_add(l, fork_release, f);
+    struct fork *f = item_new(sizeof *f);
+    f->full = arena_dup(&f->item.mem, full);
+    effect_add(l, &f->item, fork_release);
     reply_send(l, req, 202, say(l, "{\"actorId\":\"%j/%j\",\"status\":\"running\"}", lent(req->type), key), STR_NONE);
 }
 
@@ -542,7 +535,7 @@ static void operate(struct loom *l, const struct loom_request *req) {
     if (row == operator_ops + OPERATOR_OPS)
         error_set(&err, LOOM_E_NOT_FOUND, "there is no operator op \"%s\"", req->op);
     else if (l->failed && !row->reads)
-        error_set(&err, l->failed_code,
+        error_set(&err, l->failed,
                   "the store takes no batch at the moment; repeat the request with the same message id");
     else if (!row->reads && l->flight && batch_full(l))
         error_set(&err, LOOM_E_BUSY, "the disk is behind; try again");
@@ -565,7 +558,6 @@ static const struct loom_op_doc *operator_op_docs(void) {
 struct submission {
     struct item item;
     struct loom_request req;
-    struct arena mem;
 };
 
 struct loom_request request_copy(struct arena *mem, const struct loom_request *req) {
@@ -587,15 +579,13 @@ static void submitted(struct loom *l, struct item *item) {
     } else {
         operate(l, &s->req);
     }
-    arena_free(&s->mem);
-    free(s);
+    item_free(item);
 }
 
 void loom_submit(struct loom *l, const struct loom_request *request) {
-    struct submission *s = mem_alloc(sizeof *s);
-    s->item.fn = submitted;
-    s->req = request_copy(&s->mem, request);
-    loom_post(l, &s->item);
+    struct submission *s = item_new(sizeof *s);
+    s->req = request_copy(&s->item.mem, request);
+    loom_post(l, &s->item, submitted);
 }
 
 const struct loom_op_doc *loom_ops(const char *who) {

@@ -60,35 +60,33 @@ static void publish(struct loom *l, struct str full, int64_t cursor, struct str 
 
 /* One batch's entries of one actor. */
 struct tail {
-    struct arena mem;
+    struct item item;
     struct str full, entries;
     int64_t first;
 };
 
-static void tail_release(struct loom *l, void *ctx, bool committed) {
-    struct tail *t = ctx;
-    struct arena mem = t->mem;
+static void tail_release(struct loom *l, struct item *item) {
+    struct tail *t = (struct tail *)item;
+    struct arena *mem = &item->mem;
     const char *slash = memchr(t->full.p, '/', t->full.n);
     struct str name = {slash + 1, t->full.n - (size_t)(slash + 1 - t->full.p)};
     yyjson_val *entry;
     size_t i, n;
     pthread_mutex_lock(&l->stream_lock);
-    if (committed)
-        yyjson_arr_foreach(json_in(&mem, t->entries), i, n, entry)
-            publish(l, t->full, t->first + (int64_t)i, event_text(&mem, name, t->first + (int64_t)i, entry));
+    if (item->committed)
+        yyjson_arr_foreach(json_in(mem, t->entries), i, n, entry)
+            publish(l, t->full, t->first + (int64_t)i, event_text(mem, name, t->first + (int64_t)i, entry));
     pthread_mutex_unlock(&l->stream_lock);
-    arena_free(&mem);
+    item_free(item);
 }
 
 static void publish_tail(struct loom *l, struct resident *r) {
     if (r->a->tail.n == 0) return;
-    struct arena mem = {0};
-    struct tail *t = arena_alloc(&mem, sizeof *t);
-    t->full = arena_dup(&mem, r->a->full);
-    t->entries = arena_json(&mem, "[%j]", buf_view(&r->a->tail));
+    struct tail *t = item_new(sizeof *t);
+    t->full = arena_dup(&t->item.mem, r->a->full);
+    t->entries = arena_json(&t->item.mem, "[%j]", buf_view(&r->a->tail));
     t->first = (int64_t)r->a->tail_first;
-    t->mem = mem;
-    effect_add(l, tail_release, t);
+    effect_add(l, &t->item, tail_release);
 }
 
 /* ---- subscribing: on the loop, so that no entry falls between the recorded and the live ones ---- */
@@ -129,7 +127,7 @@ static void subscribe(struct loom *l, struct item *item) {
     struct subscription *sub = (struct subscription *)item;
     bool late = !l->publish && l->flight; /* that batch's entries are not being published */
     if (late) {
-        loom_post(l, item);
+        loom_post(l, item, subscribe);
         return;
     }
     l->publish = publish_tail;
@@ -139,12 +137,12 @@ static void subscribe(struct loom *l, struct item *item) {
     sub->s->next = l->subscribers;
     l->subscribers = sub->s;
     pthread_mutex_unlock(&l->stream_lock);
-    free(sub);
+    item_free(item);
 }
 
 uint64_t loom_subscribe(struct loom *l, struct loom_str ns, struct loom_str actor, int64_t from, loom_event_fn fn,
                         void *ctx) {
-    struct subscription *sub = mem_alloc(sizeof *sub);
+    struct subscription *sub = item_new(sizeof *sub);
     struct subscriber *s = mem_alloc(sizeof *s);
     *s = (struct subscriber){.ns = ns.p ? str_dup((struct str){ns.p, ns.n}) : str_dup(STR("default")),
                              .actor = actor.p ? str_dup((struct str){actor.p, actor.n}) : NULL,
@@ -153,8 +151,9 @@ uint64_t loom_subscribe(struct loom *l, struct loom_str ns, struct loom_str acto
     pthread_mutex_lock(&l->stream_lock);
     uint64_t handle = s->handle = ++l->subscriber_ids;
     pthread_mutex_unlock(&l->stream_lock);
-    *sub = (struct subscription){.item.fn = subscribe, .s = s, .from = from};
-    loom_post(l, &sub->item);
+    sub->s = s;
+    sub->from = from;
+    loom_post(l, &sub->item, subscribe);
     return handle;
 }
 
@@ -190,9 +189,8 @@ static void leave(struct loom *l, struct item *item) {
 }
 
 void loom_unsubscribe(struct loom *l, uint64_t handle) {
-    struct leaving leaving = {
-        .item.fn = leave, .handle = handle, .lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
-    loom_post(l, &leaving.item);
+    struct leaving leaving = {.handle = handle, .lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
+    loom_post(l, &leaving.item, leave);
     pthread_mutex_lock(&leaving.lock);
     while (!leaving.left) pthread_cond_wait(&leaving.done, &leaving.lock);
     pthread_mutex_unlock(&leaving.lock);

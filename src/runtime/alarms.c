@@ -7,7 +7,6 @@
  */
 #include "runtime/runtime.h"
 
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,37 +15,32 @@ enum { HORIZON_MS = 60000 };
 
 static struct str alarm_key(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn,
                             uint64_t promise) {
-    char time[17];
-    snprintf(time, sizeof time, "%016" PRIx64, (uint64_t)due);
-    return say(l, "%s%j%j%j%d/%u/%u", time, STR("\0"), actor, STR("\0"), (int64_t)kind, turn, promise);
+    return say(l, "%x%j%j%j%d/%u/%u", due, STR("\0"), actor, STR("\0"), (int64_t)kind, turn, promise);
 }
 
-static int64_t due_of(const struct alarm *a) {
-    return (int64_t)strtoull(a->key.p, NULL, 16);
+static int64_t due_of(const char *key) {
+    return (int64_t)strtoull(key, NULL, 16);
 }
 
 static void heap_swap(struct loom *l, size_t a, size_t b) {
-    struct alarm t = l->alarms[a];
+    char *key = l->alarms[a];
     l->alarms[a] = l->alarms[b];
-    l->alarms[b] = t;
+    l->alarms[b] = key;
 }
 
 static bool earlier(struct loom *l, size_t a, size_t b) {
-    return str_cmp(l->alarms[a].key, l->alarms[b].key) < 0;
+    return strcmp(l->alarms[a], l->alarms[b]) < 0; /* up to the NUL behind the time */
 }
 
-static void heap_push(struct loom *l, struct str key, bool durable) {
-    if (l->alarm_count == l->alarm_cap) {
-        l->alarm_cap = l->alarm_cap ? l->alarm_cap * 2 : 64;
-        l->alarms = mem_grow(l->alarms, l->alarm_cap * sizeof *l->alarms);
-    }
+static void heap_push(struct loom *l, struct str key) {
+    l->alarms = mem_room(l->alarms, l->alarm_count, sizeof *l->alarms);
     size_t i = l->alarm_count++;
-    l->alarms[i] = (struct alarm){{str_dup(key), key.n}, durable};
+    l->alarms[i] = str_dup(key);
     for (; i > 0 && earlier(l, i, (i - 1) / 2); i = (i - 1) / 2) heap_swap(l, i, (i - 1) / 2);
 }
 
-static struct alarm heap_pop(struct loom *l) {
-    struct alarm top = l->alarms[0];
+static char *heap_pop(struct loom *l) {
+    char *top = l->alarms[0];
     l->alarms[0] = l->alarms[--l->alarm_count];
     for (size_t i = 0;;) {
         size_t least = i, left = 2 * i + 1, right = left + 1;
@@ -58,12 +52,15 @@ static struct alarm heap_pop(struct loom *l) {
     }
 }
 
-void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise,
-               bool durable) {
+static bool durable(enum alarm_kind kind) {
+    return kind == ALARM_PROMISE || kind == ALARM_MAIL;
+}
+
+void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise) {
     struct str key = alarm_key(l, due, kind, actor, turn, promise);
-    if (durable && !SABOTAGE("timer only in memory")) rows_put(l, ROW_TIMER, key, STR("{}"), true);
-    if (!durable || due < l->horizon + HORIZON_MS) /* the next extension may come before the row commits */
-        heap_push(l, key, durable);
+    if (durable(kind) && !SABOTAGE("timer only in memory")) rows_put(l, ROW_TIMER, key, STR("{}"), true);
+    if (!durable(kind) || due < l->horizon + HORIZON_MS) /* the next extension may come before the row commits */
+        heap_push(l, key);
 }
 
 void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise) {
@@ -74,41 +71,39 @@ void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct str a
 void promise_deadline(struct loom *l, struct resident *r, uint64_t id) {
     struct promise *p = turn_promise(r->a->turn, id);
     if (p->done_at == ENTRY_NEVER && p->deadline)
-        alarm_set(l, p->deadline, ALARM_PROMISE, r->a->full, r->a->turn->number, id, p->kind >= PROMISE_EVENT);
+        alarm_set(l, p->deadline, p->kind >= PROMISE_EVENT ? ALARM_PROMISE : ALARM_LIMIT, r->a->full,
+                  r->a->turn->number, id);
 }
 
 int64_t alarms_next(struct loom *l) {
-    return l->alarm_count > 0 && due_of(&l->alarms[0]) < l->horizon ? due_of(&l->alarms[0]) : l->horizon;
+    return l->alarm_count > 0 && due_of(l->alarms[0]) < l->horizon ? due_of(l->alarms[0]) : l->horizon;
 }
 
 static bool load_row(void *ctx, struct str key, struct str value) {
     (void)value;
-    heap_push(ctx, key, true);
+    heap_push(ctx, key);
     return true;
 }
 
 /* Brings the rows that come due in the next stretch of time into the heap. */
-static int extend(struct loom *l, int64_t now, struct error *err) {
-    char from[17], to[17];
-    int64_t until = now + HORIZON_MS;
-    snprintf(from, sizeof from, "%016" PRIx64, (uint64_t)l->horizon);
-    snprintf(to, sizeof to, "%016" PRIx64, (uint64_t)until);
-    int rc = rows_scan(l, ROW_TIMER, (struct str){from, 16}, (struct str){to, 16}, load_row, l, err);
-    if (rc >= 0) l->horizon = until;
-    return rc;
+static void extend(struct loom *l, int64_t until) {
+    struct error err;
+    int rc = rows_scan(l, ROW_TIMER, say(l, "%x", l->horizon), say(l, "%x", until), load_row, l, &err);
+    if (rc < 0) log_event(LOG_ERROR, "timers cannot be read", "\"detail\":%z", err.message);
+    if (rc == 0 || rc == LOOM_E_DAMAGED) l->horizon = until;
 }
 
-int alarms_recover(struct loom *l, struct error *err) {
+void alarms_recover(struct loom *l) {
     alarms_free(l);
-    l->horizon = 0;
-    return extend(l, loom_now(l), err);
+    extend(l, loom_now(l) + HORIZON_MS);
 }
 
 void alarms_free(struct loom *l) {
-    for (size_t i = 0; i < l->alarm_count; i++) free((char *)l->alarms[i].key.p);
+    for (size_t i = 0; i < l->alarm_count; i++) free(l->alarms[i]);
     free(l->alarms);
     l->alarms = NULL;
-    l->alarm_count = l->alarm_cap = 0;
+    l->alarm_count = 0;
+    l->horizon = 0;
 }
 
 static void deadline_passed(struct loom *l, struct resident *r, uint64_t id) {
@@ -121,13 +116,13 @@ static void deadline_passed(struct loom *l, struct resident *r, uint64_t id) {
                     : STR("{\"code\":\"timeout\",\"message\":\"nothing came within timeoutMs\",\"retryable\":true}"));
 }
 
-static void fire(struct loom *l, const struct alarm *alarm) {
-    const char *id = alarm->key.p + 17, *rest = id + strlen(id) + 1;
-    int kind = 0;
+static void fire(struct loom *l, const char *key) {
+    const char *id = key + 17;
+    unsigned kind = ALARM_PROMISE;
     uint64_t turn = 0, promise = 0;
-    bool whole = sscanf(rest, "%d/%" SCNu64 "/%" SCNu64, &kind, &turn, &promise) == 3;
-    if (alarm->durable) rows_delete(l, ROW_TIMER, alarm->key);
-    struct resident *r = whole ? resident_by_id(l, str_of(id)) : NULL;
+    sscanf(id + strlen(id) + 1, "%u/%" SCNu64 "/%" SCNu64, &kind, &turn, &promise);
+    if (durable(kind)) alarm_clear(l, due_of(key), kind, str_of(id), turn, promise);
+    struct resident *r = resident_by_id(l, str_of(id));
     if (!r) return;
     if (kind == ALARM_MAIL) {
         mail_due(l, r);
@@ -142,13 +137,10 @@ static void fire(struct loom *l, const struct alarm *alarm) {
 
 void alarms_fire(struct loom *l) {
     int64_t now = loom_now(l);
-    struct error err;
-    if (now >= l->horizon - HORIZON_MS / 2 && extend(l, now, &err) < 0)
-        log_event(LOG_ERROR, "timers cannot be read", "\"detail\":%z", err.message);
-    while (l->alarm_count > 0 && due_of(&l->alarms[0]) <= now && !batch_full(l)) {
-        struct alarm alarm = heap_pop(l);
-        fire(l, &alarm);
-        free((char *)alarm.key.p);
+    if (now >= l->horizon - HORIZON_MS / 2) extend(l, now + HORIZON_MS);
+    while (l->alarm_count > 0 && due_of(l->alarms[0]) <= now && !batch_full(l)) {
+        char *key = heap_pop(l);
+        fire(l, key);
+        free(key);
     }
-    metric_set(METRIC_TIMERS, (int64_t)l->alarm_count);
 }

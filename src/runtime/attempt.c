@@ -15,20 +15,18 @@
 enum { INTERRUPTED_MAX = 3 };
 
 struct attempt {
-    struct activity run; /* first: what runs; its key is the attempt's name */
     struct item item;    /* comes back through the inbox */
+    struct activity run; /* its key is the attempt's name */
     struct loom *l;
     struct definition *definition;
-    struct arena mem;            /* holds all of it, the struct too */
     uint64_t turn, promise, seq; /* seq: of the batch that made it */
     int32_t number;
     bool held; /* it has ended, but the store takes no batch */
 };
 
 static void attempt_free(struct attempt *a) {
-    struct arena mem = a->mem;
     buf_free(&a->run.text);
-    arena_free(&mem);
+    item_free(&a->item);
 }
 
 /* The actor whose open promise this attempt still is, or NULL. */
@@ -86,17 +84,19 @@ static void attempt_failed(struct loom *l, struct resident *r, uint64_t id, stru
     attempt_schedule(l, r, id, entry);
 }
 
+static void attempt_done(struct loom *l, struct item *item);
+
 /* The batch with its result has committed, or it is applied again. */
-static void attempt_release(struct loom *l, void *ctx, bool committed) {
-    struct attempt *a = ctx;
-    if (!committed && a->seq <= l->committed)
-        loom_post(l, &a->item);
+static void attempt_release(struct loom *l, struct item *item) {
+    struct attempt *a = (struct attempt *)item;
+    if (!item->committed && a->seq <= l->committed)
+        loom_post(l, item, attempt_done);
     else
         attempt_free(a);
 }
 
 static void attempt_done(struct loom *l, struct item *item) {
-    struct attempt *a = (struct attempt *)((char *)item - offsetof(struct attempt, item));
+    struct attempt *a = (struct attempt *)item;
     struct str result = buf_view(&a->run.text);
     struct error err;
     if (l->failed && !l->stop && a->seq <= l->committed && !a->run.cancelled) {
@@ -114,34 +114,34 @@ static void attempt_done(struct loom *l, struct item *item) {
             attempt_failed(l, r, a->promise, a->run.ok ? error_text(l, &err) : result);
     }
     if (r && a->seq < l->open_seq)
-        effect_add(l, attempt_release, a);
+        effect_add(l, item, attempt_release);
     else
         attempt_free(a);
 }
 
 /* On any thread. */
 static void attempt_ended(struct activity *run) {
-    struct attempt *a = (struct attempt *)run;
-    loom_post(a->l, &a->item);
+    struct attempt *a = (struct attempt *)((char *)run - offsetof(struct attempt, run));
+    loom_post(a->l, &a->item, attempt_done);
 }
 
-static void attempt_start(struct loom *l, void *ctx, bool go) {
-    struct attempt *a = ctx;
-    if (!go || a->run.cancelled || l->stop) {
+static void attempt_start(struct loom *l, struct item *item) {
+    struct attempt *a = (struct attempt *)item;
+    bool pure = !a->run.policy && !a->definition->native;
+    if ((!pure && !item->committed) || a->run.cancelled || l->stop) {
         forget(l, a);
         attempt_free(a);
         return;
     }
     metric_add(METRIC_ACTIVITIES_STARTED, 1);
-    bool pure = !a->run.policy && !a->definition->native;
-    if (activity_start(l->pool, &a->run, pure)) attempt_done(l, &a->item);
+    if (activity_start(l->pool, &a->run, pure)) attempt_done(l, item);
 }
 
 static struct attempt *attempt_new(struct loom *l, struct resident *r, uint64_t id, struct definition *d,
                                    struct str key) {
     yyjson_val *message = look(l, r->a->turn->message);
-    struct arena mem = {0};
-    struct attempt *a = arena_alloc(&mem, sizeof *a);
+    struct attempt *a = item_new(sizeof *a);
+    struct arena *mem = &a->item.mem;
     a->run = (struct activity){.memory_mb = d->limits.memory_mb,
                                .time_ms = d->limits.cpu_ms,
                                .name = d->name,
@@ -149,17 +149,15 @@ static struct attempt *attempt_new(struct loom *l, struct resident *r, uint64_t 
                                .reuse = d->reuse ? d : NULL,
                                .ended = attempt_ended};
     a->number = turn_promise(r->a->turn, id)->attempt;
-    a->run.key = arena_dup(&mem, key);
-    a->run.actor = arena_dup(&mem, r->a->full);
-    a->run.correlation = arena_dup(&mem, json_str(message, "correlationId"));
-    a->run.traceparent = arena_dup(&mem, json_str(message, "traceparent"));
-    a->item.fn = attempt_done;
+    a->run.key = arena_dup(mem, key);
+    a->run.actor = arena_dup(mem, r->a->full);
+    a->run.correlation = arena_dup(mem, json_str(message, "correlationId"));
+    a->run.traceparent = arena_dup(mem, json_str(message, "traceparent"));
     a->l = l;
     a->definition = d;
     a->turn = r->a->turn->number;
     a->promise = id;
     a->seq = l->open_seq;
-    a->mem = mem;
     return a;
 }
 
@@ -169,7 +167,7 @@ void attempt_schedule(struct loom *l, struct resident *r, uint64_t id, yyjson_va
     struct error err;
     if (!p || p->done_at != ENTRY_NEVER || p->kind != PROMISE_ACTIVITY || attempt_of(l, key)) return;
     if (p->due > loom_now(l)) {
-        alarm_set(l, p->due, ALARM_RETRY, r->a->full, r->a->turn->number, id, false);
+        alarm_set(l, p->due, ALARM_RETRY, r->a->full, r->a->turn->number, id);
         return;
     }
     if (!entry) entry = asked(l, p);
@@ -188,13 +186,13 @@ void attempt_schedule(struct loom *l, struct resident *r, uint64_t id, yyjson_va
     }
     struct attempt *a = attempt_new(l, r, id, d, key);
     if (SABOTAGE("retry with changed input") && a->number > 1) input = STR("{}");
-    a->run.input = arena_dup(&a->mem, input);
+    a->run.input = arena_dup(&a->item.mem, input);
     a->run.module = code;
     map_put(&l->attempts, a->run.key, a);
     if (d->policy || d->native)
-        effect_add(l, attempt_start, a);
+        effect_add(l, &a->item, attempt_start);
     else
-        attempt_start(l, a, true);
+        attempt_start(l, &a->item);
 }
 
 void attempt_recover(struct loom *l, struct resident *r) {
@@ -229,6 +227,6 @@ void attempts_resume(struct loom *l) {
     for (size_t i = 0; (a = map_next(&l->attempts, &i)) != NULL;)
         if (a->held) {
             a->held = false;
-            loom_post(l, &a->item);
+            loom_post(l, &a->item, attempt_done);
         }
 }

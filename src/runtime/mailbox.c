@@ -7,15 +7,14 @@
  */
 #include "runtime/runtime.h"
 
-#include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+enum { MAILBOX_MAX = 10000 };
+
 static struct str mail_key(struct loom *l, struct str actor, bool event, int32_t priority, uint64_t arrival) {
-    char order[32];
-    snprintf(order, sizeof order, "%08" PRIx32 "%016" PRIx64, (uint32_t)priority ^ 0x80000000u, arrival);
-    return say(l, "%s%j%j%s", event ? "e" : "m", actor, STR("\0"), order);
+    struct str first = say(l, "%x", (uint64_t)((uint32_t)priority ^ 0x80000000u));
+    return say(l, "%s%j%j%s%x", event ? "e" : "m", actor, STR("\0"), first.p + 8, arrival);
 }
 
 /* The message id first: those that Loom makes rise with time, so that their rows lie together on the disk. */
@@ -23,33 +22,22 @@ struct str dedup_key(struct loom *l, struct str actor, struct str message_id) {
     return say(l, "%j\n%j", message_id, actor);
 }
 
-/* ---- in memory: sorted by priority, then arrival ---- */
-
-static int mail_order(const struct mail *a, const struct mail *b) {
-    if (a->priority != b->priority) return a->priority < b->priority ? -1 : 1;
-    return a->arrival < b->arrival ? -1 : 1;
-}
+/* ---- in memory ---- */
 
 static void mail_insert(struct resident *r, struct mail m) {
-    if (r->mail_count == r->mail_cap) {
-        r->mail_cap = r->mail_cap ? r->mail_cap * 2 : 4;
-        r->mail = mem_grow(r->mail, r->mail_cap * sizeof *r->mail);
-    }
+    r->mail = mem_room(r->mail, r->mail_count, sizeof *r->mail);
     size_t i = r->mail_count++;
-    for (; i > 0 && mail_order(&m, &r->mail[i - 1]) < 0; i--) r->mail[i] = r->mail[i - 1];
+    for (; i > 0 && str_cmp(m.key, r->mail[i - 1].key) < 0; i--) r->mail[i] = r->mail[i - 1];
     r->mail[i] = m;
 }
 
 static struct mail mail_read(struct str key, struct str text) {
     struct mail m = {0};
     m.key = arena_dup(&m.mem, key);
-    m.text = arena_dup(&m.mem, text);
-    m.doc = json_in(&m.mem, m.text);
+    m.doc = json_in(&m.mem, text);
     yyjson_val *meta = yyjson_obj_get(m.doc, "metadata");
     m.id = json_str(m.doc, "messageId");
     m.event = key.p[0] == 'e' ? json_str(yyjson_obj_get(m.doc, "payload"), "eventType") : STR_NONE;
-    m.priority = (int32_t)json_int(meta, "priority", 0);
-    m.arrival = key.n > 16 ? strtoull(m.key.p + key.n - 16, NULL, 16) : 0;
     m.due = json_int(m.doc, "due", 0);
     int64_t ttl = json_int(meta, "ttl", 0);
     m.expires = ttl > 0 ? json_int(meta, "timestamp", 0) + ttl : 0;
@@ -80,7 +68,7 @@ void mail_remove(struct loom *l, struct resident *r, struct mail *m) {
 void mail_dead_letter(struct loom *l, struct resident *r, struct mail *m, const char *code, const char *why) {
     struct str error = say(l, "{\"code\":%z,\"message\":%z,\"retryable\":false}", code, why);
     rows_put(l, ROW_MAILBOX, say(l, "d%j", (struct str){m->key.p + 1, m->key.n - 1}),
-             say(l, "{\"reason\":%z,\"at\":%d,\"message\":%j}", code, loom_now(l), m->text), true);
+             say(l, "{\"reason\":%z,\"at\":%d,\"message\":%v}", code, loom_now(l), m->doc), true);
     log_event(LOG_WARN, "dead letter", "\"actor\":%q,\"messageId\":%q,\"reason\":%z,\"detail\":%z", r->a->full, m->id,
               code, why);
     metric_add(METRIC_DEAD_LETTERS, 1);
@@ -123,12 +111,17 @@ bool mail_bind(struct loom *l, struct resident *r, uint64_t promise, struct str 
     return true;
 }
 
+/* The event that an open wait waits for; .p NULL: the promise is none. */
+static struct str awaited(struct loom *l, const struct promise *p) {
+    if (p->kind != PROMISE_EVENT || p->done_at != ENTRY_NEVER) return STR_NONE;
+    return json_str(look(l, p->entry), "event");
+}
+
 void mail_due(struct loom *l, struct resident *r) {
     mail_expire(l, r);
     for (uint64_t i = 1; r->a->turn && i <= r->a->turn->promise_count; i++) {
-        struct promise *p = turn_promise(r->a->turn, i);
-        if (p->kind == PROMISE_EVENT && p->done_at == ENTRY_NEVER)
-            mail_bind(l, r, i, json_str(look(l, p->entry), "event"));
+        struct str event = awaited(l, turn_promise(r->a->turn, i));
+        if (event.p) mail_bind(l, r, i, event);
     }
 }
 
@@ -138,29 +131,25 @@ struct str message_row(struct loom *l, struct str full_id, struct str message_id
     return rows_get(l, ROW_INBOX, dedup_key(l, full_id, message_id));
 }
 
-static void input_hash(const struct message *m, char out[17]) {
-    snprintf(out, 17, "%016" PRIx64, hash64(m->data, hash64(m->event, 0)));
+static struct str input_hash(struct loom *l, const struct message *m) {
+    return say(l, "%x", hash64(m->data, hash64(m->event, 0)));
 }
 
 /* 1: the same message was here before; negative: another one was. */
 static int duplicate(struct loom *l, const struct message *m, struct str full, struct error *err) {
-    char hash[17];
-    struct buf text = {0};
-    int rc = rows_load(l, ROW_INBOX, dedup_key(l, full, m->id), &text, err);
-    struct str row = kept(l, &text);
+    struct str row;
+    int rc = rows_load(l, ROW_INBOX, dedup_key(l, full, m->id), &row, err);
     if (rc <= 0 || SABOTAGE("no dedup")) return rc < 0 ? rc : 0;
-    input_hash(m, hash);
-    if (str_eq(json_str(look(l, row), "hash"), str_of(hash))) return 1;
+    if (str_eq(json_str(look(l, row), "hash"), input_hash(l, m))) return 1;
     return error_set(err, LOOM_E_IDEMPOTENCY_CONFLICT,
                      "message id %.*s was used for %.*s with another input; use a new id for a new input", (int)m->id.n,
                      m->id.p, (int)full.n, full.p);
 }
 
-static struct str write_message(struct loom *l, const struct message *m, const struct resident *r, struct str id,
-                                int64_t due) {
+static struct str write_message(struct loom *l, const struct message *m, const struct resident *r, int64_t due) {
     struct buf b = {0};
-    buf_json(&b, "{\"messageId\":%q,\"actorId\":%q,\"messageType\":%z,\"correlationId\":%q,", id, r->a->name,
-             m->event.p ? "event" : "activate", m->correlation.p ? m->correlation : id);
+    buf_json(&b, "{\"messageId\":%q,\"actorId\":%q,\"messageType\":%z,\"correlationId\":%q,", m->id, r->a->name,
+             m->event.p ? "event" : "activate", m->correlation.p ? m->correlation : m->id);
     buf_json(&b, "\"payload\":{\"eventType\":%Q,\"data\":%j},", m->event, m->data);
     buf_json(&b, "\"metadata\":{\"timestamp\":%d,\"sender\":%Q,\"priority\":%d,\"ttl\":%d}", loom_now(l), m->sender,
              (int64_t)m->priority, m->ttl_ms);
@@ -176,10 +165,8 @@ static struct str write_message(struct loom *l, const struct message *m, const s
 static uint64_t open_wait(struct loom *l, const struct resident *r, const struct message *m) {
     struct turn *t = r->a->turn;
     for (uint64_t i = 1; t && m->event.p && m->delay_ms == 0 && i <= t->promise_count; i++) {
-        struct promise *p = turn_promise(t, i);
-        if (p->kind == PROMISE_EVENT && p->done_at == ENTRY_NEVER &&
-            str_eq(json_str(look(l, p->entry), "event"), m->event))
-            return i;
+        struct str event = awaited(l, turn_promise(t, i));
+        if (event.p && str_eq(event, m->event)) return i;
     }
     return 0;
 }
@@ -202,58 +189,56 @@ static int check_actor(const struct message *m, const struct resident *r, bool w
     if (r->a->status >= ACTOR_COMPLETED)
         return error_set(err, LOOM_E_CONFLICT, "actor %s is %s and takes no more messages", r->a->id,
                          actor_status_name(r->a->status));
-    if (m->outside && !m->again && !waited_for && r->mail_count >= MAILBOX_MAX)
+    if (m->outside && !waited_for && r->mail_count >= MAILBOX_MAX)
         return error_set(err, LOOM_E_MAILBOX_FULL, "the mailbox of %s holds %d messages; try again later", r->a->id,
                          MAILBOX_MAX);
     return 0;
 }
 
-static void enqueue(struct loom *l, struct resident *r, const struct message *m, struct str id) {
+void mail_put(struct loom *l, struct resident *r, const struct message *m) {
     int64_t due = m->delay_ms > 0 ? loom_now(l) + m->delay_ms : 0;
     uint64_t arrival = loom_order(l);
     struct str key = mail_key(l, r->a->full, m->event.p != NULL, m->priority, arrival);
-    struct str text = write_message(l, m, r, id, due);
+    struct str text = write_message(l, m, r, due);
     rows_put(l, ROW_MAILBOX, key, text, true);
     struct mail mail = mail_read(key, text);
     mail_insert(r, mail);
-    if (due) alarm_set(l, due, ALARM_MAIL, r->a->full, 0, arrival, true);
-    if (mail.expires) alarm_set(l, mail.expires, ALARM_MAIL, r->a->full, 0, arrival, true);
+    if (due) alarm_set(l, due, ALARM_MAIL, r->a->full, 0, arrival);
+    if (mail.expires) alarm_set(l, mail.expires, ALARM_MAIL, r->a->full, 0, arrival);
     if (!r->a->turn) resident_queue(l, r);
 }
 
-int mail_deliver(struct loom *l, const struct message *m, struct str *id_out, struct error *err) {
-    char made[33], hash[17];
-    struct str id = m->id, full = m->to;
-    int rc = m->again ? 0 : check_target(l, m, err);
-    if (rc == 0 && m->outside && !m->again && id.p) rc = duplicate(l, m, full, err);
-    if (!id.p) id = arena_dup(&l->scratch, str_of(loom_message_id(l, made)));
-    *id_out = id;
+int mail_deliver(struct loom *l, struct message *m, struct error *err) {
+    struct str full = m->to;
+    int rc = check_target(l, m, err);
+    if (rc == 0 && m->outside && m->id.p) rc = duplicate(l, m, full, err);
+    if (!m->id.p) m->id = message_id_new(l);
     if (rc != 0) return rc;
     struct resident *r = resident_get(l, full, true, err);
     uint64_t wait = r ? open_wait(l, r, m) : 0;
     if (!r || (rc = check_actor(m, r, wait, err)) != 0) return r ? rc : LOOM_E_STORE;
     if (r->a->created_at == 0) {
         r->a->created_at = loom_now(l);
-        r->a->run = m->run;
-        r->a->correlation = str_dup(m->correlation.p ? m->correlation : id);
-        r->a->parent = m->parent.p ? str_dup(m->parent) : NULL;
+        r->a->run = m->spawn || (m->outside && str_starts(r->a->type, STR("workflow.")));
+        r->a->correlation = str_dup(m->correlation.p ? m->correlation : m->id);
+        r->a->parent = m->spawn ? str_dup(m->sender) : NULL;
         r->document_dirty = true;
     }
     resident_touch(l, r, false);
     metric_add(METRIC_MESSAGES, 1);
-    if (m->outside && !m->again) {
-        input_hash(m, hash);
-        rows_put(l, ROW_INBOX, dedup_key(l, full, id),
-                 m->event.p ? say(l, "{\"hash\":%z,\"status\":\"completed\",\"at\":%d}", hash, loom_now(l))
-                            : say(l, "{\"hash\":%z}", hash),
+    if (m->outside) {
+        struct str hash = input_hash(l, m);
+        rows_put(l, ROW_INBOX, dedup_key(l, full, m->id),
+                 m->event.p ? say(l, "{\"hash\":%q,\"status\":\"completed\",\"at\":%d}", hash, loom_now(l))
+                            : say(l, "{\"hash\":%q}", hash),
                  true);
     }
-    if (!wait) {
-        enqueue(l, r, m, id);
-        return 0;
+    if (wait) {
+        promise_abandon(l, r, wait);
+        promise_event(l, r, wait, m->id, m->data);
+    } else {
+        mail_put(l, r, m);
     }
-    promise_abandon(l, r, wait);
-    promise_event(l, r, wait, id, m->data);
     return 0;
 }
 
@@ -264,17 +249,18 @@ enum { SWEEP_ROWS = 1000, DEDUP_MS = 24 * 3600 * 1000 };
 struct sweep {
     struct loom *l;
     struct str next; /* where the next slice begins; .p NULL: the rows have ended */
-    struct str old[SWEEP_ROWS];
-    size_t seen, count;
+    size_t seen;
 };
 
 static bool sweep_row(void *ctx, struct str key, struct str value) {
     struct sweep *s = ctx;
-    s->next = s->seen++ == SWEEP_ROWS ? arena_dup(&s->l->scratch, key) : STR_NONE;
-    if (s->next.p) return false;
+    if (s->seen++ == SWEEP_ROWS) {
+        s->next = arena_dup(&s->l->scratch, key);
+        return false;
+    }
     yyjson_val *row = look(s->l, value);
     if (json_int(row, "at", INT64_MAX) <= loom_now(s->l) - DEDUP_MS && !str_eq(json_str(row, "status"), STR("queued")))
-        s->old[s->count++] = arena_dup(&s->l->scratch, key);
+        rows_delete(s->l, ROW_INBOX, key);
     return true;
 }
 
@@ -286,7 +272,6 @@ void mail_forget(struct loom *l) {
     struct str from = l->sweep_from ? str_of(l->sweep_from) : STR("");
     if (rows_scan(l, ROW_INBOX, from, STR_NONE, sweep_row, &s, &err) < 0)
         log_event(LOG_ERROR, "deduplication rows cannot be read", "\"detail\":%z", err.message);
-    for (size_t i = 0; i < s.count; i++) rows_delete(l, ROW_INBOX, s.old[i]);
     free(l->sweep_from);
     l->sweep_from = s.next.p ? str_dup(s.next) : NULL;
     l->sweep_at = now + (s.next.p ? 1000 : 60000);

@@ -8,7 +8,6 @@
 #include "runtime/runtime.h"
 
 #include <assert.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -231,15 +230,14 @@ static void deliver(struct op_call *c) {
     m.delay_ms = json_int(c->value, "delayMs", 0);
     m.ttl_ms = json_int(c->value, "ttlMs", 0);
     m.priority = (int32_t)json_int(c->value, "priority", 0);
-    m.run = m.spawn = spawn;
-    m.parent = spawn ? a->name : STR_NONE;
+    m.spawn = spawn;
     if (p) m.reply_to = say(c->l, "{\"actor\":%q,\"turn\":%u,\"promise\":%u}", a->full, a->turn->number, c->id);
     if (p && !spawn) m.chain = chain_with_self(c);
-    struct str made, quoted = say(c->l, "%q", c->to);
+    struct str quoted = say(c->l, "%q", c->to);
     bool member = m.chain.p && memmem(m.chain.p, m.chain.n, quoted.p, quoted.n);
     int rc = member ? error_set(&c->err, LOOM_E_DEADLOCK, "%.*s waits for this turn; the call would never return",
                                 (int)c->to.n, c->to.p)
-                    : mail_deliver(c->l, &m, &made, &c->err);
+                    : mail_deliver(c->l, &m, &c->err);
     if (rc < 0 && !p)
         log_event(LOG_WARN, "message not delivered", "\"actor\":%q,\"to\":%q,\"code\":%z,\"detail\":%z", a->full, c->to,
                   c->err.code, c->err.message);
@@ -357,17 +355,16 @@ static enum op_outcome op_cancel(struct op_call *c) {
 /* ---- saying ---- */
 
 struct line {
-    struct arena mem;
+    struct item item;
     enum log_level level;
     struct str fields, msg;
 };
 
-static void line_release(struct loom *l, void *ctx, bool committed) {
-    struct line *line = ctx;
-    struct arena mem = line->mem;
+static void line_release(struct loom *l, struct item *item) {
+    struct line *line = (struct line *)item;
     (void)l;
-    if (committed) log_event(line->level, line->msg.p, "%j", line->fields);
-    arena_free(&mem);
+    if (item->committed) log_event(line->level, line->msg.p, "%j", line->fields);
+    item_free(item);
 }
 
 /* Levels are told apart by their first letter: trace, debug, info, warn, error, fatal. */
@@ -381,14 +378,13 @@ static enum op_outcome op_log(struct op_call *c) {
     enum log_level level = log_level_of(json_str(c->value, "level"));
     struct str msg = json_str(c->value, "msg");
     if (journal_replaying(c->r->a) || !log_on(level)) return answer(c, STR("null"));
-    struct arena mem = {0};
-    struct line *line = arena_alloc(&mem, sizeof *line);
+    struct line *line = item_new(sizeof *line);
     line->level = level;
-    line->msg = arena_dup(&mem, msg.p ? msg : STR("guest"));
-    line->fields = arena_json(&mem, "\"actor\":%q,\"correlationId\":%Q,\"guest\":%j", c->r->a->full,
-                              json_str(message_of(c), "correlationId"), or_null(json_text_of(c->value, &mem)));
-    line->mem = mem;
-    effect_add(c->l, line_release, line);
+    line->msg = arena_dup(&line->item.mem, msg.p ? msg : STR("guest"));
+    line->fields = arena_json(&line->item.mem, "\"actor\":%q,\"correlationId\":%Q,\"guest\":%j", c->r->a->full,
+                              json_str(message_of(c), "correlationId"),
+                              or_null(json_text_of(c->value, &line->item.mem)));
+    effect_add(c->l, &line->item, line_release);
     return answer(c, STR("null"));
 }
 

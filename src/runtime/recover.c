@@ -7,31 +7,21 @@
  */
 #include "runtime/runtime.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 struct found {
     struct map ids;
+    struct arena mem;
     int64_t now;
 };
 
-static void found_add(struct found *f, struct str id) {
-    if (map_get(&f->ids, id)) return;
-    char *copy = str_dup(id);
-    map_put(&f->ids, (struct str){copy, id.n}, copy);
-}
-
-static bool found_outbox(void *ctx, struct str key, struct str value) {
-    (void)value;
-    found_add(ctx, key);
-    return true;
-}
-
-static bool found_mail(void *ctx, struct str key, struct str value) {
+/* A row of the outbox or, if it is due, of the mailbox: "m", actor id, NUL, … */
+static bool find(void *ctx, struct str key, struct str value) {
     struct found *f = ctx;
     struct arena mem = {0};
-    if (json_int(json_in(&mem, value), "due", 0) <= f->now)
-        found_add(f, (struct str){key.p + 1, (size_t)((const char *)memchr(key.p, '\0', key.n) - key.p) - 1});
+    const char *end = memchr(key.p, '\0', key.n);
+    struct str id = arena_dup(&f->mem, end ? (struct str){key.p + 1, (size_t)(end - key.p) - 1} : key);
+    if (json_int(json_in(&mem, value), "due", 0) <= f->now) map_put(&f->ids, id, (char *)id.p);
     arena_free(&mem);
     return true;
 }
@@ -51,8 +41,8 @@ static void count_start(struct loom *l, struct resident *r) {
     if (r->a->turn) {
         state_patch_rest(r->a, true);
         turn_end(l, r, END_FAIL, say(l, "{\"code\":\"poison\",\"message\":%z,\"retryable\":false}", why));
-    } else if (r->mail_count > 0) {
-        mail_dead_letter(l, r, &r->mail[0], "poison", why);
+    } else if (mail_next(l, r)) {
+        mail_dead_letter(l, r, mail_next(l, r), "poison", why);
     }
 }
 
@@ -89,26 +79,23 @@ static int passed(int rc, const struct error *err) {
     return 0;
 }
 
-static int recover_all(struct loom *l, bool unclean, struct error *err) {
+int recover(struct loom *l, bool unclean, struct error *err) {
     struct found f = {.now = loom_now(l)};
-    int rc = passed(alarms_recover(l, err), err);
-    if (rc >= 0) rc = passed(rows_scan(l, ROW_OUTBOX, STR(""), STR_NONE, found_outbox, &f, err), err);
-    if (rc >= 0) rc = passed(rows_prefix(l, ROW_MAILBOX, STR("m"), found_mail, &f, err), err);
+    alarms_recover(l);
+    int rc = passed(rows_scan(l, ROW_OUTBOX, STR(""), STR_NONE, find, &f, err), err);
+    if (rc >= 0) rc = passed(rows_prefix(l, ROW_MAILBOX, STR("m"), find, &f, err), err);
     char *id;
-    for (size_t i = 0; (id = map_next(&f.ids, &i)) != NULL; free(id))
+    for (size_t i = 0; (id = map_next(&f.ids, &i)) != NULL;)
         if (rc >= 0) recover_actor(l, str_of(id), unclean);
     if (f.ids.count > 0)
         log_event(LOG_INFO, "recovered", "\"actors\":%u,\"unclean\":%b", (uint64_t)f.ids.count, unclean);
     map_free(&f.ids);
+    arena_free(&f.mem);
     return rc;
 }
 
-int recover(struct loom *l, struct error *err) {
-    return recover_all(l, false, err);
-}
-
 void recover_lease(struct loom *l, bool clean) {
-    rows_put(l, ROW_LEASE, STR("worker"), say(l, "{\"pid\":%s,\"clean\":%b,\"at\":%d}", l->name, clean, loom_now(l)),
+    rows_put(l, ROW_LEASE, STR("worker"), say(l, "{\"pid\":%d,\"clean\":%b,\"at\":%d}", l->name, clean, loom_now(l)),
              false);
 }
 
@@ -116,11 +103,11 @@ int recover_start(struct loom *l, struct error *err) {
     struct str lease = rows_get(l, ROW_LEASE, STR("worker"));
     bool unclean = lease.p && !json_bool(look(l, lease), "clean", false);
     recover_lease(l, false);
-    int rc = recover_all(l, unclean, err);
+    int rc = recover(l, unclean, err);
     if (rc < 0) return rc;
     if (unclean) alarms_fire(l); /* durable before what they wake runs: that may be what takes the worker down */
     batch_close(l, true);        /* counted attempts are durable before anything runs */
-    return l->failed ? error_set(err, l->failed_code,
-                                 "the store cannot be written; free space or repair it, then start again")
-                     : 0;
+    return l->failed
+               ? error_set(err, l->failed, "the store cannot be written; free space or repair it, then start again")
+               : 0;
 }

@@ -10,7 +10,6 @@
  */
 #include "runtime/runtime.h"
 
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -9,44 +9,49 @@
 #include <string.h>
 
 struct reply {
-    struct arena mem;
+    struct item item; /* while it waits, its seq is that of the batch that holds the message */
     loom_reply_fn fn;
     void *ctx;
     int status;
     struct str body, message_id;
+    /* while it waits: */
+    struct reply *next; /* of the same message */
+    struct str key;     /* as the dedup row's: message id \n actor id */
+    struct str actor;   /* its type/key */
+    int64_t deadline;   /* monotonic */
 };
 
 static const char safe_to_repeat[] = "the store did not take the batch; repeat the request with the same message id";
 
-static void reply_release(struct loom *l, void *ctx, bool committed) {
-    struct reply *r = ctx;
+static struct reply *reply_new(const struct loom_request *req, struct str message_id) {
+    struct reply *r = item_new(sizeof *r);
+    r->fn = req->reply;
+    r->ctx = req->ctx;
+    r->message_id = arena_dup(&r->item.mem, message_id);
+    return r;
+}
+
+static void reply_release(struct loom *l, struct item *item) {
+    struct reply *r = (struct reply *)item;
     struct error err;
-    if (!committed) {
-        int code = l->failed_code ? l->failed_code : LOOM_E_NOT_COMMITTED;
-        error_set(&err, code, "%s", safe_to_repeat);
+    if (!item->committed) {
+        error_set(&err, l->failed ? l->failed : LOOM_E_NOT_COMMITTED, "%s", safe_to_repeat);
         r->status = error_kind(str_of(err.code))->status;
         r->body = error_text(l, &err);
     }
     struct loom_reply out = {r->status, {r->body.p, r->body.n}, {r->message_id.p, r->message_id.n}};
-    r->fn(r->ctx, &out);
-    struct arena mem = r->mem;
-    arena_free(&mem);
+    if (r->fn) r->fn(r->ctx, &out);
+    item_free(item);
 }
 
-static void reply_queue(struct loom *l, loom_reply_fn fn, void *ctx, int status, struct str body, struct str id) {
-    struct arena mem = {0};
-    struct reply *r = arena_alloc(&mem, sizeof *r);
-    *r = (struct reply){
-        .fn = fn, .ctx = ctx, .status = status, .body = arena_dup(&mem, body), .message_id = arena_dup(&mem, id)};
-    r->mem = mem;
-    if (fn)
-        effect_add(l, reply_release, r);
-    else
-        arena_free(&mem);
+static void reply_give(struct loom *l, struct reply *r, int status, struct str body) {
+    r->status = status;
+    r->body = arena_dup(&r->item.mem, body);
+    effect_add(l, &r->item, reply_release);
 }
 
 void reply_send(struct loom *l, const struct loom_request *req, int status, struct str body, struct str message_id) {
-    reply_queue(l, req->reply, req->ctx, status, body, message_id);
+    reply_give(l, reply_new(req, message_id), status, body);
 }
 
 struct str error_text(struct loom *l, const struct error *err) {
@@ -65,51 +70,28 @@ int reply_status(bool ok, yyjson_val *error) {
 
 /* ---- callers that wait ---- */
 
-struct waiter {
-    struct waiter *next; /* of the same message */
-    struct str key;      /* as the dedup row's: message id \n actor id */
-    loom_reply_fn fn;
-    void *ctx;
-    int64_t deadline; /* monotonic */
-    uint64_t seq;     /* batch that holds the message */
-};
-
-void waiter_add(struct loom *l, const struct loom_request *req, struct str full_id, struct str message_id) {
-    struct str key = dedup_key(l, full_id, message_id);
-    struct waiter *w = mem_alloc(sizeof *w);
-    int64_t span = req->timeout_ms > 0 ? req->timeout_ms : 30000;
-    *w = (struct waiter){map_get(&l->waiters, key),
-                         {str_dup(key), key.n},
-                         req->reply,
-                         req->ctx,
-                         l->env->mono_ms(l->env) + span,
-                         l->open_seq};
+static void waiter_put(struct loom *l, struct reply *w) {
     if (l->waiters.count == 0 || w->deadline < l->waiters_due) l->waiters_due = w->deadline;
+    w->next = map_get(&l->waiters, w->key);
     map_put(&l->waiters, w->key, w);
 }
 
-static void waiter_answer(struct loom *l, struct waiter *w, int status, struct str body) {
-    const char *end = memchr(w->key.p, '\n', w->key.n);
-    reply_queue(l, w->fn, w->ctx, status, body, (struct str){w->key.p, (size_t)(end - w->key.p)});
-    free((char *)w->key.p);
-    free(w);
+void waiter_add(struct loom *l, const struct loom_request *req, struct str full_id, struct str message_id) {
+    struct reply *w = reply_new(req, message_id);
+    w->key = arena_dup(&w->item.mem, dedup_key(l, full_id, message_id));
+    w->actor = arena_json(&w->item.mem, "%j/%j", lent(req->type), lent(req->key));
+    w->deadline = l->env->mono_ms(l->env) + (req->timeout_ms > 0 ? req->timeout_ms : 30000);
+    w->item.seq = l->open_seq;
+    waiter_put(l, w);
 }
 
 void waiters_answer(struct loom *l, struct str key, bool ok, struct str json) {
-    struct waiter *w = map_remove(&l->waiters, key);
+    struct reply *w = map_remove(&l->waiters, key);
     int status = w ? reply_status(ok, ok ? NULL : look(l, json)) : 0;
-    for (struct waiter *next; w; w = next) {
+    for (struct reply *next; w; w = next) {
         next = w->next;
-        waiter_answer(l, w, status, json);
+        reply_give(l, w, status, json);
     }
-}
-
-/* {"messageId","actorId"} of a waiter's key. */
-static struct str still_running(struct loom *l, struct str key) {
-    const char *end = memchr(key.p, '\n', key.n);
-    const char *name = (const char *)memchr(end, '/', key.n - (size_t)(end - key.p)) + 1;
-    return say(l, "{\"messageId\":%q,\"actorId\":%q}", (struct str){key.p, (size_t)(end - key.p)},
-               (struct str){name, key.n - (size_t)(name - key.p)});
 }
 
 enum waiters_why { WAITERS_LATE, WAITERS_UNCOMMITTED, WAITERS_ALL };
@@ -117,21 +99,17 @@ enum waiters_why { WAITERS_LATE, WAITERS_UNCOMMITTED, WAITERS_ALL };
 /* Answers the waiters that `why` concerns; the others stay. */
 static void waiters_sift(struct loom *l, enum waiters_why why, int status, struct str body) {
     struct map old = l->waiters;
-    struct waiter *w;
+    struct reply *w, *next;
     int64_t now = l->env->mono_ms(l->env);
     l->waiters = (struct map){0};
-    l->waiters_due = INT64_MAX;
     for (size_t i = 0; (w = map_next(&old, &i)) != NULL;)
-        for (struct waiter *next; w; w = next) {
+        for (; w; w = next) {
             next = w->next;
-            bool late = why == WAITERS_LATE && w->deadline <= now;
-            if (late || why == WAITERS_ALL || (why == WAITERS_UNCOMMITTED && w->seq > l->committed)) {
-                waiter_answer(l, w, status, late ? still_running(l, w->key) : body);
-                continue;
-            }
-            w->next = map_get(&l->waiters, w->key);
-            map_put(&l->waiters, w->key, w);
-            l->waiters_due = w->deadline < l->waiters_due ? w->deadline : l->waiters_due;
+            if (why == WAITERS_LATE) body = say(l, "{\"messageId\":%q,\"actorId\":%q}", w->message_id, w->actor);
+            if (why == WAITERS_LATE ? w->deadline <= now : why == WAITERS_ALL || w->item.seq > l->committed)
+                reply_give(l, w, status, body);
+            else
+                waiter_put(l, w);
         }
     map_free(&old);
 }
@@ -142,7 +120,7 @@ void waiters_timeout(struct loom *l) {
 
 void waiters_fail(struct loom *l, bool all) {
     struct error err;
-    error_set(&err, all ? LOOM_E_STOPPING : l->failed_code, "%s",
+    error_set(&err, all ? LOOM_E_STOPPING : l->failed, "%s",
               all ? "Loom stops; the message is safe, ask for its reply after the restart" : safe_to_repeat);
     waiters_sift(l, all ? WAITERS_ALL : WAITERS_UNCOMMITTED, error_kind(str_of(err.code))->status, error_text(l, &err));
 }

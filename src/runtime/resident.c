@@ -6,42 +6,21 @@
  */
 #include "runtime/runtime.h"
 
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- LRU ---- */
-
-static void lru_remove(struct loom *l, struct resident *r) {
-    *(r->older ? &r->older->newer : &l->oldest) = r->newer;
-    *(r->newer ? &r->newer->older : &l->newest) = r->older;
-}
-
-static void lru_append(struct loom *l, struct resident *r) {
-    r->older = l->newest;
-    r->newer = NULL;
-    *(l->newest ? &l->newest->newer : &l->oldest) = r;
-    l->newest = r;
-    r->used_at = l->env->mono_ms(l->env);
-}
-
 void resident_touch(struct loom *l, struct resident *r, bool document) {
     r->document_dirty |= document;
-    lru_remove(l, r);
-    lru_append(l, r);
-    if (r->dirty) return;
+    r->used_at = l->env->mono_ms(l->env);
+    TAILQ_REMOVE(&l->lru, r, lru);
+    TAILQ_INSERT_TAIL(&l->lru, r, lru);
+    if (!r->dirty) STAILQ_INSERT_TAIL(&l->dirty, r, flush);
     r->dirty = true;
-    r->dirty_next = NULL;
-    *l->dirty_tail = r;
-    l->dirty_tail = &r->dirty_next;
 }
 
 void resident_queue(struct loom *l, struct resident *r) {
-    if (r->queued) return;
+    if (!r->queued) STAILQ_INSERT_TAIL(&l->runnable, r, run);
     r->queued = true;
-    r->run_next = NULL;
-    *l->run_tail = r;
-    l->run_tail = &r->run_next;
 }
 
 void resident_status(struct loom *l, struct resident *r, enum actor_status status, struct str reason) {
@@ -73,14 +52,6 @@ int journal_rows(struct loom *l, const struct actor *a, uint64_t from, row_fn fn
     return rows_scan(l, ROW_JOURNAL, first, end, fn, ctx, err);
 }
 
-static int load_journal(struct loom *l, struct resident *r, struct error *err) {
-    struct load s = {r, err, 0};
-    uint64_t cursor = r->a->cursor;
-    int rc = journal_rows(l, r->a, r->a->from, load_entries, &s, err);
-    if (r->a->cursor < cursor) r->a->cursor = cursor;
-    return s.rc < 0 ? s.rc : rc;
-}
-
 static struct str state_key(struct loom *l, const struct actor *a) {
     return say(l, "%j%js", a->full, STR("\0"));
 }
@@ -109,37 +80,38 @@ static bool in_flight(const struct resident *r) {
 }
 
 static int load(struct loom *l, struct resident *r, struct str text, struct error *err) {
+    struct load s = {r, err, 0};
     int rc = actor_read(r->a, text, err);
+    uint64_t cursor = r->a->cursor;
     if (rc >= 0 && r->a->state_apart) rc = resident_state(l, r->a, err);
-    if (rc >= 0) rc = load_journal(l, r, err);
+    if (rc >= 0) rc = journal_rows(l, r->a, r->a->from, load_entries, &s, err);
+    if (rc >= 0) rc = s.rc;
+    if (r->a->cursor < cursor) r->a->cursor = cursor;
     if (rc >= 0) rc = mail_load(l, r, err);
     r->in_outbox = in_flight(r);
     return rc;
 }
 
-static struct resident *enter(struct loom *l, struct resident *r) {
-    map_put(&l->actors, r->a->full, r);
-    lru_append(l, r);
-    metric_set(METRIC_ACTORS_LOADED, (int64_t)l->actors.count);
-    return r;
-}
-
 struct resident *resident_get(struct loom *l, struct str full, bool create, struct error *err) {
     struct resident *r = map_get(&l->actors, full);
     struct actor *a = r ? NULL : actor_new(full);
-    struct buf text = {0};
     if (!a) return r;
-    int rc = rows_load(l, ROW_ACTOR, a->full, &text, err);
+    struct str text;
+    int rc = rows_load(l, ROW_ACTOR, full, &text, err);
     r = mem_alloc(sizeof *r);
     r->a = a;
     if (rc == 1)
-        rc = load(l, r, buf_view(&text), err);
+        rc = load(l, r, text, err);
     else if (rc == 0 && !create)
-        rc = error_set(err, LOOM_E_NOT_FOUND, "there is no actor %s", a->id);
-    buf_free(&text);
-    if (rc >= 0) return enter(l, r);
-    resident_free(l, r);
-    return NULL;
+        rc = error_set(err, LOOM_E_NOT_FOUND, "there is no actor %s", r->a->id);
+    if (rc < 0) {
+        resident_free(l, r);
+        return NULL;
+    }
+    map_put(&l->actors, r->a->full, r);
+    TAILQ_INSERT_TAIL(&l->lru, r, lru);
+    r->used_at = l->env->mono_ms(l->env);
+    return r;
 }
 
 struct resident *resident_by_id(struct loom *l, struct str full) {
@@ -206,7 +178,8 @@ static void resident_flush(struct loom *l, struct resident *r) {
 }
 
 void residents_flush(struct loom *l) {
-    for (struct resident *r = l->dirty_head; r; r = r->dirty_next) {
+    struct resident *r;
+    STAILQ_FOREACH(r, &l->dirty, flush) {
         resident_flush(l, r);
         if (l->publish) l->publish(l, r);
         buf_clear(&r->a->tail);
@@ -214,8 +187,7 @@ void residents_flush(struct loom *l) {
         r->dirty = false;
         r->seq = l->open_seq;
     }
-    l->dirty_head = NULL;
-    l->dirty_tail = &l->dirty_head;
+    STAILQ_INIT(&l->dirty);
 }
 
 /* ---- leaving memory ---- */
@@ -238,9 +210,8 @@ static bool droppable(const struct loom *l, const struct resident *r) {
 
 static void drop(struct loom *l, struct resident *r) {
     map_remove(&l->actors, r->a->full);
-    lru_remove(l, r);
+    TAILQ_REMOVE(&l->lru, r, lru);
     resident_free(l, r);
-    metric_set(METRIC_ACTORS_LOADED, (int64_t)l->actors.count);
 }
 
 struct resident *resident_again(struct loom *l, struct resident *r) {
@@ -264,28 +235,26 @@ void residents_evict(struct loom *l, size_t at_least) {
     bool pressed = at_least > 0 || l->guest_bytes > l->config.memory_budget;
     if (!pressed && now < l->idle_at) return; /* most passes: nothing became idle since the last look */
     l->idle_at = now + IDLE_CHECK_MS;
-    for (struct resident *r = l->oldest, *next; r && steps > 0; r = next) {
-        next = r->newer;
+    for (struct resident *r = TAILQ_FIRST(&l->lru), *next; r && steps > 0; r = next) {
+        next = TAILQ_NEXT(r, lru);
         steps -= pressed; /* else only drops count, so that idle actors behind waiting guests are reached */
         bool over = l->guest_bytes > l->config.memory_budget || dropped < at_least;
         if (r->used_at > idle && !over) break;
-        if (!droppable(l, r) || (r->used_at > idle && !r->exec)) continue;
-        if (r->exec && !over) continue; /* a suspended guest stays until the budget needs its room */
+        if (!droppable(l, r)) continue;
+        if (r->exec ? !over : r->used_at > idle) continue; /* a suspended guest stays until its room is needed */
         dropped += r->exec != NULL;
         metric_add(METRIC_EVICTIONS, r->exec != NULL);
         drop(l, r);
         l->idle_at = now; /* there may be more */
         steps -= !pressed;
     }
-    metric_set(METRIC_GUESTS_RESIDENT, (int64_t)l->guests);
-    metric_set(METRIC_GUEST_BYTES, (int64_t)l->guest_bytes);
 }
 
 void resident_drop_all(struct loom *l) {
     struct resident *r;
     for (size_t i = 0; (r = map_next(&l->actors, &i)) != NULL;) resident_free(l, r);
     map_free(&l->actors);
-    l->oldest = l->newest = l->dirty_head = l->run_head = NULL;
-    l->dirty_tail = &l->dirty_head;
-    l->run_tail = &l->run_head;
+    STAILQ_INIT(&l->runnable);
+    STAILQ_INIT(&l->dirty);
+    TAILQ_INIT(&l->lru);
 }

@@ -6,10 +6,8 @@
  */
 #include "runtime/runtime.h"
 
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { RUNS_PER_PASS = 256, PASS_US = 4000, IDLE_MS = 60000 };
 
@@ -31,19 +29,15 @@ struct str say(struct loom *l, const char *fmt, ...) {
     return s.p ? s : STR("");
 }
 
-const char *loom_random_id(struct loom *l, char out[33]) {
-    uint8_t bytes[16];
-    l->env->random(l->env, bytes, sizeof bytes);
-    hex_encode(bytes, sizeof bytes, out);
-    return out;
+struct str random_id(struct loom *l) {
+    uint64_t bits[2];
+    l->env->random(l->env, bits, sizeof bits);
+    return say(l, "%x%x", bits[0], bits[1]);
 }
 
-const char *loom_message_id(struct loom *l, char out[33]) {
-    char time[17];
-    snprintf(time, sizeof time, "%012" PRIx64, (uint64_t)loom_now(l));
-    loom_random_id(l, out);
-    memcpy(out, time, 12);
-    return out;
+struct str message_id_new(struct loom *l) {
+    struct str time = say(l, "%x", (uint64_t)loom_now(l)), dice = random_id(l);
+    return say(l, "%j%j", (struct str){time.p + 4, 12}, (struct str){dice.p, 20});
 }
 
 struct str kept(struct loom *l, struct buf *b) {
@@ -58,48 +52,56 @@ struct str ns_of(const struct loom_request *req) {
 
 /* ---- inbox ---- */
 
-void loom_post(struct loom *l, struct item *item) {
-    item->next = NULL;
+void *item_new(size_t size) {
+    struct arena mem = {0};
+    struct item *item = arena_alloc(&mem, size);
+    item->mem = mem;
+    return item;
+}
+
+void item_free(struct item *item) {
+    struct arena mem = item->mem; /* the item is in it */
+    arena_free(&mem);
+}
+
+void loom_post(struct loom *l, struct item *item, void (*fn)(struct loom *, struct item *)) {
+    item->fn = fn;
     pthread_mutex_lock(&l->lock);
-    bool first = !l->inbox;
-    __atomic_store_n(l->inbox_tail, item, __ATOMIC_RELAXED); /* pass() looks without the lock */
-    l->inbox_tail = &item->next;
-    if (first) pthread_cond_signal(&l->wake);
+    if (STAILQ_EMPTY(&l->inbox)) pthread_cond_signal(&l->wake);
+    STAILQ_INSERT_TAIL(&l->inbox, item, next);
     pthread_mutex_unlock(&l->lock);
+}
+
+static bool inbox_empty(struct loom *l) {
+    pthread_mutex_lock(&l->lock);
+    bool empty = STAILQ_EMPTY(&l->inbox);
+    pthread_mutex_unlock(&l->lock);
+    return empty;
 }
 
 /* ---- one pass ---- */
 
-/* Has anything to do but wait for the disk or the inbox? */
-static bool busy(struct loom *l) {
-    return l->run_head && !l->failed && !(l->flight && batch_full(l));
-}
-
 int64_t loom_rests(struct loom *l) {
-    int64_t now = loom_now(l), wait = alarms_next(l) - now;
-    if (l->inbox || busy(l)) return 0;
-    if (l->waiters.count > 0 && l->waiters_due - l->env->mono_ms(l->env) < wait)
-        wait = l->waiters_due - l->env->mono_ms(l->env);
-    int64_t check = l->guest_bytes > l->config.memory_budget ? 10 : IDLE_CHECK_MS;
-    if (l->oldest && wait > check) wait = check;
-    return l->failed ? 100 : wait < 0 ? 0 : wait;
-}
-
-static struct item *take_inbox(struct loom *l) {
-    pthread_mutex_lock(&l->lock);
-    struct item *items = l->inbox;
-    l->inbox = NULL;
-    l->inbox_tail = &l->inbox;
-    pthread_mutex_unlock(&l->lock);
-    return items;
+    bool runs = !STAILQ_EMPTY(&l->runnable) && !(l->flight && batch_full(l));
+    int64_t wait = alarms_next(l) - loom_now(l), late = l->waiters_due - l->env->mono_ms(l->env),
+            check = l->guest_bytes > l->config.memory_budget ? 10 : IDLE_CHECK_MS;
+    if (!inbox_empty(l)) return 0;
+    if (l->failed) return 100;
+    if (l->waiters.count > 0 && late < wait) wait = late;
+    if (!TAILQ_EMPTY(&l->lru) && check < wait) wait = check;
+    return runs || wait < 0 ? 0 : wait;
 }
 
 /* Runs what the inbox holds; how many there were. */
 static size_t run_inbox(struct loom *l) {
+    struct items items = STAILQ_HEAD_INITIALIZER(items);
     size_t count = 0;
-    for (struct item *items = take_inbox(l), *next; items; items = next, count++) {
-        next = items->next;
-        items->fn(l, items);
+    pthread_mutex_lock(&l->lock);
+    STAILQ_CONCAT(&items, &l->inbox);
+    pthread_mutex_unlock(&l->lock);
+    for (struct item *item; (item = STAILQ_FIRST(&items)) != NULL; count++) {
+        STAILQ_REMOVE_HEAD(&items, next);
+        item->fn(l, item);
         arena_reset(&l->scratch);
     }
     return count;
@@ -107,15 +109,20 @@ static size_t run_inbox(struct loom *l) {
 
 static void run_actors(struct loom *l) {
     int64_t from = l->env->mono_us(l->env);
-    for (int i = 0; i < RUNS_PER_PASS && l->run_head && !batch_full(l); i++) {
+    for (int i = 0; i < RUNS_PER_PASS && !STAILQ_EMPTY(&l->runnable) && !batch_full(l); i++) {
         if (!l->flight && l->env->mono_us(l->env) - from > PASS_US) return; /* the disk waits for a batch */
-        struct resident *r = l->run_head;
-        l->run_head = r->run_next;
-        if (!l->run_head) l->run_tail = &l->run_head;
+        struct resident *r = STAILQ_FIRST(&l->runnable);
+        STAILQ_REMOVE_HEAD(&l->runnable, run);
         r->queued = false;
         turn_step(l, r);
         arena_reset(&l->scratch);
     }
+}
+
+/* Once per pass, and not per answer. */
+static void tell(struct loom *l) {
+    if (l->released && l->config.flushed) l->config.flushed(l->config.flushed_ctx);
+    l->released = false;
 }
 
 void loom_pass(struct loom *l) {
@@ -123,25 +130,28 @@ void loom_pass(struct loom *l) {
     waiters_timeout(l);
     if (l->failed) {
         batch_probe(l);
-        effects_release(l);
     } else {
         alarms_fire(l);
         mail_forget(l);
         run_actors(l);
         residents_evict(l, 0);
         /* A lone request commits on this thread: a hop to the writer and back would cost more than it hides. */
-        batch_close(l, count <= 1 && !l->run_head && !__atomic_load_n(&l->inbox, __ATOMIC_RELAXED));
+        batch_close(l, count <= 1 && STAILQ_EMPTY(&l->runnable) && inbox_empty(l));
     }
-    if (l->released && l->config.flushed) l->config.flushed(l->config.flushed_ctx);
-    l->released = false;
+    metric_set(METRIC_ACTORS_LOADED, (int64_t)l->actors.count);
+    metric_set(METRIC_GUESTS_RESIDENT, (int64_t)l->guests);
+    metric_set(METRIC_GUEST_BYTES, (int64_t)l->guest_bytes);
+    metric_set(METRIC_TIMERS, (int64_t)l->alarm_count);
+    tell(l);
 }
 
 /* ---- the threads ---- */
 
 static void wait(struct loom *l) {
+    int64_t ms = loom_rests(l), until = l->env->mono_us(l->env) + ms * 1000;
+    struct timespec time = {until / 1000000, until % 1000000 * 1000};
     pthread_mutex_lock(&l->lock);
-    int64_t ms = loom_rests(l), until = ms > 0 ? l->env->mono_us(l->env) + ms * 1000 : 0;
-    if (ms > 0) pthread_cond_timedwait(&l->wake, &l->lock, &(struct timespec){until / 1000000, until % 1000000 * 1000});
+    if (ms > 0 && STAILQ_EMPTY(&l->inbox)) pthread_cond_clockwait(&l->wake, &l->lock, CLOCK_MONOTONIC, &time);
     pthread_mutex_unlock(&l->lock);
 }
 
@@ -162,7 +172,7 @@ static void *writer_main(void *arg) {
 static int open_parts(struct loom *l, const struct loom_parts *parts, struct error *err) {
     yyjson_doc *project = l->config.project ? json_parse(str_of(l->config.project), err) : NULL;
     if (l->config.project && !project) return LOOM_E_INVALID_DOCUMENT;
-    int rc = l->store->ops->claim(l->store, str_of(l->name), &l->term, &l->committed, err);
+    int rc = l->store->ops->claim(l->store, say(l, "%d", l->name), &l->term, &l->committed, err);
     l->open_seq = l->committed + 1;
     l->net = rc < 0 ? NULL : net_client_new(l->env, yyjson_doc_get_root(project), l->config.project_dir, err);
     yyjson_doc_free(project);
@@ -172,17 +182,18 @@ static int open_parts(struct loom *l, const struct loom_parts *parts, struct err
     return registry_open(l, err);
 }
 
-/* Nothing is written. committed: what is still in flight has been. */
-static void release(struct loom *l, bool committed) {
+/* Nothing is written. */
+static void release(struct loom *l) {
     if (l->pool) activity_pool_free(l->pool);
+    l->pool = NULL;
     if (l->net) net_client_free(l->net);
+    attempts_resume(l);
     run_inbox(l);
-    while (l->effect_count > 0) { /* answers to what came too late */
-        struct effect e = effect_take(l);
-        e.release(l, e.ctx, committed);
-    }
+    waiters_fail(l, true);
+    effects_release(l);
+    tell(l);
+    batch_forget(l);
     run_inbox(l);
-    resident_drop_all(l);
     alarms_free(l);
     registry_free(l);
     stream_free(l);
@@ -190,52 +201,36 @@ static void release(struct loom *l, bool committed) {
     l->store->ops->close(l->store);
     l->blobs->ops->close(l->blobs);
     pending_free(l->open);
-    pending_free(l->flight);
     map_free(&l->attempts);
     map_free(&l->waiters);
     free(l->sweep_from);
     arena_free(&l->scratch);
     buf_free(&l->saying);
-    free(l->effects);
-    free(l->cache_dir);
-    free((char *)l->config.store);
-    free((char *)l->config.project);
-    free((char *)l->config.project_dir);
-    free((char *)l->config.compiler);
+    arena_free(&l->mem);
     free(l);
-}
-
-static const char *copy_or_null(const char *z) {
-    return z ? str_dup(str_of(z)) : NULL;
 }
 
 static struct loom *engine_new(const struct loom_config *config, const struct loom_parts *parts) {
     struct loom *l = mem_alloc(sizeof *l);
-    pthread_condattr_t monotonic;
+    const char **texts[] = {&l->config.store, &l->config.project, &l->config.project_dir, &l->config.compiler,
+                            &l->cache_dir};
     l->config = *config;
-    l->config.store = copy_or_null(config->store);
-    l->config.project = copy_or_null(config->project);
-    l->config.project_dir = copy_or_null(config->project_dir);
-    l->config.compiler = copy_or_null(config->compiler);
+    l->cache_dir = parts->cache_dir;
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) *texts[i] = arena_dup(&l->mem, str_of(*texts[i])).p;
     l->config.memory_budget = config->memory_budget ? config->memory_budget : 256u << 20;
     l->config.idle_ms = config->idle_ms ? config->idle_ms : IDLE_MS;
     l->env = parts->env;
     l->store = parts->store;
     l->blobs = parts->blobs;
     l->own_code = !parts->code;
-    l->cache_dir = parts->cache_dir;
-    snprintf(l->name, sizeof l->name, "%d", (int)parts->name);
+    l->name = parts->name;
     pthread_mutex_init(&l->lock, NULL);
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&l->wake, &monotonic);
+    pthread_cond_init(&l->wake, NULL);
     pthread_cond_init(&l->writer_wake, NULL);
-    pthread_condattr_destroy(&monotonic);
     l->modules_put = 1;
-    l->inbox_tail = &l->inbox;
-    l->run_tail = &l->run_head;
-    l->dirty_tail = &l->dirty_head;
-    l->open = pending_new();
+    STAILQ_INIT(&l->inbox);
+    STAILQ_INIT(&l->effects);
+    batch_forget(l);
     stream_open(l);
     return l;
 }
@@ -243,23 +238,21 @@ static struct loom *engine_new(const struct loom_config *config, const struct lo
 struct loom *loom_open_in(const struct loom_config *config, const struct loom_parts *parts, struct error *err) {
     struct loom *l = engine_new(config, parts);
     if (open_parts(l, parts, err) < 0 || recover_start(l, err) < 0) {
-        release(l, false);
+        release(l);
         return NULL;
     }
-    l->threads = l->env->thread(l->env, &l->writer, writer_main, l) && l->env->thread(l->env, &l->loop, loop_main, l);
+    if (l->env->thread(l->env, &l->writer, writer_main, l)) l->env->thread(l->env, &l->loop, loop_main, l);
     return l;
 }
 
 static void stop_now(struct loom *l, struct item *item) {
     l->stop = true;
-    free(item);
+    item_free(item);
 }
 
 void loom_close(struct loom *l) {
-    struct item *item = mem_alloc(sizeof *item);
-    item->fn = stop_now;
-    loom_post(l, item);
-    if (l->threads)
+    loom_post(l, item_new(sizeof(struct item)), stop_now);
+    if (l->loop)
         pthread_join(l->loop, NULL);
     else
         loop_main(l);
@@ -267,26 +260,19 @@ void loom_close(struct loom *l) {
     l->writer_stop = true;
     pthread_cond_signal(&l->writer_wake);
     pthread_mutex_unlock(&l->lock);
-    if (l->threads)
+    if (l->writer)
         pthread_join(l->writer, NULL);
     else
         writer_main(l);
-    attempts_resume(l);
     for (run_inbox(l); l->helpers > 0; run_inbox(l)) wait(l);
     if (!l->failed) {
         recover_lease(l, true);
         batch_close(l, true);
     }
-    waiters_fail(l, true);
-    effects_release(l);
-    if (l->config.flushed) l->config.flushed(l->config.flushed_ctx);
-    release(l, true);
+    release(l);
 }
 
 void loom_abandon(struct loom *l) {
     l->stop = true;
-    batch_drop(l);
-    attempts_resume(l);
-    waiters_fail(l, true);
-    release(l, false);
+    release(l);
 }

@@ -17,15 +17,10 @@
 #include <loomdeps.h>
 
 #include <pthread.h>
+#include <sys/queue.h>
 
-enum {
-    BATCH_BYTES_MAX = 4 << 20,
-    BATCH_ROWS_MAX = 10000,
-    BLOB_MIN = 256 << 10,
-    MAILBOX_MAX = 10000,
-    IDLE_CHECK_MS = 1000,
-    BODY_MAX = 2 << 20
-};
+enum { BATCH_BYTES_MAX = 4 << 20, BATCH_ROWS_MAX = 10000, BLOB_MIN = 256 << 10 };
+enum { IDLE_CHECK_MS = 1000, BODY_MAX = 2 << 20 };
 
 /* ---- definitions and modules (registry.c) ---- */
 struct definition {
@@ -56,11 +51,9 @@ void code_free(struct code *c); /* NULL is fine */
 
 /* ---- one message, waiting ---- */
 struct mail {
-    struct str key, text; /* row */
+    struct str key; /* of its row */
     yyjson_val *doc;
     struct str id, event; /* message id; event type, absent for activate */
-    int32_t priority;
-    uint64_t arrival;
     int64_t due, expires; /* 0: at once, never */
     struct arena mem;
 };
@@ -70,45 +63,38 @@ struct resident {
     struct actor *a;
     struct exec *exec;             /* suspended or running guest; NULL: to be made (and replayed) */
     struct definition *definition; /* of the open turn */
-    struct mail *mail;             /* sorted by priority, arrival */
-    size_t mail_count, mail_cap;
+    struct mail *mail;             /* sorted by key: events, then the others, each by priority and arrival */
+    size_t mail_count;
     bool queued; /* in the run queue */
     bool dirty;  /* tail or document go into the open batch */
     bool document_dirty;
     bool reload; /* its guest is gone in mid-turn: it must leave memory and be loaded before it runs again */
-    uint32_t awaits,
-        evicted_at; /* evict_always: awaits of this guest; the last one at which a guest of this turn was evicted */
+    /* evict_always: awaits of this guest; the last one at which a guest of this turn was evicted */
+    uint32_t awaits, evicted_at;
     bool in_outbox; /* the store has an outbox row */
     int32_t starts; /* times a worker died with this actor in flight and the journal at starts_cursor */
     uint64_t starts_cursor;
     uint64_t seq;    /* last batch that holds rows of it */
     int64_t used_at; /* monotonic ms */
     size_t bytes;    /* of the resident guest */
-    struct resident *run_next, *dirty_next;
-    struct resident *older, *newer; /* LRU */
+    STAILQ_ENTRY(resident) run, flush;
+    TAILQ_ENTRY(resident) lru;
 };
 
-/* ---- the inbox: closures from other threads ---- */
+/* ---- what the loop does later: what comes from other threads (the inbox), and effects ---- */
 struct item {
-    void (*fn)(struct loom *l, struct item *item); /* frees the item */
-    struct item *next;
+    void (*fn)(struct loom *l, struct item *item); /* frees it, or hands it on */
+    STAILQ_ENTRY(item) next;
+    uint64_t seq;     /* an effect: the batch that it waits for */
+    bool committed;   /* that batch has; else the effect was dropped with it */
+    struct arena mem; /* holds all of it, and the struct that begins with it */
 };
+STAILQ_HEAD(items, item);
 
-struct effect {
-    uint64_t seq;
-    void (*release)(struct loom *l, void *ctx, bool committed);
-    void *ctx;
-};
-
-enum alarm_kind { ALARM_PROMISE, ALARM_RETRY, ALARM_MAIL };
-
-struct alarm {
-    struct str key; /* due time, actor, kind, turn, promise (alarms.c); malloc'd */
-    bool durable;   /* it has a row */
-};
+/* Those that a load can derive again have no row: retries, time limits of activities and calls. */
+enum alarm_kind { ALARM_PROMISE, ALARM_RETRY, ALARM_MAIL, ALARM_LIMIT };
 
 struct pending; /* uncommitted rows of one batch (batch.c) */
-struct commit_job;
 
 struct loom {
     struct loom_config config;
@@ -119,40 +105,37 @@ struct loom {
     bool own_code;
     struct net_client *net;
     struct activity_pool *pool;
-    char *cache_dir; /* compiled artefacts; NULL: memory only */
+    const char *cache_dir; /* compiled artefacts; NULL: memory only */
+    struct arena mem;      /* of the configuration */
 
     pthread_mutex_t lock; /* guards the inbox and the writer's slot */
     pthread_cond_t wake, writer_wake;
-    struct item *inbox, **inbox_tail;
-    size_t inbox_count;
-    bool stop, writer_stop, threads;
-    uint32_t helpers; /* threads that will still post an item */
-    pthread_t loop, writer;
-    char name[16]; /* of this process, in the store */
+    struct items inbox;
+    bool stop, writer_stop;
+    uint32_t helpers;       /* threads that will still post an item */
+    pthread_t loop, writer; /* 0: whoever opened the engine does their steps */
+    int64_t name;           /* of this process: its pid */
 
     /* batch.c */
     uint64_t term, open_seq, committed; /* the open batch's number; the last one that committed */
     struct pending *open, *flight;      /* rows being collected; rows on their way to the disk or NULL */
-    struct commit_job *job;             /* the writer's slot: set by the loop, taken by the writer */
+    struct pending *job;                /* the writer's slot: set by the loop, taken by the writer */
     uint32_t arrivals;                  /* within the open batch */
-    struct effect *effects;             /* ring */
-    size_t effect_head, effect_count, effect_cap;
-    bool released; /* effects went out since the last flush callback */
-    bool failed;   /* the last commit failed: nothing runs until the store takes a batch again */
-    int failed_code;
+    struct items effects;
+    bool released;      /* effects went out since the last flush callback */
+    int failed;         /* the last commit did, as which error: nothing runs until the store takes a batch again */
     struct error fault; /* a read that failed since the last batch; code "": none */
     int faults;
     int64_t probe_at;
 
     struct map actors; /* full id → struct resident */
-    struct resident *run_head, **run_tail, *dirty_head, **dirty_tail;
-    struct resident *oldest, *newest;
-    int64_t idle_at; /* monotonic: when idle actors are looked for again */
-    size_t guests;
-    size_t guest_bytes;
+    STAILQ_HEAD(, resident) runnable, dirty;
+    TAILQ_HEAD(residents, resident) lru; /* the least recently used one first */
+    int64_t idle_at;                     /* monotonic: when idle actors are looked for again */
+    size_t guests, guest_bytes;
 
-    struct alarm *alarms; /* heap by due */
-    size_t alarm_count, alarm_cap;
+    char **alarms; /* heap of keys: due time, actor, kind, turn, promise (alarms.c) */
+    size_t alarm_count;
     int64_t horizon; /* durable alarms due before it are in the heap */
 
     uint64_t modules_put;   /* counts uploads, from 1 */
@@ -166,9 +149,9 @@ struct loom {
     int64_t waiters_due;            /* no waiter times out before it (monotonic) */
     struct subscriber *subscribers; /* stream.c; guarded by stream_lock, as the ring is */
     struct stream_event *ring;
-    void (*publish)(struct loom *l,
-                    struct resident *r); /* set once someone has subscribed: the tail of the open batch */
-    uint64_t ring_next;                  /* id of the next event */
+    /* Set once someone has subscribed: takes the tail of the open batch. */
+    void (*publish)(struct loom *l, struct resident *r);
+    uint64_t ring_next; /* id of the next event */
     pthread_mutex_t stream_lock;
     uint64_t subscriber_ids;
 };
@@ -181,19 +164,19 @@ struct loom_parts {
     struct env *env;
     struct store *store;
     struct blob_store *blobs;
-    struct code *code; /* NULL: the engine makes its own, with the cache folder */
-    char *cache_dir;   /* malloc'd, or NULL: compiled artefacts are not kept */
-    int64_t name;      /* of the process: its pid */
+    struct code *code;     /* NULL: the engine makes its own, with the cache folder */
+    const char *cache_dir; /* NULL: compiled artefacts are not kept */
+    int64_t name;          /* of the process: its pid */
 };
 struct loom *loom_open_in(const struct loom_config *config, const struct loom_parts *parts, struct error *err);
 void loom_pass(struct loom *l);     /* one pass of the loop; never waits */
 int64_t loom_rests(struct loom *l); /* ms until a pass has something to do unless the inbox gets an item; 0: now */
 void loom_abandon(struct loom *l);  /* a crash: everything is freed, nothing written; what would have left is dropped */
 int64_t loom_now(struct loom *l);
-const char *loom_message_id(struct loom *l, char out[33]); /* as the next, but rising with time */
-const char *loom_random_id(struct loom *l, char out[33]);  /* 128 random bits in hex */
-uint64_t loom_order(struct loom *l);                       /* rises with every call and over restarts */
-struct str say(struct loom *l, const char *fmt, ...);      /* buf_json's template into the scratch */
+struct str random_id(struct loom *l);                 /* 128 random bits in hex */
+struct str message_id_new(struct loom *l);            /* 80 of them, behind the time */
+uint64_t loom_order(struct loom *l);                  /* rises with every call and over restarts */
+struct str say(struct loom *l, const char *fmt, ...); /* buf_json's template into the scratch */
 static inline yyjson_val *look(struct loom *l, struct str text) {
     return json_in(&l->scratch, text);
 }
@@ -202,7 +185,9 @@ static inline struct str lent(struct loom_str s) {
 }
 struct str kept(struct loom *l, struct buf *b); /* its bytes, moved into the scratch */
 struct str ns_of(const struct loom_request *req);
-void loom_post(struct loom *l, struct item *item); /* any thread */
+void *item_new(size_t size); /* zeroed; it begins with a struct item */
+void item_free(struct item *item);
+void loom_post(struct loom *l, struct item *item, void (*fn)(struct loom *, struct item *)); /* any thread */
 /* NULL: NOT_FOUND, DAMAGED. */
 struct resident *resident_get(struct loom *l, struct str full, bool create, struct error *err);
 struct resident *resident_by_id(struct loom *l, struct str full);       /* existing or NULL */
@@ -223,23 +208,23 @@ void resident_drop_all(struct loom *l); /* after a failed commit: memory is ahea
 /* ---- recover.c ---- */
 int recover_start(struct loom *l, struct error *err); /* at opening; what was counted is durable when it returns */
 void recover_lease(struct loom *l, bool clean);       /* says in the store whether this worker stopped cleanly */
-int recover(struct loom *l, struct error *err);
+int recover(struct loom *l, bool unclean, struct error *err);
 void recover_actor(struct loom *l, struct str full, bool unclean); /* loads it and lets it go on */
 
 /* ---- turn.c: a turn from message to end ---- */
 void turn_step(struct loom *l, struct resident *r); /* one slice */
 enum turn_end { END_RETURN, END_FINISH, END_CONTINUE, END_FAIL };
-void turn_end(struct loom *l, struct resident *r, enum turn_end how,
-              struct str value); /* value: JSON; END_FAIL: error JSON */
-void turn_trapped(struct loom *l, struct resident *r,
-                  const struct error *err); /* fails a live turn, pauses a replaying one */
+/* value: JSON; END_FAIL: error JSON. */
+void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str value);
+/* Fails a live turn, pauses a replaying one. */
+void turn_trapped(struct loom *l, struct resident *r, const struct error *err);
 void turn_pause(struct loom *l, struct resident *r, const struct error *why);
 /* An entry that settles a promise, and what follows: the guest goes on. json: result or error. */
 void promise_done(struct loom *l, struct resident *r, uint64_t promise, bool ok, struct str json);
 void promise_event(struct loom *l, struct resident *r, uint64_t promise, struct str message_id, struct str data);
 void turn_cancel(struct loom *l, struct resident *r, struct str reason);
-void promise_abandon(struct loom *l, struct resident *r,
-                     uint64_t id);       /* undo what an open promise started outside the journal */
+/* Undoes what an open promise started outside the journal. */
+void promise_abandon(struct loom *l, struct resident *r, uint64_t id);
 bool turn_resumable(struct resident *r); /* its await is settled */
 
 /* ---- ops.c: the guest's op table ---- */
@@ -258,17 +243,17 @@ enum op_outcome op_run(struct op_call *c);
 enum op_outcome op_await_result(struct op_call *c); /* the answer of a settled await or suspend */
 
 /* ---- batch.c: rows, group commit, effects ---- */
-void rows_put(struct loom *l, enum row_kind kind, struct str key, struct str value,
-              bool fresh); /* fresh: no such row exists */
+/* fresh: no such row exists. */
+void rows_put(struct loom *l, enum row_kind kind, struct str key, struct str value, bool fresh);
 void rows_delete(struct loom *l, enum row_kind kind, struct str key);
-int rows_load(struct loom *l, enum row_kind kind, struct str key, struct buf *out,
-              struct error *err); /* 1, 0 or negative */
-struct str rows_get(struct loom *l, enum row_kind kind,
-                    struct str key); /* into the scratch; .p NULL: none, or a fault that is logged */
-int store_fault(struct loom *l, int rc,
-                const struct error *err); /* answers rc; when it is one, the open batch will be dropped */
-/* 1, 0 or negative: as the last commit left it, without what is pending. */
-int rows_stored(struct loom *l, enum row_kind kind, struct str key, struct buf *out, struct error *err);
+/* 1, 0 or negative; the value lives as long as the scratch. */
+int rows_load(struct loom *l, enum row_kind kind, struct str key, struct str *out, struct error *err);
+/* The same; .p NULL: none, or a fault that is logged. */
+struct str rows_get(struct loom *l, enum row_kind kind, struct str key);
+/* As rows_load, but as the last commit left it, without what is pending. */
+int rows_stored(struct loom *l, enum row_kind kind, struct str key, struct str *out, struct error *err);
+/* Answers rc; when it is a fault of the store, the open batch will be dropped. */
+int store_fault(struct loom *l, int rc, const struct error *err);
 /* Committed rows from ≤ key < to in key order. A damaged row is passed over; DAMAGED then names one when all others were visited. */
 int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx,
               struct error *err);
@@ -278,36 +263,35 @@ bool batch_full(const struct loom *l);
 bool batch_idle(const struct loom *l);       /* nothing uncommitted */
 void batch_probe(struct loom *l);            /* after a failure: does the store take a batch again? */
 bool batch_write(struct loom *l, bool wait); /* the writer: commits what it was handed; false: nothing (more) */
-void batch_drop(struct loom *l);             /* what it was handed is never written */
-void effect_add(struct loom *l, void (*release)(struct loom *, void *, bool), void *ctx);
-struct effect effect_take(struct loom *l); /* the oldest one */
-void effects_release(struct loom *l);
-struct pending *pending_new(void);
-void pending_free(struct pending *p);
+void effect_add(struct loom *l, struct item *item, void (*fn)(struct loom *, struct item *));
+void effects_release(struct loom *l); /* those whose batch has committed */
+void batch_forget(struct loom *l);    /* back to the last commit: what was ahead of it leaves memory */
+void pending_free(struct pending *p); /* NULL is fine */
 
 /* ---- mailbox.c ---- */
 struct message {
     struct str to;    /* target: ns/type/key */
-    struct str id;    /* absent: made */
+    struct str id;    /* absent: made, in the scratch */
     struct str event; /* event type; absent: activate */
     struct str data;  /* JSON text, normalized */
-    struct str sender, correlation, parent, traceparent;
+    struct str sender, correlation, traceparent;
     struct str reply_to; /* JSON {"actor","turn","attempt","promise"} or absent */
     struct str chain;    /* JSON array of waiting actors or absent */
     struct str version;  /* of the actor type; absent: the last deployed */
     int64_t delay_ms, ttl_ms;
     int32_t priority;
     int32_t attempt; /* 0: the first */
-    bool run, spawn; /* the actor ends with its turn; it must not exist yet */
+    bool spawn;      /* makes a child, which must not exist yet */
     bool outside;    /* from a client: deduplicated, mailbox limit applies */
-    bool again;      /* a message of before that goes on (retry, continue): not checked anew */
 };
-/* Puts the message in the target's mailbox. 0: accepted. 1: a duplicate. Negative: err. id_out lives in the scratch or is m's. */
-int mail_deliver(struct loom *l, const struct message *m, struct str *id_out, struct error *err);
+/* Brings the message to its target. 0: accepted. 1: a duplicate. Negative: err. */
+int mail_deliver(struct loom *l, struct message *m, struct error *err);
+/* Puts it in a mailbox unchecked: one that was checked before and goes on (retry, continue). */
+void mail_put(struct loom *l, struct resident *r, const struct message *m);
 /* The time of a message has come, or is over: an event goes to the wait that is open for it, the expired become dead letters. */
 void mail_due(struct loom *l, struct resident *r);
-struct mail *mail_next(struct loom *l,
-                       struct resident *r); /* the next activate message, due and not expired; NULL: none */
+/* The next activate message, due and not expired; NULL: none. */
+struct mail *mail_next(struct loom *l, struct resident *r);
 /* Settles the wait with the oldest buffered event of the type; false: there is none. */
 bool mail_bind(struct loom *l, struct resident *r, uint64_t promise, struct str type);
 void mail_remove(struct loom *l, struct resident *r, struct mail *m);
@@ -331,21 +315,20 @@ void waiters_timeout(struct loom *l);
 void waiters_fail(struct loom *l, bool all); /* those whose message has not committed, or all: Loom stops */
 
 /* ---- alarms.c ---- */
-void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise,
-               bool durable);
-void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn,
-                 uint64_t promise);                                     /* a durable one's row */
+void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise);
+/* Its row; the alarm itself then finds nothing to do. */
+void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise);
 void promise_deadline(struct loom *l, struct resident *r, uint64_t id); /* the alarm of an open one that has one */
 void alarms_fire(struct loom *l);
 int64_t alarms_next(struct loom *l); /* wall ms of the next one; INT64_MAX: none */
-int alarms_recover(struct loom *l, struct error *err);
+void alarms_recover(struct loom *l); /* in memory are those that have a row, and no others */
 void alarms_free(struct loom *l);
 
 /* ---- attempt.c: activities ---- */
 /* The promise's next attempt, as policy and rule say. entry: what was asked for; NULL: it is read from the journal. */
 void attempt_schedule(struct loom *l, struct resident *r, uint64_t promise, yyjson_val *entry);
-void attempt_recover(struct loom *l,
-                     struct resident *r); /* after load: link running attempts, the others were interrupted */
+/* After load: running attempts go on, the others were interrupted. */
+void attempt_recover(struct loom *l, struct resident *r);
 void attempt_cancel(struct loom *l, const struct resident *r, uint64_t promise);
 void attempts_fail(struct loom *l);   /* a commit failed: drop those that are not durable */
 void attempts_resume(struct loom *l); /* the store takes batches again: apply what has ended meanwhile */

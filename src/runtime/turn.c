@@ -8,7 +8,6 @@
 #include "runtime/runtime.h"
 
 #include <assert.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,17 +24,16 @@ static struct str started_entry(struct loom *l, struct resident *r, const struct
     static const char *const carried[] = {"correlationId", "outside", "replyTo", "chain", "traceparent", "version"};
     struct str sender = json_str(yyjson_obj_get(mail, "metadata"), "sender");
     int64_t attempt = json_int(mail, "attempt", 1);
-    char seed[33];
     struct str message = sender.p ? say(l, ",\"sender\":%q", sender) : STR("");
     for (size_t i = 0; i < sizeof carried / sizeof *carried; i++)
         if (yyjson_obj_get(mail, carried[i]))
             message = say(l, "%j,\"%s\":%v", message, carried[i], yyjson_obj_get(mail, carried[i]));
     return say(l,
                "{\"type\":\"turn_started\",\"turn\":%u%j,\"messageId\":%q,\"moduleHash\":%z,\"definition\":%q,"
-               "\"seed\":%z,\"message\":{%j},\"input\":%v",
+               "\"seed\":%q,\"message\":{%j},\"input\":%v",
                r->a->turns + 1, attempt > 1 ? say(l, ",\"attempt\":%d", attempt) : STR(""), json_str(mail, "messageId"),
-               d->resolved, (struct str){d->hash, PIN_DIGITS}, loom_random_id(l, seed),
-               (struct str){message.p + 1, message.n - 1}, yyjson_obj_get(yyjson_obj_get(mail, "payload"), "data"));
+               d->resolved, (struct str){d->hash, PIN_DIGITS}, random_id(l), (struct str){message.p + 1, message.n - 1},
+               yyjson_obj_get(yyjson_obj_get(mail, "payload"), "data"));
 }
 
 static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
@@ -294,9 +292,7 @@ static void again(struct loom *l, struct resident *r, yyjson_val *started, struc
     m.chain = json_text_of(yyjson_obj_get(message, "chain"), &l->scratch);
     m.priority = INT32_MIN;
     m.outside = json_bool(message, "outside", false);
-    m.again = true;
-    struct error err;
-    if (mail_deliver(l, &m, &m.id, &err) < 0) reply_to(l, r, message, m.id, false, error_text(l, &err));
+    mail_put(l, r, &m);
 }
 
 /* A program that ends before it has repeated its journal is another program. */
