@@ -179,6 +179,7 @@ static enum verdict commit_step(struct world *w, int i) {
     array_copy(&w->doubt, &w->sure);
     remember(&w->doubt, s);
     enum commit_outcome outcome = w->store->ops->commit(w->store, &b, &w->err);
+    if (outcome == COMMIT_OK) outcome = w->store->ops->sync(w->store, &w->err);
     if (sim_dead() && outcome != COMMIT_OK) return ENDS;
     must(w, outcome == COMMIT_OK || sim_struck());
     must(w, outcome != COMMIT_FULL || now.fault == SIM_FULL || now.fault == SIM_FULL_ONCE);

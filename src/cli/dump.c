@@ -151,6 +151,7 @@ static int restore_flush(struct restore *r) {
     if (r->batch.count == 0) return 0;
     r->batch.seq++;
     enum commit_outcome outcome = r->store->ops->commit(r->store, &r->batch, &r->err);
+    if (outcome == COMMIT_OK) outcome = r->store->ops->sync(r->store, &r->err);
     r->rows += (int64_t)r->batch.count;
     r->batch.count = 0;
     arena_free(&r->mem);

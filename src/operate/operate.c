@@ -537,7 +537,7 @@ static void operate(struct loom *l, const struct loom_request *req) {
     else if (l->failed && !row->reads)
         error_set(&err, l->failed,
                   "the store takes no batch at the moment; repeat the request with the same message id");
-    else if (!row->reads && l->flight && batch_full(l))
+    else if (!row->reads && !batch_ready(l) && batch_full(l))
         error_set(&err, LOOM_E_BUSY, "the disk is behind; try again");
     else {
         row->fn(l, req);

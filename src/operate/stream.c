@@ -125,8 +125,8 @@ static void catch_up(struct loom *l, struct subscriber *s) {
 
 static void subscribe(struct loom *l, struct item *item) {
     struct subscription *sub = (struct subscription *)item;
-    bool late = !l->publish && l->flight; /* that batch's entries are not being published */
-    if (late) {
+    l->settle = l->flights[0]; /* what is read must be on the disk; and those entries are perhaps not being published */
+    if (l->settle) {
         loom_post(l, item, subscribe);
         return;
     }

@@ -1,11 +1,11 @@
 /* batch.c: the open batch, group commit, and the effects that wait for it.
  *
  * Rows collect in the open batch by key, so that a later write supersedes an earlier one and a row that comes and goes
- * within one batch is never written. One batch is on its way to the disk (flight) while one fills. A load sees open, then
- * flight, then the store; a scan sees what has committed. Batches commit in order; an effect carries the number of the
- * batch that was open when it was made and is released when that one has committed. An open batch without rows counts as
- * committed when all before it have. Values of 256 KiB and more become blobs; the writer syncs a blob before the row that
- * names it commits.
+ * within one batch is never written. Two batches can be on their way to the disk (flights) while one fills: one is written
+ * while the disk syncs the one before. A load sees open, then the flights, then the store; a scan sees what has been written.
+ * Batches are written in order; an effect carries the number of the batch that was open when it was made and is released
+ * when that one has been synced. An open batch without rows counts as committed when all before it have. Values of 256 KiB
+ * and more become blobs; the writer syncs a blob before the row that names it commits.
  * A failed commit drops all that was ahead of the disk (resident_drop_all); nothing runs until a probe commits again. A
  * failed read does the same: who could not read may have decided wrongly.
  */
@@ -25,6 +25,7 @@ struct pending {
     struct map rows;    /* kind as a byte, key → row */
     struct batch batch; /* the same rows, once it is closed */
     enum commit_outcome outcome;
+    bool back; /* from its writer */
     struct error err;
     int64_t us;
 };
@@ -81,7 +82,9 @@ static int resolve(struct loom *l, struct str *value, struct buf *out, struct er
 
 static struct pending_row *uncommitted(const struct loom *l, struct str full) {
     struct pending_row *row = map_get(&l->open->rows, full);
-    return row || !l->flight ? row : map_get(&l->flight->rows, full);
+    for (int i = 1; !row && i >= 0; i--)
+        if (l->flights[i]) row = map_get(&l->flights[i]->rows, full);
+    return row;
 }
 
 int store_fault(struct loom *l, int rc, const struct error *err) {
@@ -158,7 +161,7 @@ void effect_add(struct loom *l, struct item *item, void (*fn)(struct loom *, str
 }
 
 bool batch_idle(const struct loom *l) {
-    return !l->flight && l->open->rows.count == 0 && STAILQ_EMPTY(&l->dirty) && !l->fault.code[0];
+    return !l->flights[0] && l->open->rows.count == 0 && STAILQ_EMPTY(&l->dirty) && !l->fault.code[0];
 }
 
 static void effect_release(struct loom *l, struct item *e, bool committed) {
@@ -178,9 +181,10 @@ void effects_release(struct loom *l) {
 
 void batch_forget(struct loom *l) {
     for (struct item *e; (e = STAILQ_FIRST(&l->effects)) != NULL;) effect_release(l, e, e->seq <= l->committed);
-    pending_free(l->flight);
+    for (int i = 0; i < 2; i++) pending_free(l->flights[i]);
     pending_free(l->open);
-    l->flight = NULL;
+    l->flights[0] = l->flights[1] = l->job = NULL;
+    l->refuse = false;
     l->open = item_new(sizeof *l->open);
     attempts_fail(l);
     resident_drop_all(l);
@@ -208,16 +212,23 @@ static int move_to_blobs(struct loom *l, struct pending *p) {
     return 0;
 }
 
-/* On the writer's thread, or on the loop's when nothing else waits. */
+/* On a writer's thread, or on the loop's when nothing else waits. Nothing is written on top of what failed. */
 static void commit(struct loom *l, struct pending *p) {
-    int64_t from = l->env->mono_us(l->env);
+    p->us = -l->env->mono_us(l->env);
+    p->outcome = COMMIT_FAILED;
+    if (l->refuse) return;
     qsort(p->batch.rows, p->batch.count, sizeof *p->batch.rows, by_row);
     int rc = move_to_blobs(l, p);
     if (rc < 0)
         p->outcome = rc == LOOM_E_DISK_FULL ? COMMIT_FULL : COMMIT_FAILED;
     else
         p->outcome = l->store->ops->commit(l->store, &p->batch, &p->err);
-    p->us = l->env->mono_us(l->env) - from;
+    l->refuse = p->outcome != COMMIT_OK;
+}
+
+static void sync(struct loom *l, struct pending *p) {
+    if (p->outcome == COMMIT_OK) p->outcome = l->store->ops->sync(l->store, &p->err);
+    p->us += l->env->mono_us(l->env);
 }
 
 /* Of what this process may not go on from, it dies. */
@@ -248,20 +259,24 @@ static void commit_failed(struct loom *l, enum commit_outcome outcome, const str
     waiters_fail(l, false);
 }
 
+/* They come back in any order. After a failure both must be back, for the writers read their rows. */
 static void commit_done(struct loom *l, struct item *item) {
-    struct pending *p = (struct pending *)item; /* the one in flight */
-    metric_add(METRIC_COMMIT_US, p->us);
-    if (p->outcome != COMMIT_OK && !SABOTAGE("rollback not checked")) {
-        commit_failed(l, p->outcome, &p->err);
-        return;
+    struct pending *p = (struct pending *)item;
+    for (p->back = true; (p = l->flights[0]) != NULL && p->back;) {
+        if (p->outcome != COMMIT_OK && !SABOTAGE("rollback not checked")) {
+            if (!l->flights[1] || l->flights[1]->back) commit_failed(l, p->outcome, &p->err);
+            return;
+        }
+        metric_add(METRIC_COMMIT_US, p->us);
+        metric_add(METRIC_BATCHES, 1);
+        metric_add(METRIC_ROWS, (int64_t)p->batch.count);
+        l->committed = p->batch.seq;
+        if (!l->failed) l->faults = 0;
+        l->flights[0] = l->flights[1];
+        l->flights[1] = NULL;
+        pending_free(p);
+        effects_release(l);
     }
-    l->committed = p->batch.seq;
-    if (!l->failed) l->faults = 0;
-    metric_add(METRIC_BATCHES, 1);
-    metric_add(METRIC_ROWS, (int64_t)p->batch.count);
-    pending_free(p);
-    l->flight = NULL;
-    effects_release(l);
 }
 
 static void list_rows(struct pending *p) {
@@ -270,30 +285,40 @@ static void list_rows(struct pending *p) {
     for (size_t i = 0; (row = map_next(&p->rows, &i)) != NULL;) p->batch.rows[p->batch.count++] = row->row;
 }
 
+bool batch_ready(const struct loom *l) {
+    return !__atomic_load_n(&l->job, __ATOMIC_RELAXED) && !l->flights[1] && !(l->settle && l->flights[0]);
+}
+
+bool batch_due(const struct loom *l) {
+    return batch_ready(l) && (l->open->rows.count > 0 || !STAILQ_EMPTY(&l->dirty));
+}
+
 void batch_close(struct loom *l, bool here) {
-    if (l->flight) return;
+    if (!batch_ready(l)) return;
     residents_flush(l);
     if (l->fault.code[0]) { /* what was decided on that read must not commit */
-        commit_failed(l, strcmp(l->fault.code, "disk_full") ? COMMIT_FAILED : COMMIT_FULL, &l->fault);
+        int outcome = strcmp(l->fault.code, "disk_full") ? COMMIT_FAILED : COMMIT_FULL;
+        if (!l->flights[0]) commit_failed(l, outcome, &l->fault);
         return;
     }
     if (l->open->rows.count == 0) {
         effects_release(l);
         return;
     }
-    struct pending *p = l->flight = l->open;
+    struct pending *p = l->flights[l->flights[0] != NULL] = l->open;
     p->batch.term = l->term;
     p->batch.seq = l->open_seq++;
     list_rows(p);
     l->open = item_new(sizeof *l->open);
     l->arrivals = 0;
-    if (here) {
+    if (here && !l->flights[1]) {
         commit(l, p);
+        sync(l, p);
         commit_done(l, &p->item);
         return;
     }
     pthread_mutex_lock(&l->lock);
-    l->job = p;
+    __atomic_store_n(&l->job, p, __ATOMIC_RELAXED);
     pthread_cond_signal(&l->writer_wake);
     pthread_mutex_unlock(&l->lock);
 }
@@ -315,14 +340,24 @@ void batch_probe(struct loom *l) {
     attempts_resume(l);
 }
 
-bool batch_write(struct loom *l, bool wait) {
+struct pending *batch_write(struct loom *l, bool wait) {
+    pthread_mutex_lock(&l->writing);
     pthread_mutex_lock(&l->lock);
     while (wait && !l->job && !l->writer_stop) pthread_cond_wait(&l->writer_wake, &l->lock);
     struct pending *p = l->job;
-    l->job = NULL;
     pthread_mutex_unlock(&l->lock);
-    if (!p) return false;
-    commit(l, p);
+    if (p) {
+        commit(l, p);
+        pthread_mutex_lock(&l->lock);
+        __atomic_store_n(&l->job, NULL, __ATOMIC_RELAXED);
+        pthread_cond_signal(&l->wake);
+        pthread_mutex_unlock(&l->lock);
+    }
+    pthread_mutex_unlock(&l->writing);
+    return p;
+}
+
+void batch_sync(struct loom *l, struct pending *p) {
+    sync(l, p);
     loom_post(l, &p->item, commit_done);
-    return true;
 }

@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { RUNS_PER_PASS = 256, PASS_US = 4000, IDLE_MS = 60000 };
+enum { RUNS_PER_PASS = 256, PASS_US = 500, IDLE_MS = 60000 };
 
 int64_t loom_now(struct loom *l) {
     return l->env->now_ms(l->env);
@@ -82,14 +82,14 @@ static bool inbox_empty(struct loom *l) {
 /* ---- one pass ---- */
 
 int64_t loom_rests(struct loom *l) {
-    bool runs = !STAILQ_EMPTY(&l->runnable) && !(l->flight && batch_full(l));
+    bool runs = !STAILQ_EMPTY(&l->runnable) && (batch_ready(l) || !batch_full(l));
     int64_t wait = alarms_next(l) - loom_now(l), late = l->waiters_due - l->env->mono_ms(l->env),
             check = l->guest_bytes > l->config.memory_budget ? 10 : IDLE_CHECK_MS;
     if (!inbox_empty(l)) return 0;
     if (l->failed) return 100;
     if (l->waiters.count > 0 && late < wait) wait = late;
     if (!TAILQ_EMPTY(&l->lru) && check < wait) wait = check;
-    return runs || wait < 0 ? 0 : wait;
+    return runs || batch_due(l) || wait < 0 ? 0 : wait;
 }
 
 /* Runs what the inbox holds; how many there were. */
@@ -110,7 +110,7 @@ static size_t run_inbox(struct loom *l) {
 static void run_actors(struct loom *l) {
     int64_t from = l->env->mono_us(l->env);
     for (int i = 0; i < RUNS_PER_PASS && !STAILQ_EMPTY(&l->runnable) && !batch_full(l); i++) {
-        if (!l->flight && l->env->mono_us(l->env) - from > PASS_US) return; /* the disk waits for a batch */
+        if (batch_ready(l) && l->env->mono_us(l->env) - from > PASS_US) return; /* the disk waits for a batch */
         struct resident *r = STAILQ_FIRST(&l->runnable);
         STAILQ_REMOVE_HEAD(&l->runnable, run);
         r->queued = false;
@@ -151,7 +151,8 @@ static void wait(struct loom *l) {
     int64_t ms = loom_rests(l), until = l->env->mono_us(l->env) + ms * 1000;
     struct timespec time = {until / 1000000, until % 1000000 * 1000};
     pthread_mutex_lock(&l->lock);
-    if (ms > 0 && STAILQ_EMPTY(&l->inbox)) pthread_cond_clockwait(&l->wake, &l->lock, CLOCK_MONOTONIC, &time);
+    if (ms > 0 && STAILQ_EMPTY(&l->inbox) && !batch_due(l))
+        pthread_cond_clockwait(&l->wake, &l->lock, CLOCK_MONOTONIC, &time);
     pthread_mutex_unlock(&l->lock);
 }
 
@@ -163,7 +164,7 @@ static void *loop_main(void *arg) {
 }
 
 static void *writer_main(void *arg) {
-    while (batch_write(arg, true)) continue;
+    for (struct pending *p; (p = batch_write(arg, true)) != NULL;) batch_sync(arg, p);
     return NULL;
 }
 
@@ -225,6 +226,7 @@ static struct loom *engine_new(const struct loom_config *config, const struct lo
     l->own_code = !parts->code;
     l->name = parts->name;
     pthread_mutex_init(&l->lock, NULL);
+    pthread_mutex_init(&l->writing, NULL);
     pthread_cond_init(&l->wake, NULL);
     pthread_cond_init(&l->writer_wake, NULL);
     l->modules_put = 1;
@@ -241,7 +243,9 @@ struct loom *loom_open_in(const struct loom_config *config, const struct loom_pa
         release(l);
         return NULL;
     }
-    if (l->env->thread(l->env, &l->writer, writer_main, l)) l->env->thread(l->env, &l->loop, loop_main, l);
+    if (l->env->thread(l->env, &l->writers[0], writer_main, l) &&
+        l->env->thread(l->env, &l->writers[1], writer_main, l))
+        l->env->thread(l->env, &l->loop, loop_main, l);
     return l;
 }
 
@@ -258,12 +262,10 @@ void loom_close(struct loom *l) {
         loop_main(l);
     pthread_mutex_lock(&l->lock);
     l->writer_stop = true;
-    pthread_cond_signal(&l->writer_wake);
+    pthread_cond_broadcast(&l->writer_wake);
     pthread_mutex_unlock(&l->lock);
-    if (l->writer)
-        pthread_join(l->writer, NULL);
-    else
-        writer_main(l);
+    for (int i = 0; i < 2 && l->writers[i]; i++) pthread_join(l->writers[i], NULL);
+    writer_main(l); /* for those who have no threads */
     for (run_inbox(l); l->helpers > 0; run_inbox(l)) wait(l);
     if (!l->failed) {
         recover_lease(l, true);

@@ -108,18 +108,21 @@ struct loom {
     const char *cache_dir; /* compiled artefacts; NULL: memory only */
     struct arena mem;      /* of the configuration */
 
-    pthread_mutex_t lock; /* guards the inbox and the writer's slot */
+    pthread_mutex_t lock;    /* guards the inbox and the writers' slot */
+    pthread_mutex_t writing; /* held by the writer that writes */
     pthread_cond_t wake, writer_wake;
     struct items inbox;
     bool stop, writer_stop;
-    uint32_t helpers;       /* threads that will still post an item */
-    pthread_t loop, writer; /* 0: whoever opened the engine does their steps */
-    int64_t name;           /* of this process: its pid */
+    uint32_t helpers;           /* threads that will still post an item */
+    pthread_t loop, writers[2]; /* 0: whoever opened the engine does their steps */
+    int64_t name;               /* of this process: its pid */
 
     /* batch.c */
     uint64_t term, open_seq, committed; /* the open batch's number; the last one that committed */
-    struct pending *open, *flight;      /* rows being collected; rows on their way to the disk or NULL */
-    struct pending *job;                /* the writer's slot: set by the loop, taken by the writer */
+    struct pending *open, *flights[2];  /* rows being collected; rows on their way to the disk or NULL, older first */
+    struct pending *job;                /* the flight that is not written yet: set by the loop, cleared by a writer */
+    bool refuse;                        /* a batch was not written: nor is the one after it */
+    bool settle;                        /* no batch is closed until the disk has all that was written */
     uint32_t arrivals;                  /* within the open batch */
     struct items effects;
     bool released;      /* effects went out since the last flush callback */
@@ -158,8 +161,8 @@ struct loom {
 
 /* ---- runtime.c: loop, activation, residency ---- */
 /* loom_open (src/operate/open.c) on parts that are given; l owns the store and the blobs from here on, also when it fails. Where env
- * starts no threads, whoever opened it does their steps, in any order, as the simulator does: loom_pass, batch_write,
- * activity_step(l->pool) and net_step(l->net) with net_answer. */
+ * starts no threads, whoever opened it does their steps, in any order, as the simulator does: loom_pass, batch_write
+ * and batch_sync of what it gave, activity_step(l->pool) and net_step(l->net) with net_answer. */
 struct loom_parts {
     struct env *env;
     struct store *store;
@@ -258,11 +261,14 @@ int store_fault(struct loom *l, int rc, const struct error *err);
 int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx,
               struct error *err);
 int rows_prefix(struct loom *l, enum row_kind kind, struct str prefix, row_fn fn, void *ctx, struct error *err);
-void batch_close(struct loom *l, bool here); /* hands the open batch to the writer, or commits it here */
+void batch_close(struct loom *l, bool here); /* hands the open batch to a writer, or commits it here if none flies */
+bool batch_ready(const struct loom *l);      /* the writer is free */
+bool batch_due(const struct loom *l);        /* and there is something to write */
 bool batch_full(const struct loom *l);
-bool batch_idle(const struct loom *l);       /* nothing uncommitted */
-void batch_probe(struct loom *l);            /* after a failure: does the store take a batch again? */
-bool batch_write(struct loom *l, bool wait); /* the writer: commits what it was handed; false: nothing (more) */
+bool batch_idle(const struct loom *l);                  /* nothing uncommitted */
+void batch_probe(struct loom *l);                       /* after a failure: does the store take a batch again? */
+struct pending *batch_write(struct loom *l, bool wait); /* a writer: writes what it was handed; NULL: nothing (more) */
+void batch_sync(struct loom *l, struct pending *p);     /* and has it synced, while another may write */
 void effect_add(struct loom *l, struct item *item, void (*fn)(struct loom *, struct item *));
 void effects_release(struct loom *l); /* those whose batch has committed */
 void batch_forget(struct loom *l);    /* back to the last commit: what was ahead of it leaves memory */

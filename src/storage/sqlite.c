@@ -68,7 +68,10 @@ struct sqlite_store {
     struct env *env;
     char *path; /* NULL: in memory */
     char id[33];
-    uint64_t seq;
+    _Atomic uint64_t written; /* the last seq that was committed */
+    sqlite3_file *wal;        /* the writer's; NULL in memory */
+    pthread_mutex_t sync_lock;
+    uint64_t seq;    /* the last seq on the disk; as the next, under sync_lock */
     int64_t seen_at; /* when write_seen wrote; -1: it may not yet */
     int lock_fd;
     atomic_bool sync_failed; /* also of a checkpoint: the next commit says FATAL */
@@ -171,17 +174,19 @@ static void notice_sync_error(struct sqlite_store *s, int rc) {
     path_sync(marker);
 }
 
+static enum commit_outcome sync_lost(struct error *err) {
+    error_set(err, LOOM_E_STORE, "the disk failed to sync; start Loom again, it then rewrites the store");
+    return COMMIT_FATAL;
+}
+
 static enum commit_outcome commit_failed(struct sqlite_store *s, int rc, struct error *err) {
     sqlite3 *db = s->writer.db;
     bool full = rc == SQLITE_FULL || rc == SQLITE_IOERR_SHMSIZE;
     notice_sync_error(s, rc);
-    if (s->sync_failed)
-        error_set(err, LOOM_E_STORE, "the disk failed to sync; start Loom again, it then rewrites the store");
-    else
-        error_set(err, full ? LOOM_E_DISK_FULL : LOOM_E_STORE, "the batch was not written: %s (%s)", sqlite3_errmsg(db),
-                  sqlite3_errstr(rc));
+    error_set(err, full ? LOOM_E_DISK_FULL : LOOM_E_STORE, "the batch was not written: %s (%s)", sqlite3_errmsg(db),
+              sqlite3_errstr(rc));
     if (!sqlite3_get_autocommit(db)) run(&s->writer, Q_ROLLBACK);
-    return s->sync_failed ? COMMIT_FATAL : full ? COMMIT_FULL : COMMIT_FAILED;
+    return s->sync_failed ? sync_lost(err) : full ? COMMIT_FULL : COMMIT_FAILED;
 }
 
 static int write_row(struct side *w, const struct row *r) {
@@ -252,12 +257,22 @@ static enum commit_outcome sqlite_commit(struct store *base, const struct batch 
     enum commit_outcome outcome = rc != SQLITE_OK ? commit_failed(s, rc, err) : ours ? COMMIT_OK : COMMIT_CONFLICT;
     if (outcome == COMMIT_CONFLICT)
         error_set(err, LOOM_E_CONFLICT, "another writer has taken the store; this one must stop");
-    if (outcome == COMMIT_OK) {
-        s->seq = b->seq;
-        write_seen(s, 1000);
-    }
+    if (outcome == COMMIT_OK) s->written = b->seq;
     release(w, fence);
     return outcome;
+}
+
+/* What SQLite's own commit does with synchronous=FULL, but without holding up the next commit. */
+static enum commit_outcome sqlite_sync(struct store *base, struct error *err) {
+    struct sqlite_store *s = (struct sqlite_store *)base;
+    uint64_t seq = s->written;
+    if (s->wal) notice_sync_error(s, s->wal->pMethods->xSync(s->wal, SQLITE_SYNC_NORMAL));
+    if (s->sync_failed) return sync_lost(err);
+    pthread_mutex_lock(&s->sync_lock);
+    if (seq > s->seq) s->seq = seq;
+    write_seen(s, 1000);
+    pthread_mutex_unlock(&s->sync_lock);
+    return COMMIT_OK;
 }
 
 static int sqlite_claim(struct store *base, struct str writer, uint64_t *term, uint64_t *seq, struct error *err) {
@@ -272,10 +287,12 @@ static int sqlite_claim(struct store *base, struct str writer, uint64_t *term, u
     if (rc != SQLITE_DONE) notice_sync_error(s, rc);
     rc = rc == SQLITE_DONE ? LOOM_OK : read_error(w, err);
     release(w, q);
+    if (rc < 0) return rc;
     /* Told only now: what a killed process left in the page cache may not have been on the disk before. */
-    if (rc == LOOM_OK && s->path) s->seen_at = 0;
-    write_seen(s, 0);
-    return rc;
+    s->written = *seq;
+    if (s->path) sqlite3_file_control(w->db, NULL, SQLITE_FCNTL_JOURNAL_POINTER, &s->wal);
+    if (s->path) s->seen_at = 0;
+    return sqlite_sync(base, err) == COMMIT_OK ? LOOM_OK : LOOM_E_STORE;
 }
 
 /* ---- what stands beside the file ---- */
@@ -432,7 +449,8 @@ static void sqlite_close(struct store *base) {
     free(s);
 }
 
-static const struct store_ops sqlite_ops = {sqlite_claim, sqlite_commit, sqlite_load, sqlite_scan, sqlite_close};
+static const struct store_ops sqlite_ops = {sqlite_claim, sqlite_commit, sqlite_sync,
+                                            sqlite_load,  sqlite_scan,   sqlite_close};
 
 struct store *store_sqlite_open(const char *path, struct env *env, bool accept_restored, struct error *err) {
     struct sqlite_store *s = mem_alloc(sizeof *s);
@@ -448,6 +466,8 @@ struct store *store_sqlite_open(const char *path, struct env *env, bool accept_r
     if (rc >= 0 && path) rc = check_seen(s, accept_restored, err);
     if (rc >= 0 && path) rc = open_side(&s->keeper, s->path, err);
     if (rc >= 0) sqlite3_wal_hook(s->writer.db, committed, s);
+    if (rc >= 0)
+        sqlite3_exec(s->writer.db, "PRAGMA synchronous = NORMAL", NULL, NULL, NULL); /* sqlite_sync() does it */
     s->has_thread = rc >= 0 && path && env->thread(env, &s->thread, keeper_main, s);
     if (rc >= 0) return &s->base;
     notice_sync_error(s, sqlite3_extended_errcode(s->writer.db));

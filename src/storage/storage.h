@@ -1,7 +1,7 @@
 /* storage.h: what Loom asks of a store. A store is rows (kind, key) → JSON text, changed only by atomic batches.
  *
- * No backend knows what an actor is. `commit` runs on the store thread while `load` and `scan` run on the loop's, so a
- * backend serves one writer and one reader at a time without the caller's help. Every row carries a checksum (row_sum)
+ * No backend knows what an actor is. One thread at a time commits, two may sync, while `load` and `scan` run on the loop's:
+ * all without the caller's help. Every row carries a checksum (row_sum)
  * that the backend keeps beside it and compares at each read.
  */
 #ifndef LOOM_STORAGE_H
@@ -68,7 +68,10 @@ struct store {
 struct store_ops {
     /* Takes the shard for `writer`: raises the term and answers it with the last committed seq. */
     int (*claim)(struct store *s, struct str writer, uint64_t *term, uint64_t *seq, struct error *err);
+    /* OK: the batch is there for reads and for what comes after this process, but a power loss may still take it. */
     enum commit_outcome (*commit)(struct store *s, const struct batch *b, struct error *err);
+    /* OK or FATAL: every commit that had returned is on the disk. May run beside a commit, and beside itself. */
+    enum commit_outcome (*sync)(struct store *s, struct error *err);
     /* 1 found (value appended to out), 0 absent, negative error: DAMAGED names the row, STORE anything else. */
     int (*load)(struct store *s, enum row_kind kind, struct str key, struct buf *out, struct error *err);
     /* Rows with from ≤ key < to (to.p NULL: no upper end). 0, or STORE; a damaged row stops nothing, see row_fn. */

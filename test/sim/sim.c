@@ -155,10 +155,12 @@ static void start(struct sim *s) {
 /* The process that has lost its store goes on until it notices, or for a while. */
 static void zombie_step(struct sim *s) {
     if (!s->zombie || world_roll(&s->w, 3)) return;
+    struct pending *p = NULL;
     if (world_roll(&s->w, 2))
         loom_pass(s->zombie);
     else
-        batch_write(s->zombie, false);
+        p = batch_write(s->zombie, false);
+    if (p) batch_sync(s->zombie, p);
     if (!s->w.dead && s->chaos && world_roll(&s->w, 50)) return;
     s->w.dead = true;
     loom_abandon(s->zombie);

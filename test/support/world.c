@@ -160,6 +160,11 @@ static enum commit_outcome commit(struct store *s, const struct batch *b, struct
     return outcomes[fault];
 }
 
+static enum commit_outcome sync(struct store *s, struct error *err) {
+    refuse(faulty(s)->w, err);
+    return faulty(s)->w->dead ? COMMIT_FAILED : faulty(s)->under->ops->sync(faulty(s)->under, err);
+}
+
 static int claim(struct store *s, struct str writer, uint64_t *term, uint64_t *seq, struct error *err) {
     return faulty(s)->under->ops->claim(faulty(s)->under, writer, term, seq, err);
 }
@@ -179,7 +184,7 @@ static void close_store(struct store *s) {
 }
 
 static struct store *faulty_open(struct world *w, struct error *err) {
-    static const struct store_ops ops = {claim, commit, load, scan, close_store};
+    static const struct store_ops ops = {claim, commit, sync, load, scan, close_store};
     struct store *under = w->under(w, err);
     if (!under) return NULL;
     struct faulty *f = mem_alloc(sizeof *f);
@@ -249,7 +254,23 @@ void world_open(struct world *w) {
     abort();
 }
 
+static bool sync_one(struct world *w) {
+    if (!w->written[0]) return false;
+    size_t pick = w->written[1] ? world_roll(w, 2) : 0;
+    batch_sync(w->l, w->written[pick]);
+    if (pick == 0) w->written[0] = w->written[1];
+    w->written[1] = NULL;
+    return true;
+}
+
+static bool write_one(struct world *w) {
+    struct pending *p = w->written[1] ? NULL : batch_write(w->l, false);
+    if (p) w->written[w->written[0] != NULL] = p;
+    return p;
+}
+
 void world_close(struct world *w) {
+    while (sync_one(w)) continue;
     loom_close(w->l);
     w->l = NULL;
 }
@@ -258,10 +279,12 @@ void world_crash(struct world *w) {
     w->dead = true;
     loom_abandon(w->l);
     w->l = NULL;
+    w->written[0] = w->written[1] = NULL;
 }
 
 struct loom *world_zombie(struct world *w) {
     struct loom *l = w->l;
+    while (sync_one(w)) continue;
     w->l = NULL;
     return l;
 }
@@ -288,17 +311,18 @@ static bool one_of(struct world *w, uint64_t what) {
         if (loom_rests(w->l) > 0) return false;
         loom_pass(w->l);
         return true;
-    case 1: return batch_write(w->l, false);
+    case 1: return write_one(w);
+    case 3: return sync_one(w);
     case 2: return activity_step(w->l->pool, false);
     default: return answer_one(w);
     }
 }
 
 bool world_step(struct world *w) {
-    uint64_t first = world_roll(w, 4);
+    uint64_t first = world_roll(w, 5);
     bool done = false;
     w->mono_us += (int64_t)world_roll(w, 300);
-    for (uint64_t i = 0; i < 4 && !done; i++) done = one_of(w, (first + i) % 4);
+    for (uint64_t i = 0; i < 5 && !done; i++) done = one_of(w, (first + i) % 5);
     if (!done) jump(w);
     if (w->dead) world_crash(w);
     return done;

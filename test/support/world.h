@@ -46,6 +46,7 @@ struct world {
     void (*committed)(struct world *w, const struct batch *b); /* told of each that is applied */
     void (*sent)(struct world *w, uint64_t id, struct str url, struct str key, struct str auth, struct str body);
 
+    struct pending *written[2];   /* batches that no sync has followed yet */
     struct world_answer *answers; /* on their way back */
     size_t answer_count;
 };
@@ -59,7 +60,7 @@ bool world_try(struct world *w, struct error *err); /* once */
 void world_close(struct world *w);                  /* an orderly stop */
 void world_crash(struct world *w);                  /* kill -9 */
 struct loom *world_zombie(struct world *w);         /* the engine, still alive but no longer w->l: abandon it later */
-/* One thing happens, by dice: a pass of the loop, a commit, a go of an activity, an answer of the network. False: nothing
+/* One thing happens, by dice: a pass of the loop, a commit, its sync, a go of an activity, an answer of the network. False: nothing
  * could, and the clock has jumped to the next thing that will. A process that died in it is gone: w->l is NULL. */
 bool world_step(struct world *w);
 /* The other side of a request answers after so many ms: JSON as net.h's done() gets it. Only in sent(). */
