@@ -233,7 +233,7 @@ void exec_trap(const struct exec *x, struct error *err) {
 /* Linear memory counts as far as its pages are there. */
 size_t exec_bytes(const struct exec *x) {
     unsigned char there[MEMORY_MB << 8];
-    size_t bytes = INSTANCE_BYTES, size = x->memory_known ? wasmtime_memory_data_size(x->context, &x->memory) : 0;
+    size_t bytes = INSTANCE_BYTES, size = x->memory.store_id ? wasmtime_memory_data_size(x->context, &x->memory) : 0;
     if (size == 0 || mincore(wasmtime_memory_data(x->context, &x->memory), size, there)) return bytes;
     for (size_t i = 0; i < size >> 12; i++) bytes += (size_t)(there[i] & 1) << 12;
     return bytes;

@@ -39,13 +39,14 @@ struct native;
 struct exec {
     struct exec_module *module;
     struct exec_limits limits;
-    enum exec_state state;    /* SLICE while it is not over */
     const char *const *calls; /* exports still to be called */
+    enum exec_state state;    /* SLICE while it is not over */
+    bool exited, line_error;  /* by proc_exit(0); the output in `line` is an error */
 
     /* The op in progress: asked, then answered. */
     bool asked;
+    int32_t code; /* what `op` returns */
     struct str name, arg;
-    int32_t code;       /* what `op` returns */
     struct buf result;  /* what `take` copies; .p NULL: none yet */
     struct error *trap; /* why it trapped; malloc'd */
 
@@ -60,15 +61,13 @@ struct exec {
     wasm_trap_t *trap_ret;
     wasmtime_error_t *error_ret;
     wasmtime_val_t *op_result; /* of the call of `op` that waits */
-    wasmtime_memory_t memory;  /* once the guest has called the host */
-    bool memory_known;
-    int64_t used_us; /* CPU time of this stretch */
+    wasmtime_memory_t memory;  /* once the guest has called the host; else of store 0 */
+    int64_t used_us;           /* CPU time of this stretch */
 
-    /* WASI: clock, state of its randomness, whether it was proc_exit(0); output up to the next newline and whether it is an
-     * error; arguments of the op `log`, a line each, and how many bytes of them were logged. */
+    /* WASI: clock, state of its randomness; output up to the next newline; arguments of the op `log`, a line each, and how
+     * many bytes of them were logged. */
     int64_t now_ms;
     uint64_t seed;
-    bool exited, line_error;
     struct buf line, logs;
     size_t logged;
 };

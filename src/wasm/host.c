@@ -19,9 +19,9 @@ uint8_t *host_memory(struct exec *x, uint32_t ptr, uint64_t len) {
 static struct exec *exec_of(wasmtime_caller_t *caller) {
     struct exec *x = wasmtime_context_get_data(wasmtime_caller_context(caller));
     wasmtime_extern_t export;
-    if (x->memory_known) return x;
-    x->memory_known = wasmtime_caller_export_get(caller, "memory", 6, &export);
-    assert(x->memory_known); /* exec_module_load() has seen it */
+    if (x->memory.store_id) return x;
+    bool found = wasmtime_caller_export_get(caller, "memory", 6, &export);
+    assert(found); /* exec_module_load() has seen it */
     x->memory = export.of.memory;
     return x;
 }
