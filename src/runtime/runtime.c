@@ -185,10 +185,11 @@ static int open_parts(struct loom *l, const struct loom_parts *parts, struct err
 
 /* Nothing is written. */
 static void release(struct loom *l) {
+    attempts_resume(l);
+    run_inbox(l); /* a commit that failed still cancels attempts */
     if (l->pool) activity_pool_free(l->pool);
     l->pool = NULL;
     if (l->net) net_client_free(l->net);
-    attempts_resume(l);
     run_inbox(l);
     waiters_fail(l, true);
     effects_release(l);

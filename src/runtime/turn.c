@@ -282,8 +282,7 @@ void turn_pause(struct loom *l, struct resident *r, const struct error *why) {
 static void again(struct loom *l, struct resident *r, yyjson_val *started, struct str input, int64_t delay,
                   int32_t attempt) {
     yyjson_val *message = yyjson_obj_get(started, "message");
-    struct message m = {
-        .to = r->a->full, .id = json_str(started, "messageId"), .data = input, .delay_ms = delay, .attempt = attempt};
+    struct message m = {.id = json_str(started, "messageId"), .data = input, .delay_ms = delay, .attempt = attempt};
     m.sender = json_str(message, "sender");
     m.correlation = json_str(message, "correlationId");
     m.traceparent = json_str(message, "traceparent");
