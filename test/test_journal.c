@@ -218,6 +218,27 @@ static void damaged_rows(void **state) {
     }
 }
 
+static void fields_of_an_entry(void **state) {
+    (void)
+        state; /* A field is found whatever strings and values stand before it, and a text that ends anywhere is no harm. */
+    static const char text[] =
+        "{\"type\":\"x\",\"a\":\"\\\\\\\"},{\\\"b\\\":1\",\"c\":{\"b\":[2,{\"b\":\"]\"}]},\"b\":-4,\"d\":\"\\\\\"}";
+    struct str entry = str_of(text);
+    assert_true(str_eq(entry_word(entry, "type"), STR("x")));
+    assert_true(str_eq(entry_field(entry, "c"), STR("{\"b\":[2,{\"b\":\"]\"}]}")));
+    assert_true(str_eq(entry_field(entry, "b"), STR("-4")));
+    assert_true(str_eq(entry_word(entry, "d"), STR("\\\\")));
+    assert_null(entry_word(entry, "b").p);
+    assert_null(entry_field(entry, "x").p);
+    assert_null(entry_field(STR_NONE, "b").p);
+    for (size_t n = 0; n < entry.n; n++) {
+        char *cut = memcpy(malloc(n + !n), text, n);
+        struct str value = entry_field((struct str){cut, n}, "d");
+        assert_true(!value.p || value.p + value.n <= cut + n);
+        free(cut);
+    }
+}
+
 static void unknown_entries(void **state) {
     (void)
         state; /* An entry of a type that this version does not know, or of a promise that is not there, changes nothing. */
@@ -374,6 +395,7 @@ int main(void) {
         cmocka_unit_test(loading_repeats_everything),
         cmocka_unit_test(ended_turns_change_the_state),
         cmocka_unit_test(damaged_rows),
+        cmocka_unit_test(fields_of_an_entry),
         cmocka_unit_test(unknown_entries),
         cmocka_unit_test(long_ops_are_cut),
         cmocka_unit_test(documents),
