@@ -1,3 +1,3 @@
-/* All of test_engine.c once more, with WASM guests that are evicted at every await: each await is a replay. */
+/* All of test_engine.c once more, with WASM guests that are evicted after every op: each answer is a replay. */
 #define ENGINE_EVICT true
 #include "test_engine.c"

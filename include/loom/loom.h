@@ -32,9 +32,9 @@ struct loom_config {
     uint64_t memory_budget;  /* bytes of resident guests before the least recently used are evicted; 0: 256 MB */
     uint32_t idle_ms;        /* an idle actor leaves memory after this long; 0: 60,000 */
     uint32_t threads;        /* activity threads; 0: one per core */
-    bool evict_always;       /* evict each guest at every await: every await is then a replay (for tests) */
-    bool accept_restored;    /* start although the store is older than what was seen here before */
-    bool debug;              /* allow the op `debug` to make this worker fail: panic, stall */
+    bool evict_always; /* evict each guest after every op, from a turn's 200th on at each await: for tests of replay */
+    bool accept_restored; /* start although the store is older than what was seen here before */
+    bool debug;           /* allow the op `debug` to make this worker fail: panic, stall */
     void (*flushed)(
         void *ctx); /* after each group of replies, on the engine's thread: wake your own loop once; may be NULL */
     void *flushed_ctx;

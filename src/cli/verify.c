@@ -138,7 +138,7 @@ static bool see_promise(struct check *c, struct actor *a, uint64_t id) {
     if (p->kind == PROMISE_CHILD)
         buf_json(&c->waits, "%j/%j%j%j%j", a->ns, json_str(entry, "childId"), STR("\0"), a->full, STR("\0"));
     arena_free(&mem);
-    return p->kind == PROMISE_ACTIVITY;
+    return p->kind <= PROMISE_CALL;
 }
 
 static void see_turn(struct check *c, struct actor *a) {
@@ -202,7 +202,7 @@ static bool see_mail(void *ctx, struct str key, struct str value) {
     struct arena mem = {0};
     if (!value.p) return true;
     struct str actor = mail_actor(key), order = {key.p + key.n - 16, 16};
-    yyjson_val *m = json_in(&mem, value);
+    yyjson_val *row = json_in(&mem, value), *m = key.p[0] == 'd' ? yyjson_obj_get(row, "message") : row;
     struct actor_seen *seen = actor.p ? map_get(&c->actors, actor) : NULL;
     const char *slash = actor.p ? memchr(actor.p, '/', actor.n) : NULL;
     struct str name = slash ? (struct str){slash + 1, (size_t)(actor.p + actor.n - slash) - 1} : STR_NONE;

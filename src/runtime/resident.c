@@ -75,7 +75,7 @@ static bool in_flight(const struct resident *r) {
     bool counted = r->queued && r->starts > 0; /* its mail may be what takes the worker down */
     bool running = a->turn ? a->status == ACTOR_RUNNING || r->queued : counted;
     for (size_t i = 0; a->turn && a->status == ACTOR_SUSPENDED && !running && i < a->turn->promise_count; i++)
-        running = a->turn->promises[i].kind == PROMISE_ACTIVITY && a->turn->promises[i].done_at == ENTRY_NEVER;
+        running = a->turn->promises[i].kind <= PROMISE_CALL && a->turn->promises[i].done_at == ENTRY_NEVER;
     return running;
 }
 

@@ -69,8 +69,8 @@ struct resident {
     bool dirty;  /* tail or document go into the open batch */
     bool document_dirty;
     bool reload; /* its guest is gone in mid-turn: it must leave memory and be loaded before it runs again */
-    /* evict_always: awaits of this guest; the last one at which a guest of this turn was evicted */
-    uint32_t awaits, evicted_at;
+    /* evict_always: ops of this guest; the last one at which a guest of this turn was evicted */
+    uint32_t ops, evicted_at;
     bool in_outbox; /* the store has an outbox row */
     int32_t starts; /* times a worker died with this actor in flight and the journal at starts_cursor */
     uint64_t starts_cursor;

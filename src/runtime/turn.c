@@ -15,7 +15,8 @@
 enum {
     OPS_PER_SLICE = 256,
     SLICE_US = 2000,
-    PIN_DIGITS = 16 /* of a definition's hash, to tell it from others of its name */
+    EVICTED_OPS = 200, /* each replay is longer than the last */
+    PIN_DIGITS = 16    /* of a definition's hash, to tell it from others of its name */
 };
 
 /* ---- start ---- */
@@ -49,7 +50,7 @@ static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
     struct str entry = started_entry(l, r, d, m->doc);
     mail_remove(l, r, m);
     r->definition = d;
-    r->awaits = r->evicted_at = 0;
+    r->ops = r->evicted_at = 0;
     r->a->activated_at = loom_now(l);
     journal_append(r->a, loom_now(l), entry);
     resident_status(l, r, ACTOR_RUNNING, STR_NONE);
@@ -146,8 +147,8 @@ static bool serve_op(struct loom *l, struct resident *r) {
         exec_answer(r->exec, o == OP_OK, c.out);
     else if (!(goes_on = answer_await(l, r)))
         suspend(l, r);
-    if (o == OP_WAIT && l->config.evict_always && r->starts < 2 && ++r->awaits > r->evicted_at) {
-        r->evicted_at = r->awaits; /* once at each await, or it would never get past it; not when it runs alone */
+    if (l->config.evict_always && r->starts < 2 && ++r->ops > r->evicted_at && (r->ops < EVICTED_OPS || o == OP_WAIT)) {
+        r->evicted_at = r->ops; /* once at each op, or it would never get past it; not when it runs alone */
         resident_drop_guest(l, r);
         if (goes_on) resident_queue(l, r);
         return false;
