@@ -251,7 +251,7 @@ static enum commit_outcome sqlite_commit(struct store *base, const struct batch 
     sqlite3_bind_int64(fence, 1, (sqlite3_int64)b->term);
     sqlite3_bind_int64(fence, 2, (sqlite3_int64)b->seq);
     if (rc == SQLITE_OK) rc = run(w, Q_FENCE);
-    bool ours = rc == SQLITE_OK && sqlite3_changes(w->db) == 1;
+    bool ours = rc == SQLITE_OK && (sqlite3_changes(w->db) == 1 || SABOTAGE("no term in SQL"));
     for (size_t i = 0; ours && i < b->count && rc == SQLITE_OK; i++) rc = write_row(w, &b->rows[i]);
     if (rc == SQLITE_OK) rc = run(w, ours ? Q_COMMIT : Q_ROLLBACK);
     enum commit_outcome outcome = rc != SQLITE_OK ? commit_failed(s, rc, err) : ours ? COMMIT_OK : COMMIT_CONFLICT;
@@ -351,11 +351,26 @@ static int rewrite_store(const char *path, const char *marker, struct error *err
     return done ? LOOM_OK : error_set(err, LOOM_E_STORE, "cannot put %s in its place: %s", fresh, strerror(errno));
 }
 
+/* A process whose fsync failed leaves no mark on a disk that takes nothing more. What it wrote to the WAL may then be in the page
+ * cache only, where it counts as clean: written once more it is on the disk before anything follows it. */
+static int rewrite_wal(const char *path, struct error *err) {
+    char wal[NAME_BYTES];
+    struct buf bytes = {0};
+    snprintf(wal, sizeof wal, "%s-wal", path);
+    int fd = open(wal, O_RDWR | O_CLOEXEC);
+    bool done = fd < 0 ? errno == ENOENT
+                       : fd_read(fd, &bytes) && pwrite(fd, bytes.p, bytes.n, 0) == (ssize_t)bytes.n && fsync(fd) == 0;
+    if (!done) error_set(err, LOOM_E_STORE, "cannot rewrite %s: %s", wal, strerror(errno));
+    if (fd >= 0) close(fd);
+    buf_free(&bytes);
+    return done ? LOOM_OK : LOOM_E_STORE;
+}
+
 static int take_file(const char *path, struct error *err) {
     char marker[NAME_BYTES];
     snprintf(marker, sizeof marker, "%s.fsync-failed", path);
     int lock = lock_store(path, err), rc = LOOM_OK;
-    if (lock >= 0 && access(marker, F_OK) == 0) rc = rewrite_store(path, marker, err);
+    if (lock >= 0) rc = access(marker, F_OK) == 0 ? rewrite_store(path, marker, err) : rewrite_wal(path, err);
     if (rc < 0) close(lock);
     return rc < 0 ? rc : lock;
 }
