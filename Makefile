@@ -137,7 +137,7 @@ fuzz:
 
 # The simulator: the whole engine in one thread, a run for each seed; what it links is compiled in an O of its own.
 SIMULATOR := $(O)/sim/asan/test/sim/sim
-$(O)/asan/test/sim/sim: $(patsubst %.c,$(O)/asan/%.o,$(wildcard test/sim/*.c) src/cli/verify.c) $(O)/asan/libsupport.a $(O)/asan/libloom.a
+$(O)/asan/test/sim/sim: $(patsubst %.c,$(O)/asan/%.o,$(wildcard test/sim/*.c) src/cli/verify.c) $(SIMDISK) $(O)/asan/libsupport.a $(O)/asan/libloom.a
 	$(call say,link) $(CC) $(LDFLAGS) $(SANITIZE) -o $@ $^ $(LIBS)
 simulator:
 	@scripts/setup

@@ -39,13 +39,63 @@ static bool room(const struct sim *s, const struct who *who) {
 
 static int64_t program(struct sim *s, struct buf *out, struct who *who, int level, int depth, bool *fails);
 
+/* Errors are worth something, too (node.c). What comes an hour late comes too late, whatever goes wrong until then. */
+enum { TIMEOUT = 3, EXPIRED = 5, CANCELLED = 7, LATE_MS = 3600000 };
+
+/* A program that must never run: its bit would show. */
+static void never(struct buf *out, struct who *who) {
+    buf_json(out, "{\"n\":0,\"bit\":%d,\"do\":[]}", (int64_t)who->bits++);
+}
+
+static void text(struct buf *out, size_t n) {
+    buf_char(out, '"');
+    memset(buf_reserve(out, n), 'x', n);
+    out->n += n;
+    buf_char(out, '"');
+}
+
+/* A call or message to the other, if any, whose time is over before it may begin, or a promise that is given up. */
+static int64_t in_vain(struct sim *s, struct buf *out, struct who *other, const char *name) {
+    int64_t soon = 1 + (int64_t)roll(s, 3000), later = LATE_MS + soon;
+    switch (other ? roll(s, 7) : 4 + roll(s, 3)) {
+    case 0:
+        buf_json(out, "[\"call\",%z,", other->name);
+        never(out, other);
+        buf_json(out, ",%d,%d]", soon, later);
+        return TIMEOUT;
+    case 1:
+        buf_json(out, "[\"call\",%z,", other->name);
+        never(out, other);
+        buf_json(out, ",0,%d,%d]", later, soon);
+        s->expired++;
+        return EXPIRED;
+    case 2:
+        buf_json(out, "[\"send\",%z,", other->name);
+        never(out, other);
+        buf_json(out, ",0,%d,%d]", later, soon);
+        s->expired++;
+        return 0;
+    case 3:
+        buf_json(out, "[\"drop\",[\"call\",%z,", other->name);
+        never(out, other);
+        buf_json(out, ",0,%d]]", later);
+        return CANCELLED;
+    case 4: buf_json(out, "[\"drop\",[\"timer\",%d]]", later); return CANCELLED;
+    case 5: buf_json(out, "[\"wait\",\"%s-never\",%d]", name, soon); return TIMEOUT;
+    default:
+        buf_json(out, "[\"drop\",[\"child\",%z,{\"n\":0,\"bit\":0,\"do\":[[\"wait\",\"never\"]]}]]", name);
+        new_who(s, "node", name)->status = "cancelled";
+        return CANCELLED;
+    }
+}
+
 /* One step of a program; what it adds to the program's sum. A program that is tried again does only what may be repeated. */
 static int64_t step(struct sim *s, struct buf *out, struct who *who, int level, int depth, bool repeats) {
     char name[24];
     bool fails = false;
     int token = ++s->tokens,
         other = level + 1 < NODES ? level + 1 + (int)roll(s, (uint64_t)(NODES - level - 1)) : NODES;
-    uint64_t what = roll(s, 10);
+    uint64_t what = roll(s, 14);
     if (repeats || depth > 2 || !room(s, &s->who[0])) what = 6 + what % 3;
     if (what < 2 && (other == NODES || !room(s, &s->who[other]))) what = 6;
     snprintf(name, sizeof name, "t%d", token);
@@ -59,7 +109,7 @@ static int64_t step(struct sim *s, struct buf *out, struct who *who, int level, 
         other = (int)roll(s, NODES);
         buf_json(out, "[\"send\",%z,", s->who[other].name);
         program(s, out, &s->who[other], other, depth + 1, &fails);
-        buf_json(out, ",%d]", (int64_t)roll(s, 2) * (int64_t)roll(s, 3000));
+        buf_json(out, ",0,%d,%d]", (int64_t)roll(s, 2) * (int64_t)roll(s, 3000), (int64_t)roll(s, 2) * LATE_MS * 9);
         return 0;
     }
     if (what == 3) {
@@ -81,6 +131,17 @@ static int64_t step(struct sim *s, struct buf *out, struct who *who, int level, 
         buf_json(&r->body, "%d", (int64_t)token);
         buf_json(out, "[\"wait\",%z]", name);
         return token;
+    }
+    if (what == 10 || what == 11)
+        return in_vain(s, out, other < NODES && room(s, &s->who[other]) ? &s->who[other] : NULL, name);
+    if (what == 12) {
+        bool fat = s->on_disk && !s->fat; /* beyond 256 KiB: a blob */
+        size_t n = fat ? (300 << 10) + roll(s, 999) : 0;
+        buf_json(out, fat ? "[\"fat\"," : "[\"pad\",");
+        text(out, fat ? n : roll(s, 40) << 10); /* 16 KiB and more: a state with a row of its own */
+        buf_char(out, ']');
+        s->fat |= fat;
+        return (int64_t)n;
     }
     if (what == 6)
         buf_json(out, "[\"echo\",%d]", (int64_t)token);
@@ -116,6 +177,7 @@ static void new_message(struct sim *s) {
     int to = (int)roll(s, NODES);
     if (!room(s, &s->who[to])) return;
     struct request *r = new_request(s, roll(s, 3) ? "call" : "send", s->who[to].name);
+    r->delay_ms = roll(s, 4) ? 0 : (int64_t)roll(s, 3000);
     int64_t sum = program(s, &r->body, &s->who[to], to, 0, &r->fails);
     if (strcmp(r->op, "send") == 0)
         r->fails = false;
@@ -131,26 +193,60 @@ static void new_poison(struct sim *s) {
     snprintf(r->want, sizeof r->want, "poison");
 }
 
-/* A run that pays, waits for an approval and pays again; where the second payment is refused it pays the first one back. */
-static void new_order(struct sim *s) {
-    char key[24], id[40];
+/* An operator looks until the actor waits, and cancels it. */
+static void new_cancel(struct sim *s, const char *actor) {
+    struct request *looks = new_request(s, "get", actor), *cancel;
+    snprintf(looks->until, sizeof looks->until, "\"status\":\"suspended\"");
+    cancel = new_request(s, "cancel", actor);
+    cancel->after = (int)(looks - s->requests);
+    buf_str(&cancel->body, STR("{}"));
+}
+
+/* A turn that is cancelled while it waits: it fails, and its state goes back. */
+static void new_cancelled(struct sim *s) {
+    char key[24];
     if (!room(s, &s->who[0])) return;
-    bool refused = roll(s, 2);
+    snprintf(key, sizeof key, "t%d", ++s->tokens);
+    struct who *who = new_who(s, "node", key);
+    struct request *r = new_request(s, "call", who->name);
+    r->fails = true;
+    snprintf(r->want, sizeof r->want, "cancelled");
+    buf_json(&r->body, "{\"n\":0,\"bit\":%d,\"do\":[[\"wait\",\"never\"]]}", (int64_t)who->bits++);
+    new_cancel(s, who->name);
+}
+
+static void pays(struct sim *s, const char *key, const char *what, bool refused) {
+    char id[40];
+    snprintf(id, sizeof id, "%s%s", key, what);
+    must_pay(s, id, refused);
+}
+
+/* A run that pays twice, waits for an approval and pays again. Where the last payment is refused, or the run is cancelled
+ * while it waits, it pays back, the last one first. */
+static void new_order(struct sim *s) {
+    char key[24];
+    if (!room(s, &s->who[0])) return;
+    bool refused = roll(s, 2), cancelled = roll(s, 3) == 0;
     snprintf(key, sizeof key, "w%d%s", ++s->tokens, refused ? "-no" : "");
     struct who *run = new_who(s, "workflow.order", key);
-    run->status = refused ? "failed" : "completed";
+    run->status = cancelled ? "cancelled" : refused ? "failed" : "completed";
     struct request *r = new_request(s, "run", "order/"), *approval;
     snprintf(r->target, sizeof r->target, "order/%s", key);
     buf_json(&r->body, "{\"id\":%z}", key);
-    approval = new_request(s, "event", run->name);
-    approval->after = (int)(r - s->requests);
-    snprintf(approval->id, sizeof approval->id, "approved");
-    buf_str(&approval->body, STR("true"));
-    must_pay(s, key, false);
-    snprintf(id, sizeof id, "%s-ship", key);
-    must_pay(s, id, refused);
-    snprintf(id, sizeof id, "%s-refund", key);
-    if (refused) must_pay(s, id, false);
+    pays(s, key, "", false);
+    pays(s, key, "-deposit", false);
+    if (cancelled) {
+        new_cancel(s, run->name);
+    } else {
+        approval = new_request(s, "event", run->name);
+        approval->after = (int)(r - s->requests);
+        snprintf(approval->id, sizeof approval->id, "approved");
+        buf_str(&approval->body, STR("true"));
+        pays(s, key, "-ship", refused);
+    }
+    if (!cancelled && !refused) return;
+    pays(s, key, "-deposit-refund", false);
+    pays(s, key, "-refund", false);
 }
 
 void load_make(struct sim *s) {
@@ -158,8 +254,11 @@ void load_make(struct sim *s) {
     for (int i = 0; i < NODES; i++) new_who(s, "node", keys[i]);
     if (roll(s, 8) == 0) new_poison(s);
     for (uint64_t i = 0, n = 4 + roll(s, 10); i < n; i++) {
-        if (roll(s, 4) == 0)
+        uint64_t what = roll(s, 16);
+        if (what < 4)
             new_order(s);
+        else if (what == 4)
+            new_cancelled(s);
         else
             new_message(s);
     }
@@ -173,8 +272,9 @@ static struct loom_str lend(const char *z, size_t n) {
 
 /* The process stops, dies, or the store does not take it: the client asks again under the same id. A call that takes
  * long is answered 202. */
-static bool definite(const struct request *r, int status) {
-    return status < 500 && !(status == 202 && strcmp(r->op, "call") == 0);
+static bool definite(const struct request *r, int status, struct str body) {
+    bool there = !r->until[0] || (status == 200 && memmem(body.p, body.n, r->until, strlen(r->until)));
+    return status < 500 && there && !(status == 202 && strcmp(r->op, "call") == 0);
 }
 
 static void answered(void *ctx, const struct loom_reply *reply) {
@@ -185,8 +285,9 @@ static void answered(void *ctx, const struct loom_reply *reply) {
     world_mark(&s->w, body);
     sim_says(s, "%s %s answered %d %.*s", r->op, r->id, reply->status, (int)body.n, body.p);
     if (memmem(body.p ? body.p : "", body.n, CANARY, strlen(CANARY))) sim_fails(s, "a reply holds the secret");
-    if (s->w.dead || !definite(r, reply->status)) return; /* what comes from a process that has died never left it */
-    if (r->status) {                                      /* I2 */
+    if (s->w.dead || !definite(r, reply->status, body))
+        return;      /* what comes from a process that has died never left it */
+    if (r->status) { /* I2 */
         if (r->status / 100 != reply->status / 100 || !str_eq(buf_view(&r->answer), body))
             sim_fails(s, "%s %s: the answer was %d %.*s and is now %d %.*s", r->op, r->id, r->status, (int)r->answer.n,
                       r->answer.p, reply->status, (int)body.n, body.p);
@@ -194,6 +295,7 @@ static void answered(void *ctx, const struct loom_reply *reply) {
     }
     bool right = r->fails ? reply->status >= 400 && memmem(body.p, body.n, r->want, strlen(r->want))
                           : reply->status < 300 && (!r->want[0] || str_is(body, r->want));
+    if (strcmp(r->op, "cancel") == 0) right |= reply->status == 409; /* an earlier one had come, its answer was lost */
     if (!right)
         sim_fails(s, "%s to %s (%s): expected %s, got %d %.*s", r->op, r->target, r->id,
                   r->fails     ? "the failure"
@@ -216,6 +318,7 @@ static void ask(struct sim *s, struct request *r) {
                                .key = lend(slash + 1, strlen(slash + 1)),
                                .id = lend(r->id, strlen(r->id)),
                                .body = lend(r->body.p, r->body.n),
+                               .delay_ms = r->delay_ms,
                                .at = -1,
                                .reply = answered,
                                .ctx = r};
@@ -229,7 +332,8 @@ static void ask(struct sim *s, struct request *r) {
 void load_step(struct sim *s) {
     if (roll(s, 4)) return;
     struct request *r = &s->requests[roll(s, (uint64_t)s->request_count)];
-    bool again = r->status && s->chaos && roll(s, 8) == 0; /* to see whether the answer is still the same */
+    bool lasts = !r->until[0] && strcmp(r->op, "cancel") != 0;
+    bool again = r->status && lasts && s->chaos && roll(s, 8) == 0; /* to see whether the answer is still the same */
     bool may = r->after < 0 || s->requests[r->after].status;
     if (!r->flying && may && (!r->status || again)) ask(s, r);
 }
@@ -283,6 +387,12 @@ static bool ends(struct str s, const char *with) {
     return s.n >= n && memcmp(s.p + s.n - n, with, n) == 0;
 }
 
+static bool is_paid(struct sim *s, const char *id) {
+    for (int i = 0; i < s->paid_count; i++)
+        if (strcmp(s->paid[i].id, id) == 0) return true;
+    return false;
+}
+
 /* Books what comes, then answers, says so wrongly, or does not answer. */
 void load_bank(struct world *w, uint64_t request, struct str url, struct str key, struct str auth, struct str body) {
     struct sim *s = (struct sim *)w;
@@ -295,6 +405,10 @@ void load_bank(struct world *w, uint64_t request, struct str url, struct str key
     if (p->times++ == 0) {
         p->input = str_dup(body);
         snprintf(p->id, sizeof p->id, "%.*s", (int)id.n, id.p);
+        char before[64] = "";
+        if (ends(id, "-refund") && !ends(id, "-deposit-refund"))
+            snprintf(before, sizeof before, "%.*s-deposit-refund", (int)id.n - 7, id.p);
+        if (before[0] && !is_paid(s, before)) sim_fails(s, "%s came before %s", p->id, before);
     } else if (!str_is(body, p->input)) { /* I5 */
         sim_fails(s, "under the key %s the bank got %s, then %.*s", p->key, p->input, (int)body.n, body.p);
     }

@@ -56,7 +56,7 @@ static void on_abort(int signal) {
 static struct {
     struct code *code;
     struct blob_store *blobs;
-    struct array_faults disk;
+    struct array_faults rows;
 } deployed;
 
 static void ok(void *ctx, const struct loom_reply *reply) {
@@ -77,49 +77,63 @@ static void deploy(struct world *w, const char *op, const char *name, struct str
     while (world_step(w)) continue;
 }
 
+static struct store *on_rows(struct world *w, struct error *err) {
+    struct sim *s = (struct sim *)w;
+    (void)err;
+    return s->store = store_array_open(&s->rows);
+}
+
 static void begin(struct sim *s, uint64_t seed) {
     static const char project[] = "{\"network\":{\"connectTo\":{\"bank.test:443\":\"127.0.0.1:9\"}},"
                                   "\"secrets\":{\"BANK_KEY\":{\"env\":\"BANK_KEY\",\"hosts\":[\"bank.test\"]}}}";
     *s = (struct sim){.seed = seed};
     world_init(&s->w, seed);
     s->w.config = (struct loom_config){.store = "memory", .project = project, .threads = 1};
-    s->w.ctx = &s->disk;
-    s->w.under = world_array;
+    s->w.under = on_rows;
     s->w.blobs = deployed.blobs;
     s->w.code = deployed.code;
     s->w.sent = load_bank;
 }
 
-static void deploy_all(void) {
+static void deploy_all(struct sim *s) {
+    struct buf node = guest_c("#include <test/sim/guests/node.c>\n"),
+               pay = guest_c("#include <test/sim/guests/pay.c>\n"), order = {0};
+    if (!path_read("test/sim/guests/order.json", &order)) abort();
+    world_open(&s->w);
+    deploy(&s->w, "module.put", "node", buf_view(&node));
+    deploy(&s->w, "module.put", "pay", buf_view(&pay));
+    deploy(
+        &s->w, "actor-type.put", "node",
+        STR("{\"actorType\":\"node\",\"version\":\"1\",\"wasmBlobUrl\":\"module:node@1\",\"defaultState\":{\"total\":0,"
+            "\"seen\":[]},\"retryPolicy\":{\"maxAttempts\":5,\"backoffMs\":100}}"));
+    deploy(&s->w, "activity.put", "pay",
+           STR("{\"activityName\":\"pay\",\"version\":\"1\",\"wasmBlobUrl\":\"module:pay@1\",\"capabilities\":{"
+               "\"network\":["
+               "\"bank.test\"],\"secrets\":[\"BANK_KEY\"]},\"retryPolicy\":{\"maxAttempts\":100,\"backoffMs\":50,"
+               "\"maxBackoffMs\":2000}}"));
+    deploy(&s->w, "workflow.put", "order", buf_view(&order));
+    world_close(&s->w);
+    world_free(&s->w);
+    buf_free(&node);
+    buf_free(&pay);
+    buf_free(&order);
+}
+
+static void set_up(void) {
     static struct sim s;
     struct error err;
     setenv("BANK_KEY", CANARY, 1);
     deployed.code = code_new(&(struct exec_config){.fuel = 2000000}, &err);
     deployed.blobs = blob_file_open(NULL, &err);
     begin(&s, 0);
-    world_open(&s.w);
-    struct buf node = guest_c("#include <test/sim/guests/node.c>\n"),
-               pay = guest_c("#include <test/sim/guests/pay.c>\n"), order = {0};
-    if (!path_read("test/sim/guests/order.json", &order)) abort();
-    deploy(&s.w, "module.put", "node", buf_view(&node));
-    deploy(&s.w, "module.put", "pay", buf_view(&pay));
-    deploy(
-        &s.w, "actor-type.put", "node",
-        STR("{\"actorType\":\"node\",\"version\":\"1\",\"wasmBlobUrl\":\"module:node@1\",\"defaultState\":{\"total\":0,"
-            "\"seen\":[]},\"retryPolicy\":{\"maxAttempts\":5,\"backoffMs\":100}}"));
-    deploy(&s.w, "activity.put", "pay",
-           STR("{\"activityName\":\"pay\",\"version\":\"1\",\"wasmBlobUrl\":\"module:pay@1\",\"capabilities\":{"
-               "\"network\":["
-               "\"bank.test\"],\"secrets\":[\"BANK_KEY\"]},\"retryPolicy\":{\"maxAttempts\":100,\"backoffMs\":50,"
-               "\"maxBackoffMs\":2000}}"));
-    deploy(&s.w, "workflow.put", "order", buf_view(&order));
-    world_close(&s.w);
-    array_copy(&deployed.disk, &s.disk);
-    array_free(&s.disk);
-    world_free(&s.w);
-    buf_free(&node);
-    buf_free(&pay);
-    buf_free(&order);
+    deploy_all(&s);
+    array_copy(&deployed.rows, &s.rows);
+    array_free(&s.rows);
+    begin(&s, 0);
+    disk_begin(&s);
+    deploy_all(&s);
+    disk_keep();
+    disk_end(&s);
 }
 
 /* A native guest, so that it can take its process down: once it is durable, since what is not dies with the process. */
@@ -146,7 +160,8 @@ static void start(struct sim *s) {
     s->w.mono_us += (int64_t)world_roll(&s->w, 2000) * 1000;
     do {
         s->spared = ++s->deaths % 2 == 0;
-        if (s->deaths > DEATHS_MAX) sim_fails(s, "the process has died %d times", DEATHS_MAX);
+        if (s->deaths > DEATHS_MAX) sim_fails(s, "the process has died %d times: %s", DEATHS_MAX, err.message);
+        if (s->on_disk) disk_start(s);
     } while (!world_try(&s->w, &err));
     s->spared = false;
     check_store(s);
@@ -185,6 +200,7 @@ static void one_step(struct sim *s) {
     s->steps++;
     load_step(s);
     zombie_step(s);
+    if (s->on_disk) disk_step(s);
     world_step(&s->w);
     if (s->w.l) go_wrong(s);
     if (!s->w.l) start(s);
@@ -195,8 +211,11 @@ static uint64_t run(uint64_t seed) {
     current_seed = seed;
     current_world = &s.w;
     begin(&s, seed);
-    array_copy(&s.disk, &deployed.disk);
-    s.seq = s.disk.seq;
+    if (seed % 4)
+        array_copy(&s.rows, &deployed.rows);
+    else
+        disk_begin(&s);
+    s.seq = seed % 4 ? s.rows.seq : 0;
     s.w.fault = fault;
     s.w.committed = check_commit;
     s.w.config.evict_always = world_roll(&s.w, 3) == 0;
@@ -227,7 +246,8 @@ static uint64_t run(uint64_t seed) {
     for (size_t i = 0; i < s.journal.cap; i++)
         if (s.journal.slots[i].value) free((char *)(uintptr_t)s.journal.slots[i].key.p);
     map_free(&s.journal);
-    array_free(&s.disk);
+    array_free(&s.rows);
+    if (s.on_disk) disk_end(&s);
     return trace;
 }
 
@@ -236,6 +256,7 @@ static uint64_t run(uint64_t seed) {
 static const char *const switches[] = {"ack before sync",
                                        "no term in update",
                                        "no term in delete",
+                                       "no term in SQL",
                                        "no dedup",
                                        "attempt counted after the run",
                                        "timer only in memory",
@@ -259,7 +280,7 @@ static bool is_found(const char *name) {
         fflush(stdout);
         freopen("/dev/null", "w", stderr);
         sabotage = name;
-        deploy_all();
+        set_up();
         for (*seeds = 1; *seeds <= SEEDS_MAX; ++*seeds) run(*seeds);
         exit(0);
     }
@@ -281,7 +302,7 @@ int main(int argc, char **argv) {
     signal(SIGABRT, on_abort);
     loom_register_actor("poison", poison);
     if (argc > 1 && strcmp(argv[1], "sabotage") == 0) return all_found();
-    deploy_all();
+    set_up();
     for (uint64_t i = 0; count == 0 || i < count; i++) {
         uint64_t trace = run(seed + i);
         if (count == 1 && run(seed + i) != trace) {
@@ -291,7 +312,8 @@ int main(int argc, char **argv) {
         if (count == 1) printf("seed %" PRIu64 ": trace %016" PRIx64 "\n", seed, trace);
         if (count != 1 && (i + 1) % 100 == 0) printf("%" PRIu64 " seeds, the last one %" PRIu64 "\n", i + 1, seed + i);
     }
-    array_free(&deployed.disk);
+    array_free(&deployed.rows);
+    disk_free();
     code_free(deployed.code);
     deployed.blobs->ops->close(deployed.blobs);
     return 0;

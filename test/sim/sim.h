@@ -8,6 +8,7 @@
 #define LOOM_TEST_SIM_H
 
 #include "support/array_store.h"
+#include "support/sim_disk.h"
 #include "support/world.h"
 
 enum { NODES = 5, WHO_MAX = 64, BITS_MAX = 50, REQUESTS_MAX = 128, PAID_MAX = 256 };
@@ -27,8 +28,10 @@ struct request {
     const char *op;
     char target[48], id[24];
     struct buf body;
-    int after;     /* not before this one is answered; −1: at once */
-    char want[24]; /* the reply, or a part of the error; "": any success */
+    int after;      /* not before this one is answered; −1: at once */
+    char want[24];  /* the reply, or a part of the error; "": any success */
+    char until[24]; /* it is asked again until the answer holds this; "": any does */
+    int64_t delay_ms;
     bool flying, fails;
     uint64_t asked; /* times */
     struct buf answer;
@@ -46,11 +49,13 @@ struct payment {
 struct sim {
     struct world w;
     uint64_t seed;
-    struct array_faults disk;
-    bool chaos;        /* things go wrong */
-    int fault_percent; /* of commits */
-    int crash_every;   /* steps, on average */
-    bool spared;       /* not now */
+    struct array_faults rows; /* the store, or */
+    bool on_disk, failing;    /* SQLite's files; a fault of theirs is to come or has struck */
+    struct store *store;      /* as it was opened last */
+    bool chaos;               /* things go wrong */
+    int fault_percent;        /* of commits */
+    int crash_every;          /* steps, on average */
+    bool spared;              /* not now */
     uint64_t steps, deaths, seq;
     struct loom *zombie; /* a process that does not know yet that another has its store */
     struct who who[WHO_MAX];
@@ -64,8 +69,9 @@ struct sim {
         bool refused;
     } due[PAID_MAX]; /* payments that must be there at the end */
     int due_count;
-    int tokens;
-    struct map journal; /* key → hash of the row: it never changes */
+    int tokens, expired; /* the latter become dead letters */
+    bool fat;            /* there is a message beyond 256 KiB */
+    struct map journal;  /* key → hash of the row: it never changes */
 };
 
 /* Ends the process with the seed and why. */
@@ -80,6 +86,14 @@ void load_bank(struct world *w, uint64_t id, struct str url, struct str key, str
 int load_ask(struct sim *s, const char *op, const char *actor,
              struct buf *out); /* and waits for the answer: the status */
 void load_free(struct sim *s);
+
+/* disk.c */
+void disk_begin(struct sim *s); /* the files as disk_keep has kept them, or none */
+void disk_end(struct sim *s);
+void disk_keep(void);
+void disk_free(void);
+void disk_start(struct sim *s); /* before each start of a process */
+void disk_step(struct sim *s);  /* something begins or ceases to fail, perhaps */
 
 /* check.c */
 void check_commit(struct world *w, const struct batch *b); /* at every commit */

@@ -69,7 +69,7 @@ static struct sim_image disk;
 static struct opened opened[FDS];
 static enum sim_fault fault;
 static uint64_t fault_at, operations, reads;
-static bool struck, dead;
+static bool struck, paused, own, *dead = &own;
 static struct buf kinds; /* of the operations since the start: w(rite), n(ame), s(ync), t(runcate) */
 static void (*slow)(int64_t ms);
 
@@ -283,7 +283,7 @@ static void process_starts(void) {
     for (int i = 0; i < FDS; i++) opened[i].node = -1;
     for (size_t i = 0; i < disk.node_count; i++) disk.nodes[i].locked = false;
     fault = SIM_NONE;
-    dead = struck = false;
+    *dead = struck = false;
     operations = reads = 0;
     buf_clear(&kinds);
     sqlite3_test_control(SQLITE_TESTCTRL_PRNG_SEED, (int)(disk.dice | 1), (sqlite3 *)NULL);
@@ -349,6 +349,26 @@ void sim_restart(bool power) {
     process_starts();
 }
 
+void sim_seed(uint64_t seed) {
+    disk.dice = seed;
+    process_starts();
+}
+
+void sim_mortal(bool *flag) {
+    dead = flag;
+}
+
+bool sim_pause(bool pause) {
+    bool was = paused;
+    paused = pause;
+    return was;
+}
+
+void sim_unlock(void) {
+    for (int i = 0; i < FDS; i++) opened[i].locks = false;
+    for (size_t i = 0; i < disk.node_count; i++) disk.nodes[i].locked = false;
+}
+
 void sim_fail(enum sim_fault what, uint64_t at) {
     fault = what;
     fault_at = at;
@@ -360,11 +380,11 @@ bool sim_struck(void) {
 }
 
 bool sim_dead(void) {
-    return dead;
+    return *dead;
 }
 
 void sim_kill(void) {
-    dead = true;
+    *dead = true;
 }
 
 uint64_t sim_operations(void) {
@@ -413,7 +433,8 @@ bool sim_strikes(enum sim_fault what, uint64_t at) {
 
 /* Every operation passes here. 0, or the errno with which it ends. */
 static int strike(char kind) {
-    if (dead) return EIO;
+    if (*dead) return EIO;
+    if (paused) return 0;
     uint64_t n = kind == 'r' ? ++reads : ++operations;
     if (kind != 'r') buf_char(&kinds, kind);
     if (n < fault_at || !concerns(fault, kind)) return 0;
@@ -421,7 +442,7 @@ static int strike(char kind) {
     struck = true;
     switch (fault) {
     case SIM_KILL:
-    case SIM_POWER: dead = true; return EIO;
+    case SIM_POWER: *dead = true; return EIO;
     case SIM_FULL: return ENOSPC;
     case SIM_FULL_ONCE: return first ? ENOSPC : 0;
     case SIM_EIO:
@@ -453,7 +474,7 @@ static struct opened *file_of(int fd) {
 
 static int sim_open(const char *path, int flags) {
     int node = node_at(path), fd = 0;
-    if (dead) return failed(EIO);
+    if (*dead) return failed(EIO);
     if (node >= 0 && (flags & O_CREAT) && (flags & O_EXCL)) return failed(EEXIST);
     if (node < 0 && !((flags & O_CREAT) && has_parent(&disk.live, path))) return failed(ENOENT);
     if (node < 0) {
@@ -491,16 +512,16 @@ static ssize_t sim_read(struct opened *o, void *p, size_t n, off_t at) {
     if (why) return failed(why);
     size_t left = (size_t)at < b->n ? b->n - (size_t)at : 0;
     if (n > left) n = left;
-    if (fault == SIM_READ_SHORT && reads == fault_at && n > 1) n /= 2;
+    if (fault == SIM_READ_SHORT && reads == fault_at && !paused && n > 1) n /= 2;
     if (n) memcpy(p, b->p + at, n);
     return (ssize_t)n;
 }
 
 static ssize_t sim_write(struct opened *o, const void *p, size_t n, off_t at) {
-    bool was_dead = dead;
+    bool was_dead = *dead;
     int why = strike('w');
-    if (why && dead && !was_dead) n = n * roll(3) / 2; /* a process may die in the middle of a write */
-    if (!why || (dead && !was_dead)) write_node(&disk.nodes[o->node], (size_t)at, p, n);
+    if (why && *dead && !was_dead) n = n * roll(3) / 2; /* a process may die in the middle of a write */
+    if (!why || (*dead && !was_dead)) write_node(&disk.nodes[o->node], (size_t)at, p, n);
     return why ? failed(why) : (ssize_t)n;
 }
 
@@ -543,7 +564,7 @@ int fsync(int fd) {
     struct opened *o = file_of(fd);
     if (!o) return (int)syscall(SYS_fsync, fd);
     int why = strike('s');
-    if (!dead) sync_node(&disk.nodes[o->node], o->path, !why);
+    if (!*dead) sync_node(&disk.nodes[o->node], o->path, !why);
     return why ? failed(why) : 0;
 }
 
@@ -561,7 +582,7 @@ int flock(int fd, int how) {
 
 int access(const char *path, int how) {
     if (!is_sim(path)) return (int)syscall(SYS_access, path, how);
-    return dead ? failed(EIO) : node_at(path) < 0 ? failed(ENOENT) : 0;
+    return *dead ? failed(EIO) : node_at(path) < 0 ? failed(ENOENT) : 0;
 }
 
 int unlink(const char *path) {
@@ -583,7 +604,7 @@ int rename(const char *from, const char *to) {
 
 int mkdir(const char *path, mode_t mode) {
     if (!is_sim(path)) return (int)syscall(SYS_mkdir, path, mode);
-    if (dead) return failed(EIO);
+    if (*dead) return failed(EIO);
     if (node_at(path) >= 0) return failed(EEXIST);
     if (!has_parent(&disk.live, path)) return failed(ENOENT);
     int why = strike('n');
@@ -613,7 +634,7 @@ static int sim_ftruncate(int fd, off_t n) {
 }
 
 static int stat_node(int node, struct stat *st) {
-    if (dead || node < 0) return failed(dead ? EIO : ENOENT);
+    if (*dead || node < 0) return failed(*dead ? EIO : ENOENT);
     const struct node *f = &disk.nodes[node];
     *st = (struct stat){.st_dev = 7, .st_ino = (ino_t)node + 1, .st_nlink = 1, .st_size = (off_t)f->live.n};
     st->st_mode = f->folder ? S_IFDIR | 0700 : S_IFREG | 0644;

@@ -35,6 +35,11 @@ bool sim_strikes(enum sim_fault fault, uint64_t at);
 bool sim_struck(void); /* it has */
 bool sim_dead(void);   /* the process should be: all that it does now is in vain */
 void sim_kill(void);   /* as SIM_KILL, now */
+void sim_mortal(
+    bool *flag); /* the process's own flag of being dead: set when the disk kills it, and obeyed however it died */
+bool sim_pause(
+    bool pause);       /* nothing is counted and nothing fails while it is looked at from outside; as it was before */
+void sim_unlock(void); /* flocks are lost, and nobody is told */
 /* The machine (power) or only the process starts anew, without a fault; nothing may be open. After a failed sync the page cache
  * may have lost what it wrongly took for clean. */
 void sim_restart(bool power);
@@ -48,6 +53,7 @@ bool sim_next(size_t *i, char path[256]); /* the paths of all files */
 struct sim_image;
 struct sim_image *sim_save(void);
 void sim_load(const struct sim_image *image);
+void sim_seed(uint64_t seed); /* other dice; nothing may be open */
 void sim_image_free(struct sim_image *image);
 
 #endif

@@ -166,7 +166,9 @@ static enum commit_outcome sync(struct store *s, struct error *err) {
 }
 
 static int claim(struct store *s, struct str writer, uint64_t *term, uint64_t *seq, struct error *err) {
-    return faulty(s)->under->ops->claim(faulty(s)->under, writer, term, seq, err);
+    int rc = faulty(s)->under->ops->claim(faulty(s)->under, writer, term, seq, err);
+    if (rc >= 0) faulty(s)->w->term = *term;
+    return rc;
 }
 
 static int load(struct store *s, enum row_kind kind, struct str key, struct buf *out, struct error *err) {
@@ -236,10 +238,10 @@ void world_init(struct world *w, uint64_t seed) {
 }
 
 bool world_try(struct world *w, struct error *err) {
+    w->dead = false;
     struct store *store = faulty_open(w, err);
     struct loom_parts parts = {&w->env, store, store ? lasting_open(w->blobs) : NULL, w->code, NULL, 1};
     drop_answers(w); /* to an engine that was */
-    w->dead = false;
     w->opened++;
     w->l = store ? loom_open_in(&w->config, &parts, err) : NULL;
     if (w->l && w->dead) world_crash(w);

@@ -36,6 +36,7 @@ struct world {
     int64_t mono_us, wall_ms; /* the wall clock is so far ahead of the other */
     bool dead;                /* the process died within this step: nothing leaves any more */
     uint64_t commits, opened; /* tried; engines so far */
+    uint64_t term;            /* of the last engine that has claimed the store */
 
     /* Given by whoever makes the world; all may be NULL but `under`, `blobs` and `code`. */
     void *ctx;
