@@ -29,6 +29,14 @@ void check_commit(struct world *w, const struct batch *b) {
     }
 }
 
+/* What was written and not yet synced may be gone with the power: nobody was told of it. */
+void check_forget(struct sim *s) {
+    s->seq = 0;
+    for (size_t i = 0; i < s->journal.cap; i++)
+        if (s->journal.slots[i].value) free((char *)(uintptr_t)s->journal.slots[i].key.p);
+    map_free(&s->journal);
+}
+
 static struct sim *examined;
 
 /* ---- every recovery: `loom debug verify` on the rows (I3, I8) ---- */

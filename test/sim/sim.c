@@ -243,9 +243,7 @@ static uint64_t run(uint64_t seed) {
     uint64_t trace = s.w.trace;
     world_free(&s.w);
     load_free(&s);
-    for (size_t i = 0; i < s.journal.cap; i++)
-        if (s.journal.slots[i].value) free((char *)(uintptr_t)s.journal.slots[i].key.p);
-    map_free(&s.journal);
+    check_forget(&s);
     array_free(&s.rows);
     if (s.on_disk) disk_end(&s);
     return trace;

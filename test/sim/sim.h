@@ -97,6 +97,7 @@ void disk_step(struct sim *s);  /* something begins or ceases to fail, perhaps *
 
 /* check.c */
 void check_commit(struct world *w, const struct batch *b); /* at every commit */
+void check_forget(struct sim *s);                          /* all that was told of commits */
 void check_store(struct sim *s);                           /* after every recovery */
 bool check_rests(struct sim *s, struct buf *what);         /* nothing is under way; otherwise what, for example */
 void check_print(struct sim *s);                           /* all rows, to stderr */
