@@ -446,7 +446,24 @@ static void newer_format_is_refused(void **state) {
     struct fixture *f = *state;
     close_store(f);
     sql(f->path, "PRAGMA user_version = 7");
-    refused(f, "conflict", "has format 7, this Loom knows up to 1; use a newer Loom");
+    refused(f, "conflict", "has format 7, this Loom knows up to 2; use a newer Loom");
+}
+
+/* Goal: a store of an older format is ours from then on, so that an older Loom refuses it. */
+static void older_format_becomes_ours(void **state) {
+    struct fixture *f = *state;
+    put(f, ROW_ACTOR, STR("a"), STR("1"));
+    close_store(f);
+    sql(f->path, "PRAGMA user_version = 1");
+    open_store(f);
+    expect(f, ROW_ACTOR, STR("a"), STR("1"));
+    char header[64];
+    int fd = open(f->path, O_RDONLY);
+    close_store(f); /* which brings the WAL into the file */
+    assert_int_equal(pread(fd, header, sizeof header, 0), sizeof header);
+    close(fd);
+    assert_int_equal(header[63], STORE_FORMAT); /* SQLite keeps user_version there */
+    open_store(f);
 }
 
 /* Goal: what is not a store, or cannot be opened, is refused by name. */
@@ -701,6 +718,7 @@ int main(void) {
         ON(FILE_STORE, fault_10_second_process_is_refused),
         ON(FILE_STORE, dying_process_is_waited_for),
         ON(FILE_STORE, newer_format_is_refused),
+        ON(FILE_STORE, older_format_becomes_ours),
         ON(FILE_STORE, other_files_are_refused),
         ON(FILE_STORE, restored_backup_is_refused),
         ON(FILE_STORE, full_disk_heals),

@@ -1,6 +1,6 @@
 /* sqlite.c: the store in one SQLite file, or in memory.
  *
- * Format 1 (PRAGMA user_version): meta has one row: the store's id, who owns it (writer, term) and the last committed
+ * PRAGMA user_version is the format. meta has one row: the store's id, who owns it (writer, term) and the last committed
  * seq. rows has all rows; sum is row_sum of kind, key and value. A view per kind makes them readable in the sqlite3
  * shell: key is the part before the first NUL, part what follows.
  *
@@ -382,7 +382,6 @@ static const char pragmas[] = "PRAGMA journal_mode = WAL; PRAGMA synchronous = F
                               "PRAGMA user_version;";
 
 static const char schema[] =
-    "BEGIN IMMEDIATE;"
     "CREATE TABLE meta (id TEXT, writer TEXT, term INTEGER, seq INTEGER);"
     "INSERT INTO meta VALUES (lower(hex(randomblob(16))), '', 0, 0);"
     "CREATE TABLE rows (kind INTEGER, key BLOB, value TEXT, sum INTEGER, PRIMARY KEY (kind, key));";
@@ -391,10 +390,12 @@ static const char view[] =
     "CREATE VIEW %s AS SELECT CAST(substr(key, 1, nul - 1) AS TEXT) AS key, CAST(substr(key, nul + 1) AS TEXT) AS part,"
     " value FROM (SELECT *, ifnull(nullif(instr(key, x'00'), 0), length(key) + 1) AS nul FROM rows WHERE kind = %d);";
 
-static int create(sqlite3 *db) {
+/* Makes a new store, or an older one ours. */
+static int create(sqlite3 *db, bool fresh) {
     struct buf sql = {0};
-    buf_json(&sql, schema);
-    for (int kind = ROW_NONE + 1; kind < ROW_KIND_END; kind++)
+    buf_str(&sql, STR("BEGIN IMMEDIATE;"));
+    if (fresh) buf_json(&sql, schema);
+    for (int kind = ROW_NONE + 1; fresh && kind < ROW_KIND_END; kind++)
         buf_json(&sql, view, row_kind_name((enum row_kind)kind), (int64_t)kind);
     buf_json(&sql, "PRAGMA user_version = %d; COMMIT;", (int64_t)STORE_FORMAT);
     buf_char(&sql, 0);
@@ -420,7 +421,7 @@ static int open_side(struct side *side, const char *path, struct error *err) {
     if (rc == SQLITE_OK && format > STORE_FORMAT)
         return error_set(err, LOOM_E_CONFLICT, "the store %s has format %d, this Loom knows up to %d; use a newer Loom",
                          path, format, STORE_FORMAT);
-    if (rc == SQLITE_OK && format == 0) rc = create(side->db);
+    if (rc == SQLITE_OK && format < STORE_FORMAT) rc = create(side->db, format == 0);
     for (int q = 0; q < Q_END && rc == SQLITE_OK; q++)
         rc = sqlite3_prepare_v3(side->db, queries[q], -1, SQLITE_PREPARE_PERSISTENT, &side->stmt[q], NULL);
     return rc == SQLITE_OK ? LOOM_OK : read_error(side, err);
