@@ -29,7 +29,7 @@ void check_commit(struct world *w, const struct batch *b) {
     }
 }
 
-/* What was written and not yet synced may be gone with the power: nobody was told of it. */
+/* At the end of a run. */
 void check_forget(struct sim *s) {
     s->seq = 0;
     for (size_t i = 0; i < s->journal.cap; i++)

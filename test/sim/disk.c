@@ -67,7 +67,6 @@ void disk_start(struct sim *s) {
         if (s->zombie) loom_abandon(s->zombie);
         s->zombie = NULL;
         sim_restart(power);
-        if (power) check_forget(s);
         sim_says(s, "the disk %s", power ? "was without power" : "stays");
     }
     heal(s);

@@ -124,6 +124,7 @@ struct faulty {
     struct store base;
     struct world *w;
     struct store *under;
+    const struct batch *written[2]; /* and not synced yet */
 };
 
 static struct faulty *faulty(struct store *s) {
@@ -141,7 +142,7 @@ static enum commit_outcome apply(struct faulty *f, const struct batch *b, struct
         world_mark(f->w, b->rows[i].key);
         world_mark(f->w, b->rows[i].value);
     }
-    if (f->w->committed) f->w->committed(f->w, b);
+    f->written[f->written[0] != NULL] = b;
     return COMMIT_OK;
 }
 
@@ -161,8 +162,14 @@ static enum commit_outcome commit(struct store *s, const struct batch *b, struct
 }
 
 static enum commit_outcome sync(struct store *s, struct error *err) {
-    refuse(faulty(s)->w, err);
-    return faulty(s)->w->dead ? COMMIT_FAILED : faulty(s)->under->ops->sync(faulty(s)->under, err);
+    struct faulty *f = faulty(s);
+    refuse(f->w, err);
+    enum commit_outcome outcome = f->w->dead ? COMMIT_FAILED : f->under->ops->sync(f->under, err);
+    for (int i = 0; i < 2 && outcome == COMMIT_OK; i++) {
+        if (f->written[i] && f->w->committed) f->w->committed(f->w, f->written[i]);
+        f->written[i] = NULL;
+    }
+    return outcome;
 }
 
 static int claim(struct store *s, struct str writer, uint64_t *term, uint64_t *seq, struct error *err) {
@@ -190,7 +197,7 @@ static struct store *faulty_open(struct world *w, struct error *err) {
     struct store *under = w->under(w, err);
     if (!under) return NULL;
     struct faulty *f = mem_alloc(sizeof *f);
-    *f = (struct faulty){{&ops}, w, under};
+    *f = (struct faulty){.base = {&ops}, .w = w, .under = under};
     return &f->base;
 }
 

@@ -44,7 +44,7 @@ struct world {
     struct blob_store *blobs;                                   /* shared, never closed by an engine */
     struct code *code;
     enum fault (*fault)(struct world *w);                      /* asked at each commit */
-    void (*committed)(struct world *w, const struct batch *b); /* told of each that is applied */
+    void (*committed)(struct world *w, const struct batch *b); /* told of each that is synced */
     void (*sent)(struct world *w, uint64_t id, struct str url, struct str key, struct str auth, struct str body);
 
     struct pending *written[2];   /* batches that no sync has followed yet */
