@@ -455,7 +455,7 @@ static void fault_05_one_row_is_never_read(void **state) {
     begin(READS);
     unreadable = STR("default/script/z");
     for (int i = 0; w.opened < 2; i++) {
-        must(i < 10000, "the worker goes on and on");
+        must(i < 100000, "the worker goes on and on");
         if (w.l && !gone() && !call.asked) ask(&call);
         step();
     }

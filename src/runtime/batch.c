@@ -297,7 +297,7 @@ void batch_close(struct loom *l, bool here) {
     if (!batch_ready(l)) return;
     residents_flush(l);
     if (l->fault.code[0]) { /* what was decided on that read must not commit */
-        int outcome = strcmp(l->fault.code, "disk_full") ? COMMIT_FAILED : COMMIT_FULL;
+        enum commit_outcome outcome = strcmp(l->fault.code, "disk_full") ? COMMIT_FAILED : COMMIT_FULL;
         if (!l->flights[0]) commit_failed(l, outcome, &l->fault);
         return;
     }
