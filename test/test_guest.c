@@ -35,6 +35,8 @@ static void run_read(void) {
     assert_true(loom_is_null(loom_get(v, "/n")) && loom_is_null(loom_get(v, "/m")));
     assert_true(loom_bool(loom_get(v, "/key")) && !loom_bool(loom_get(v, "/m")));
     assert_true(loom_is(loom_get(v, "/s"), "}]\"") && !loom_is(loom_get(v, "/s"), "}]"));
+    loom_json names = json("{\"\\t\":1,\"\\\\t\":2}"); /* a tab; a backslash and a t */
+    assert_true(loom_int(loom_get(names, "/\t")) == 1 && loom_int(loom_get(names, "/\\t")) == 2);
     assert_int_equal(loom_count(v), 4);
     assert_int_equal(loom_count(loom_get(v, "/a")), 3);
     assert_int_equal(

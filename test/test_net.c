@@ -481,6 +481,7 @@ static void spellings(void **state) {
         "127.0.0.1.",
         "%31%32%37.0.0.1",
         "127%2e0%2e0%2e1",
+        "%3127.1",
         "api.test",
         "ten.test",
         "meta.test",
