@@ -86,6 +86,7 @@ static int url_parse(struct str url, const char *scheme, struct arena *a, struct
     struct str text = arena_dup(a, url.p && !memchr(url.p, 0, url.n) ? url : STR(""));
     CURLUcode rc = curl_url_set(u, CURLUPART_URL, text.p, CURLU_DISALLOW_USER);
     *out = (struct destination){.url = url_part(u, CURLUPART_URL, CURLU_PUNYCODE, a)};
+    struct str first = url_part(u, CURLUPART_HOST, CURLU_PUNYCODE, a);
     if (out->url.p) rc = curl_url_set(u, CURLUPART_URL, out->url.p, CURLU_DISALLOW_USER); /* as curl will read it */
     out->host = url_part(u, CURLUPART_HOST, CURLU_PUNYCODE, a);
     struct str port = url_part(u, CURLUPART_PORT, CURLU_DEFAULT_PORT, a);
@@ -95,7 +96,7 @@ static int url_parse(struct str url, const char *scheme, struct arena *a, struct
         return error_set(err, LOOM_E_DENIED,
                          "a url is http:// or https:// without credentials (those are for headers),"
                          " or \"smtp://\", the project's own mail server");
-    if (rc || !out->url.p || !out->host.p || memchr(out->host.p, '%', out->host.n)) /* curl would decode it once more */
+    if (rc || !out->url.p || !out->host.p || !str_eq(first, out->host) || memchr(first.p, '%', first.n))
         return error_set(err, LOOM_E_INVALID_ARGUMENT, "url \"%.200s\": %s", text.p,
                          rc ? curl_url_strerror(rc) : "it names no host");
     if (out->host.n > 1 && out->host.p[out->host.n - 1] == '.') out->host.n--;
