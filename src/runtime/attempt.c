@@ -1,7 +1,7 @@
 /* attempt.c: activities, attempt by attempt.
  *
  * An attempt that can reach the outside starts when the entry of its attempt is durable: its start is an effect. One that
- * cannot (no policy) may run at once, its first slice on the loop. It comes back through the inbox, unless it has ended in
+ * cannot (no policy) may run at once, its first slice on the loop, as a lone one's is. It comes back through the inbox, unless it has ended in
  * that slice, and its result is applied only if actor, turn, promise and attempt number still fit. One whose entry was
  * durable is kept until what its result led to has committed, so that a failed commit can apply it again.
  * Retry is retry_next on the error; each further attempt is an activity_retry entry. An attempt that was running when the
@@ -127,14 +127,15 @@ static void attempt_ended(struct activity *run) {
 
 static void attempt_start(struct loom *l, struct item *item) {
     struct attempt *a = (struct attempt *)item;
-    bool pure = !a->run.policy && !a->definition->native;
+    bool native = a->definition->native, pure = !a->run.policy && !native;
     if ((!pure && !item->committed) || a->run.cancelled || l->stop) {
         forget(l, a);
         attempt_free(a);
         return;
     }
     metric_add(METRIC_ACTIVITIES_STARTED, 1);
-    if (activity_start(l->pool, &a->run, pure)) attempt_done(l, item);
+    /* For a lone one a hop to another thread and back would cost more than it hides. */
+    if (activity_start(l->pool, &a->run, pure || (l->attempts.count == 1 && !native))) attempt_done(l, item);
 }
 
 static struct attempt *attempt_new(struct loom *l, struct resident *r, uint64_t id, struct definition *d,
