@@ -1629,8 +1629,11 @@ static void bad_requests(void **state) {
 /* ---- a store that refuses ---- */
 
 static _Atomic bool disk_full;
+static pthread_mutex_t disk = PTHREAD_MUTEX_INITIALIZER; /* whoever holds it holds up every write */
 
 static ssize_t full_pwrite(int fd, const void *p, size_t n, off_t at) {
+    pthread_mutex_lock(&disk);
+    pthread_mutex_unlock(&disk);
     errno = ENOSPC;
     return disk_full ? -1 : pwrite(fd, p, n, at);
 }
@@ -1690,6 +1693,29 @@ static void full_disk(void **state) {
     remove_folder(dir);
 }
 
+static double turns_started(void) {
+    static const char name[] = "\nloom_turns_started_total ";
+    char *metrics = loom_metrics();
+    double n = strtod(strstr(metrics, name) + sizeof name - 1, NULL);
+    free(metrics);
+    return n;
+}
+
+static int rows_with(const char *dir, const char *condition) {
+    char path[64], sql[256];
+    sqlite3 *db;
+    sqlite3_stmt *q;
+    snprintf(path, sizeof path, "%s/loom.db", dir);
+    snprintf(sql, sizeof sql, "SELECT count(*) FROM rows WHERE kind = %d AND (%s)", (int)ROW_JOURNAL, condition);
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_prepare_v2(db, sql, -1, &q, NULL), SQLITE_OK);
+    assert_int_equal(sqlite3_step(q), SQLITE_ROW);
+    int n = sqlite3_column_int(q, 0);
+    sqlite3_finalize(q);
+    sqlite3_close(db);
+    return n;
+}
+
 static void full_batch(void **state) {
     (void)state; /* More than a batch holds at once waits for the disk; what is refused meanwhile is taken later. */
     enum { MANY = 12 };
@@ -1709,6 +1735,31 @@ static void full_batch(void **state) {
     }
     free(in);
     loom_close(l);
+    remove_folder(dir);
+}
+
+static void long_batch(void **state) {
+    (void)state; /* What a turn appends while the disk is busy has rows of bounded size, and the one in which `continue`
+                  * begins a turn holds little of the turn before. */
+    if (ENGINE_EVICT) return; /* a guest that was evicted waits for the disk */
+    char *dir = make_folder();
+    struct loom *l = open_scripts(dir);
+    struct answer a;
+    double turns = turns_started();
+    fill_disk(false);
+    pthread_mutex_lock(&disk);
+    submit(l,
+           about("send", "script/a",
+                 "[['times',5000,['state.patch',[{'op':'add','path':'/n','value':1}]]],['continue',[" WAIT_X "]]]"),
+           &a);
+    while (turns_started() - turns < 2) usleep(1000);
+    pthread_mutex_unlock(&disk);
+    await_answer(&a);
+    check(&a, 202, NULL);
+    wait_status(l, "script/a", "suspended");
+    loom_close(l);
+    assert_int_equal(rows_with(dir, "instr(value, '\"turn\":2,') > 5000"), 0);
+    assert_int_equal(rows_with(dir, "length(value) > 131072 OR value LIKE '%blob%'"), 0);
     remove_folder(dir);
 }
 
@@ -2536,6 +2587,7 @@ static int group(void) {
         cmocka_unit_test(bad_requests),
         cmocka_unit_test(full_disk),
         cmocka_unit_test(full_batch),
+        cmocka_unit_test(long_batch),
         cmocka_unit_test(failing_commits),
         cmocka_unit_test(fault_16_poison),
         cmocka_unit_test(fault_23_determinism),

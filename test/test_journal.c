@@ -31,12 +31,10 @@ static void append(struct actor *a, int64_t at, const char *body) {
 /* The tail as a row, then as if its batch had closed. */
 static void close_row(struct actor *a, struct buf *key, struct buf *row) {
     struct arena mem = {0};
-    buf_str(key, journal_key(&mem, a->full, a->tail_first));
+    buf_str(key, journal_key(&mem, a->full, a->row));
+    buf_str(row, journal_row(a, &mem));
     arena_free(&mem);
-    journal_row(a, row);
-    a->chain = hash64(buf_view(row), 0);
     buf_clear(&a->tail);
-    a->tail_first = 0;
 }
 
 static void expect_state(const struct actor *a, const char *json) {

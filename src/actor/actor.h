@@ -94,10 +94,9 @@ struct actor {
     bool state_apart;           /* the state has a row of its own (it is not small) */
     int64_t at;                 /* highest `at` of its entries */
     /* bookkeeping */
-    struct turn *turn;   /* open turn or NULL */
-    struct buf tail;     /* entries of the open batch, comma-separated */
-    uint64_t tail_first; /* number of its first entry; 0: tail empty */
-    uint64_t row;        /* first entry number of the row being written or read */
+    struct turn *turn; /* open turn or NULL */
+    struct buf tail;   /* entries that are in no row yet, comma-separated */
+    uint64_t row;      /* first entry number of the row being written or read */
 };
 
 /* ---- actor.c: the document ---- */
@@ -129,8 +128,8 @@ struct str entry_field(struct str entry, const char *name);
 struct str entry_word(struct str entry, const char *name); /* of a string without escapes, what stands in its quotes */
 const char *entry_settling(enum promise_kind kind, bool ok); /* the type of the entry that does */
 const char *promise_field(enum promise_kind kind);           /* where an entry names its promise */
-/* The row of the tail: {"prev":HEX,"entries":[…]}; journal_key: the row's key, in the arena. */
-void journal_row(const struct actor *a, struct buf *out);
+/* The row of the tail, {"prev":HEX,"entries":[…]}, now the last one of the chain; journal_key: a row's key. In the arena. */
+struct str journal_row(struct actor *a, struct arena *mem);
 struct str journal_key(struct arena *mem, struct str actor_id, uint64_t number);
 uint64_t journal_key_number(struct str key);
 /* Loads one row (in order): checks chain and density, folds the entries; patches before the open turn change the state.

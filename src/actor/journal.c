@@ -2,8 +2,8 @@
  *
  * An entry is {"type", …, "at"}. Types marked `op` were caused by a guest's op, in program order; a replaying guest must
  * repeat them word for word (without `at`). Types with an id field open, retry or settle a promise. The rest is history.
- * A row holds all entries that one batch added: {"prev":CHECKSUM OF THE ROW BEFORE,"entries":[…]}, under the actor's id,
- * NUL, and the first entry's number in 16 hex digits. Entry numbers are dense from 1.
+ * A row holds the entries that one batch added (several rows when they are many): {"prev":CHECKSUM OF THE ROW BEFORE,
+ * "entries":[…]}, under the actor's id, NUL, and the first entry's number in 16 hex digits. Entry numbers are dense from 1.
  * Not here: what follows from an entry (messages, attempts, timers); the runtime does that once, when it is live.
  */
 #include "actor/actor.h"
@@ -268,8 +268,8 @@ uint64_t turn_settled(const struct turn *t) {
 
 void journal_append(struct actor *a, int64_t now_ms, struct str body) {
     int64_t at = now_ms > a->at ? now_ms : a->at;
-    if (a->tail_first == 0)
-        a->row = a->tail_first = a->cursor + 1;
+    if (a->tail.n == 0)
+        a->row = a->cursor + 1;
     else
         buf_char(&a->tail, ',');
     size_t start = a->tail.n;
@@ -307,10 +307,11 @@ uint64_t journal_key_number(struct str key) {
     return key.n > 16 ? hex_word(key, key.n - 16) : 0;
 }
 
-void journal_row(const struct actor *a, struct buf *out) {
-    buf_char(out, '{');
-    if (a->chain) buf_json(out, "\"prev\":\"%x\",", a->chain);
-    buf_json(out, "\"entries\":[%j]}", buf_view(&a->tail));
+struct str journal_row(struct actor *a, struct arena *mem) {
+    struct str prev = a->chain ? arena_json(mem, "\"prev\":\"%x\",", a->chain) : STR("");
+    struct str row = arena_json(mem, "{%j\"entries\":[%j]}", prev, buf_view(&a->tail));
+    a->chain = hash64(row, 0);
+    return row;
 }
 
 int journal_load(struct actor *a, struct str key, struct str row, struct error *err) {

@@ -81,11 +81,10 @@ static void tail_release(struct loom *l, struct item *item) {
 }
 
 static void publish_tail(struct loom *l, struct resident *r) {
-    if (r->a->tail.n == 0) return;
     struct tail *t = item_new(sizeof *t);
     t->full = arena_dup(&t->item.mem, r->a->full);
     t->entries = arena_json(&t->item.mem, "[%j]", buf_view(&r->a->tail));
-    t->first = (int64_t)r->a->tail_first;
+    t->first = (int64_t)r->a->row;
     effect_add(l, &t->item, tail_release);
 }
 

@@ -159,31 +159,28 @@ static void flush_outbox(struct loom *l, struct resident *r) {
     r->in_outbox = flying;
 }
 
-static void resident_flush(struct loom *l, struct resident *r) {
+void resident_flush_tail(struct loom *l, struct resident *r) {
+    struct actor *a = r->a;
+    if (a->tail.n == 0) return;
+    if (l->publish) l->publish(l, r);
+    rows_put(l, ROW_JOURNAL, journal_key(&l->scratch, a->full, a->row), journal_row(a, &l->scratch), true);
+    buf_clear(&a->tail);
+}
+
+static void flush_document(struct loom *l, struct resident *r) {
     struct buf row = {0};
-    if (r->a->tail_first) {
-        journal_row(r->a, &row);
-        r->a->chain = hash64(buf_view(&row), 0);
-        rows_put(l, ROW_JOURNAL, journal_key(&l->scratch, r->a->full, r->a->tail_first), buf_view(&row), true);
-    }
-    if (r->document_dirty) {
-        buf_clear(&row);
-        struct str state = flush_state(l, r->a);
-        actor_row(r->a, state, &row);
-        rows_put(l, ROW_ACTOR, r->a->full, buf_view(&row), false);
-        r->document_dirty = false;
-    }
-    flush_outbox(l, r);
+    actor_row(r->a, flush_state(l, r->a), &row);
+    rows_put(l, ROW_ACTOR, r->a->full, buf_view(&row), false);
+    r->document_dirty = false;
     buf_free(&row);
 }
 
 void residents_flush(struct loom *l) {
     struct resident *r;
     STAILQ_FOREACH(r, &l->dirty, flush) {
-        resident_flush(l, r);
-        if (l->publish) l->publish(l, r);
-        buf_clear(&r->a->tail);
-        r->a->tail_first = 0;
+        resident_flush_tail(l, r);
+        if (r->document_dirty) flush_document(l, r);
+        flush_outbox(l, r);
         r->dirty = false;
         r->seq = l->open_seq;
     }

@@ -199,6 +199,7 @@ void resident_touch(struct loom *l, struct resident *r, bool document); /* it ha
 void resident_status(struct loom *l, struct resident *r, enum actor_status status, struct str reason);
 /* Journal and document rows of all that are dirty, into the open batch, which ends. */
 void residents_flush(struct loom *l);
+void resident_flush_tail(struct loom *l, struct resident *r); /* its entries so far, as a row of the open batch */
 void residents_evict(struct loom *l, size_t at_least); /* guests least recently used, over budget or at_least so many */
 void resident_drop_guest(struct loom *l, struct resident *r);
 /* The actor loaded anew, or NULL: not yet, it is queued. */

@@ -15,6 +15,10 @@
 enum {
     OPS_PER_SLICE = 256,
     SLICE_US = 2000,
+    /* A row of the journal that has reached so much ends before the next slice, or before the next turn: a load begins with
+     * the row in which the open turn does, whatever else is in it. */
+    ROW_BYTES = 64 << 10,
+    ROW_BYTES_BEFORE = 4 << 10,
     EVICTED_OPS = 200, /* each replay is longer than the last */
     PIN_DIGITS = 16    /* of a definition's hash, to tell it from others of its name */
 };
@@ -179,6 +183,7 @@ static void run_slice(struct loom *l, struct resident *r) {
 void turn_step(struct loom *l, struct resident *r) {
     if (r->reload && (r = resident_again(l, r)) == NULL) return;
     struct actor *a = r->a;
+    if (a->tail.n >= (a->turn ? ROW_BYTES : ROW_BYTES_BEFORE)) resident_flush_tail(l, r);
     if (r->in_outbox) resident_touch(l, r, false); /* with nothing to do it leaves the outbox */
     if (a->status >= ACTOR_PAUSED || (a->turn && !turn_resumable(r))) return;
     if (!a->turn) {

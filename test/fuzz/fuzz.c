@@ -290,7 +290,6 @@ static void same_turns(const struct turn *a, const struct turn *b) {
 static void fold_twice(struct str entries) {
     struct actor *live = new_actor(), *loaded = new_actor();
     struct arena mem = {0};
-    struct buf row = {0};
     struct error err;
     yyjson_doc *doc = json_parse(entries, NULL);
     yyjson_val *entry;
@@ -300,8 +299,7 @@ static void fold_twice(struct str entries) {
         struct str text = arena_json(&mem, "%v", entry);
         journal_append(live, (int64_t)i, (struct str){text.p, text.n - 1});
     }
-    journal_row(live, &row);
-    must(journal_load(loaded, journal_key(&mem, loaded->full, 1), buf_view(&row), &err) == 0);
+    must(journal_load(loaded, journal_key(&mem, loaded->full, 1), journal_row(live, &mem), &err) == 0);
     must(live->cursor == loaded->cursor && live->at == loaded->at && live->turns == loaded->turns);
     same_turns(live->turn, loaded->turn);
     while (loaded->turn && journal_replaying(loaded)) {
@@ -310,7 +308,6 @@ static void fold_twice(struct str entries) {
     }
     yyjson_doc_free(doc);
     arena_free(&mem);
-    buf_free(&row);
     actor_free(live);
     actor_free(loaded);
 }
