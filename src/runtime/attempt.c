@@ -12,7 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { INTERRUPTED_MAX = 3 };
+/* With fewer instances than ROOMY, those that lie idle for reuse would be in the others' way. */
+enum { INTERRUPTED_MAX = 3, ROOMY = 50 };
 
 struct attempt {
     struct item item;    /* comes back through the inbox */
@@ -37,10 +38,6 @@ static struct resident *owner(struct loom *l, const struct attempt *a) {
     return p && p->done_at == ENTRY_NEVER && p->attempt == a->number ? r : NULL;
 }
 
-static yyjson_val *asked(struct loom *l, const struct promise *p) {
-    return look(l, p->entry);
-}
-
 /* Removes it from what runs. */
 static void forget(struct loom *l, struct attempt *a) {
     if (map_get(&l->attempts, a->run.key) == a) map_remove(&l->attempts, a->run.key);
@@ -60,7 +57,7 @@ static struct definition *definition_of(struct loom *l, const struct resident *r
  * definition's policy. */
 static void attempt_failed(struct loom *l, struct resident *r, uint64_t id, struct str error) {
     struct promise *p = turn_promise(r->a->turn, id);
-    yyjson_val *entry = asked(l, p), *why = look(l, error), *retry = yyjson_obj_get(entry, "retry");
+    yyjson_val *entry = look(l, p->entry), *why = look(l, error), *retry = yyjson_obj_get(entry, "retry");
     struct definition *d = definition_of(l, r, entry);
     struct retry_policy policy = d ? d->retry : retry_default;
     retry_policy_read(retry, &policy, NULL); /* the op was refused otherwise */
@@ -147,7 +144,7 @@ static struct attempt *attempt_new(struct loom *l, struct resident *r, uint64_t 
                                .time_ms = d->limits.cpu_ms,
                                .name = d->name,
                                .policy = d->policy,
-                               .reuse = d->reuse ? d : NULL,
+                               .reuse = d->reuse && exec_engine_share(l->code->engine) > ROOMY ? d : NULL,
                                .ended = attempt_ended};
     a->number = turn_promise(r->a->turn, id)->attempt;
     a->run.key = arena_dup(mem, key);
@@ -171,7 +168,7 @@ void attempt_schedule(struct loom *l, struct resident *r, uint64_t id, yyjson_va
         alarm_set(l, p->due, ALARM_RETRY, r->a->full, r->a->turn->number, id);
         return;
     }
-    if (!entry) entry = asked(l, p);
+    if (!entry) entry = look(l, p->entry);
     yyjson_val *given = yyjson_obj_get(entry, "input");
     struct str input = given ? json_text_of(given, &l->scratch) : STR("null"), name = json_str(entry, "name"),
                version = json_str(entry, "version");

@@ -86,8 +86,7 @@ static void mail_expire(struct loom *l, struct resident *r) {
             i++;
 }
 
-/* The first message of the wanted sort that is due. */
-static struct mail *first_due(struct loom *l, struct resident *r, struct str event) {
+struct mail *mail_next(struct loom *l, struct resident *r, struct str event) {
     int64_t now = loom_now(l);
     mail_expire(l, r);
     for (size_t i = 0; i < r->mail_count; i++) {
@@ -98,12 +97,8 @@ static struct mail *first_due(struct loom *l, struct resident *r, struct str eve
     return NULL;
 }
 
-struct mail *mail_next(struct loom *l, struct resident *r) {
-    return first_due(l, r, STR_NONE);
-}
-
 bool mail_bind(struct loom *l, struct resident *r, uint64_t promise, struct str type) {
-    struct mail *m = first_due(l, r, type);
+    struct mail *m = mail_next(l, r, type);
     if (!m) return false;
     yyjson_val *data = yyjson_obj_get(yyjson_obj_get(m->doc, "payload"), "data");
     promise_event(l, r, promise, m->id, json_text_of(data, &l->scratch));

@@ -41,8 +41,8 @@ static void count_start(struct loom *l, struct resident *r) {
     if (r->a->turn) {
         state_patch_rest(r->a, true);
         turn_end(l, r, END_FAIL, say(l, "{\"code\":\"poison\",\"message\":%z,\"retryable\":false}", why));
-    } else if (mail_next(l, r)) {
-        mail_dead_letter(l, r, mail_next(l, r), "poison", why);
+    } else if (mail_next(l, r, STR_NONE)) {
+        mail_dead_letter(l, r, mail_next(l, r, STR_NONE), "poison", why);
     }
 }
 
@@ -50,6 +50,7 @@ static void count_start(struct loom *l, struct resident *r) {
  * worker down rises and that of no other. */
 static void run_alone(struct loom *l, struct resident *r) {
     if (!SABOTAGE("attempt counted after the run")) batch_close(l, true);
+    residents_evict(l);
     for (int i = 0; i < 1000 && !l->failed; i++) {
         turn_step(l, r);
         if (!r->a->turn || r->a->status >= ACTOR_PAUSED || !turn_resumable(r)) break;

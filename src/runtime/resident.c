@@ -63,7 +63,9 @@ int resident_state(struct loom *l, struct actor *a, struct error *err) {
     return 0;
 }
 
-static void resident_free(struct loom *l, struct resident *r) {
+static void drop(struct loom *l, struct resident *r) {
+    map_remove(&l->actors, r->a->full);
+    TAILQ_REMOVE(&l->lru, r, lru);
     resident_drop_guest(l, r);
     mail_free(r);
     actor_free(r->a);
@@ -100,18 +102,16 @@ struct resident *resident_get(struct loom *l, struct str full, bool create, stru
     int rc = rows_load(l, ROW_ACTOR, full, &text, err);
     r = mem_alloc(sizeof *r);
     r->a = a;
+    r->used_at = l->env->mono_ms(l->env);
+    map_put(&l->actors, a->full, r);
+    TAILQ_INSERT_TAIL(&l->lru, r, lru);
     if (rc == 1)
         rc = load(l, r, text, err);
     else if (rc == 0 && !create)
         rc = error_set(err, LOOM_E_NOT_FOUND, "there is no actor %s", r->a->id);
-    if (rc < 0) {
-        resident_free(l, r);
-        return NULL;
-    }
-    map_put(&l->actors, r->a->full, r);
-    TAILQ_INSERT_TAIL(&l->lru, r, lru);
-    r->used_at = l->env->mono_ms(l->env);
-    return r;
+    if (rc >= 0) return r;
+    drop(l, r);
+    return NULL;
 }
 
 struct resident *resident_by_id(struct loom *l, struct str full) {
@@ -205,12 +205,6 @@ static bool droppable(const struct loom *l, const struct resident *r) {
     return !r->dirty && !r->queued && (r->seq <= l->committed || batch_idle(l));
 }
 
-static void drop(struct loom *l, struct resident *r) {
-    map_remove(&l->actors, r->a->full);
-    TAILQ_REMOVE(&l->lru, r, lru);
-    resident_free(l, r);
-}
-
 struct resident *resident_again(struct loom *l, struct resident *r) {
     struct str id = say(l, "%j", r->a->full);
     if (!droppable(l, r)) {
@@ -226,20 +220,24 @@ struct resident *resident_again(struct loom *l, struct resident *r) {
     return r;
 }
 
-void residents_evict(struct loom *l, size_t at_least) {
+bool residents_pressed(const struct loom *l) {
+    return l->guest_bytes > l->config.memory_budget || l->guests > exec_engine_share(l->code->engine) ||
+           !STAILQ_EMPTY(&l->starved);
+}
+
+void residents_evict(struct loom *l) {
     int64_t now = l->env->mono_ms(l->env), idle = now - l->config.idle_ms;
-    size_t dropped = 0, steps = EVICT_STEPS;
-    bool pressed = at_least > 0 || l->guest_bytes > l->config.memory_budget;
+    size_t steps = EVICT_STEPS;
+    bool pressed = residents_pressed(l);
     if (!pressed && now < l->idle_at) return; /* most passes: nothing became idle since the last look */
     l->idle_at = now + IDLE_CHECK_MS;
     for (struct resident *r = TAILQ_FIRST(&l->lru), *next; r && steps > 0; r = next) {
         next = TAILQ_NEXT(r, lru);
         steps -= pressed; /* else only drops count, so that idle actors behind waiting guests are reached */
-        bool over = l->guest_bytes > l->config.memory_budget || dropped < at_least;
+        bool over = residents_pressed(l);
         if (r->used_at > idle && !over) break;
         if (!droppable(l, r)) continue;
         if (r->exec ? !over : r->used_at > idle) continue; /* a suspended guest stays until its room is needed */
-        dropped += r->exec != NULL;
         metric_add(METRIC_EVICTIONS, r->exec != NULL);
         drop(l, r);
         l->idle_at = now; /* there may be more */
@@ -249,9 +247,10 @@ void residents_evict(struct loom *l, size_t at_least) {
 
 void resident_drop_all(struct loom *l) {
     struct resident *r;
-    for (size_t i = 0; (r = map_next(&l->actors, &i)) != NULL;) resident_free(l, r);
+    while ((r = TAILQ_FIRST(&l->lru)) != NULL) drop(l, r);
     map_free(&l->actors);
     STAILQ_INIT(&l->runnable);
+    STAILQ_INIT(&l->starved);
     STAILQ_INIT(&l->dirty);
     TAILQ_INIT(&l->lru);
 }

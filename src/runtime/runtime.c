@@ -84,7 +84,7 @@ static bool inbox_empty(struct loom *l) {
 int64_t loom_rests(struct loom *l) {
     bool runs = !STAILQ_EMPTY(&l->runnable) && (batch_ready(l) || !batch_full(l));
     int64_t wait = alarms_next(l) - loom_now(l), late = l->waiters_due - l->env->mono_ms(l->env),
-            check = l->guest_bytes > l->config.memory_budget ? 10 : IDLE_CHECK_MS;
+            check = residents_pressed(l) ? 10 : IDLE_CHECK_MS;
     if (!inbox_empty(l)) return 0;
     if (l->failed) return 100;
     if (l->waiters.count > 0 && late < wait) wait = late;
@@ -109,6 +109,7 @@ static size_t run_inbox(struct loom *l) {
 
 static void run_actors(struct loom *l) {
     int64_t from = l->env->mono_us(l->env);
+    STAILQ_CONCAT(&l->runnable, &l->starved);
     for (int i = 0; i < RUNS_PER_PASS && !STAILQ_EMPTY(&l->runnable) && !batch_full(l); i++) {
         if (batch_ready(l) && l->env->mono_us(l->env) - from > PASS_US) return; /* the disk waits for a batch */
         struct resident *r = STAILQ_FIRST(&l->runnable);
@@ -134,9 +135,9 @@ void loom_pass(struct loom *l) {
         alarms_fire(l);
         mail_forget(l);
         run_actors(l);
-        residents_evict(l, 0);
         /* A lone request commits on this thread: a hop to the writer and back would cost more than it hides. */
         batch_close(l, count <= 1 && STAILQ_EMPTY(&l->runnable) && inbox_empty(l));
+        residents_evict(l);
     }
     metric_set(METRIC_ACTORS_LOADED, (int64_t)l->actors.count);
     metric_set(METRIC_GUESTS_RESIDENT, (int64_t)l->guests);

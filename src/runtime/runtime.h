@@ -65,7 +65,7 @@ struct resident {
     struct definition *definition; /* of the open turn */
     struct mail *mail;             /* sorted by key: events, then the others, each by priority and arrival */
     size_t mail_count;
-    bool queued; /* in the run queue */
+    bool queued; /* runnable or starved */
     bool dirty;  /* tail or document go into the open batch */
     bool document_dirty;
     bool reload; /* its guest is gone in mid-turn: it must leave memory and be loaded before it runs again */
@@ -132,7 +132,8 @@ struct loom {
     int64_t probe_at;
 
     struct map actors; /* full id → struct resident */
-    STAILQ_HEAD(, resident) runnable, dirty;
+    STAILQ_HEAD(, resident)
+    runnable, starved, dirty;            /* starved: no instance was free; they try again in the next pass */
     TAILQ_HEAD(residents, resident) lru; /* the least recently used one first */
     int64_t idle_at;                     /* monotonic: when idle actors are looked for again */
     size_t guests, guest_bytes;
@@ -200,7 +201,8 @@ void resident_status(struct loom *l, struct resident *r, enum actor_status statu
 /* Journal and document rows of all that are dirty, into the open batch, which ends. */
 void residents_flush(struct loom *l);
 void resident_flush_tail(struct loom *l, struct resident *r); /* its entries so far, as a row of the open batch */
-void residents_evict(struct loom *l, size_t at_least); /* guests least recently used, over budget or at_least so many */
+bool residents_pressed(const struct loom *l); /* too many guests or too large ones, or an actor finds no instance */
+void residents_evict(struct loom *l);         /* then those guests go that were used least recently */
 void resident_drop_guest(struct loom *l, struct resident *r);
 /* The actor loaded anew, or NULL: not yet, it is queued. */
 struct resident *resident_again(struct loom *l, struct resident *r);
@@ -297,8 +299,8 @@ int mail_deliver(struct loom *l, struct message *m, struct error *err);
 void mail_put(struct loom *l, struct resident *r, const struct message *m);
 /* The time of a message has come, or is over: an event goes to the wait that is open for it, the expired become dead letters. */
 void mail_due(struct loom *l, struct resident *r);
-/* The next activate message, due and not expired; NULL: none. */
-struct mail *mail_next(struct loom *l, struct resident *r);
+/* The next event of that type, absent: the next activate message, due and not expired; NULL: none. */
+struct mail *mail_next(struct loom *l, struct resident *r, struct str event);
 /* Settles the wait with the oldest buffered event of the type; false: there is none. */
 bool mail_bind(struct loom *l, struct resident *r, uint64_t promise, struct str type);
 void mail_remove(struct loom *l, struct resident *r, struct mail *m);

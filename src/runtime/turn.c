@@ -64,7 +64,7 @@ static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
 
 /* ---- activation ---- */
 
-/* An instance of the turn's program, with the limits of its definition; false: none yet, or the actor is paused. */
+/* An instance of the turn's program, with the limits of its definition; false: none is free, or the actor is paused. */
 static bool activate(struct loom *l, struct resident *r) {
     struct turn *t = r->a->turn;
     struct error err;
@@ -77,20 +77,16 @@ static bool activate(struct loom *l, struct resident *r) {
     struct exec_limits limits = code ? r->definition->limits : (struct exec_limits){0};
     if (t->op_count > 0) limits.cpu_ms *= 10;
     r->exec = code ? exec_new(code, limits, t->random[0], &err) : NULL;
-    bool busy = !r->exec && strcmp(err.code, "busy") == 0;
-    if (busy && code) {
-        residents_evict(l, 16);
-        r->exec = exec_new(code, limits, t->random[0], &err);
-        busy = !r->exec && strcmp(err.code, "busy") == 0;
-    }
-    if (busy)
-        resident_queue(l, r);
-    else if (!r->exec)
+    if (r->exec) {
+        metric_add(METRIC_REPLAYS, t->op_count > 0);
+        l->guests++;
+    } else if (strcmp(err.code, "busy") != 0) {
         turn_pause(l, r, &err);
-    if (!r->exec) return false;
-    metric_add(METRIC_REPLAYS, t->op_count > 0);
-    l->guests++;
-    return true;
+    } else if (!r->queued) {
+        STAILQ_INSERT_TAIL(&l->starved, r, run);
+        r->queued = true;
+    }
+    return r->exec;
 }
 
 /* ---- slices ---- */
@@ -187,7 +183,7 @@ void turn_step(struct loom *l, struct resident *r) {
     if (r->in_outbox) resident_touch(l, r, false); /* with nothing to do it leaves the outbox */
     if (a->status >= ACTOR_PAUSED || (a->turn && !turn_resumable(r))) return;
     if (!a->turn) {
-        struct mail *m = mail_next(l, r);
+        struct mail *m = mail_next(l, r, STR_NONE);
         if (!m) return;
         if (!turn_start(l, r, m)) {
             resident_queue(l, r);

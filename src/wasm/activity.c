@@ -305,7 +305,7 @@ static enum phase step(struct activity *a, int64_t now_ms) {
 static enum phase go(struct activity *a) {
     int64_t start = mono_ms(a), now_ms = a->pool->env->now_ms(a->pool->env);
     if (a->deadline && !a->exec) a->pool->env->pause(1000); /* there was none for it */
-    if (!a->deadline) a->deadline = start + a->time_ms;
+    if (!a->exec) a->deadline = start + a->time_ms;
     if (a->told) return ENDED;
     a->told = atomic_load(&a->cancelled);
     for (int64_t now = start;; now = mono_ms(a)) {

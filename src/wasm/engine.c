@@ -126,6 +126,10 @@ void exec_engine_free(struct exec_engine *e) {
     free(e);
 }
 
+uint32_t exec_engine_share(const struct exec_engine *e) {
+    return e->config.slots - e->config.slots / 8 - 1;
+}
+
 const char *exec_artefact_key(struct exec_engine *e) {
     return e->config.fuel ? "wasmtime-" WASMTIME_VERSION "-names-fuel" : "wasmtime-" WASMTIME_VERSION "-names-epoch";
 }

@@ -21,6 +21,8 @@ struct exec_config {
 };
 struct exec_engine *exec_engine_new(const struct exec_config *config, struct error *err);
 void exec_engine_free(struct exec_engine *e);
+/* How many instances actors may keep while they wait: the others are for activities, or those would wait for ever. */
+uint32_t exec_engine_share(const struct exec_engine *e);
 
 /* Compiles WASM bytes to an artefact for this engine (4–12 ms and up: not on the loop). INVALID_MODULE names the reason:
  * not WASM, truncated, missing export `memory` or `run`, an import that Loom does not have. */

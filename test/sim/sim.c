@@ -53,8 +53,12 @@ static void on_abort(int signal) {
 
 /* ---- what every seed begins with: the guests, deployed once ---- */
 
+/* Instances at once: as many as there are, or so few that actors and activities wait for each other's. */
+enum { CODES = 4 };
+static const uint32_t slots[CODES] = {0, 1, 2, 5};
+
 static struct {
-    struct code *code;
+    struct code *code[CODES];
     struct blob_store *blobs;
     struct array_faults rows;
 } deployed;
@@ -91,7 +95,7 @@ static void begin(struct sim *s, uint64_t seed) {
     s->w.config = (struct loom_config){.store = "memory", .project = project, .threads = 1};
     s->w.under = on_rows;
     s->w.blobs = deployed.blobs;
-    s->w.code = deployed.code;
+    s->w.code = deployed.code[0];
     s->w.sent = load_bank;
 }
 
@@ -123,10 +127,14 @@ static void set_up(void) {
     static struct sim s;
     struct error err;
     setenv("BANK_KEY", CANARY, 1);
-    deployed.code = code_new(&(struct exec_config){.fuel = 2000000}, &err);
     deployed.blobs = blob_file_open(NULL, &err);
-    begin(&s, 0);
-    deploy_all(&s);
+    for (int i = CODES - 1; i >= 0; i--) {
+        deployed.code[i] = code_new(&(struct exec_config){.fuel = 2000000, .slots = slots[i]}, &err);
+        array_free(&s.rows);
+        begin(&s, 0);
+        s.w.code = deployed.code[i];
+        deploy_all(&s);
+    }
     array_copy(&deployed.rows, &s.rows);
     array_free(&s.rows);
     begin(&s, 0);
@@ -211,6 +219,7 @@ static uint64_t run(uint64_t seed) {
     current_seed = seed;
     current_world = &s.w;
     begin(&s, seed);
+    if (world_roll(&s.w, 2)) s.w.code = deployed.code[world_roll(&s.w, CODES)];
     if (seed % 4)
         array_copy(&s.rows, &deployed.rows);
     else
@@ -219,6 +228,7 @@ static uint64_t run(uint64_t seed) {
     s.w.fault = fault;
     s.w.committed = check_commit;
     s.w.config.evict_always = world_roll(&s.w, 3) == 0;
+    s.w.config.memory_budget = world_roll(&s.w, 4) == 0;
     s.w.config.idle_ms = world_roll(&s.w, 2) ? 50 : 60000;
     s.chaos = true;
     s.fault_percent = (int)world_roll(&s.w, 12);
@@ -312,7 +322,7 @@ int main(int argc, char **argv) {
     }
     array_free(&deployed.rows);
     disk_free();
-    code_free(deployed.code);
+    for (int i = 0; i < CODES; i++) code_free(deployed.code[i]);
     deployed.blobs->ops->close(deployed.blobs);
     return 0;
 }

@@ -306,19 +306,24 @@ void world_free(struct world *w) {
 
 /* ---- what happens next ---- */
 
+static void pass(struct world *w) {
+    loom_pass(w->l);
+    w->sleeps_until = w->mono_us + loom_rests(w->l) * 1000;
+}
+
 static void jump(struct world *w) {
     int64_t ms = loom_rests(w->l), now = w->mono_us / 1000;
     for (size_t i = 0; i < w->answer_count; i++)
         if (w->answers[i].due_ms - now < ms) ms = w->answers[i].due_ms - now;
     w->mono_us += (ms > 0 ? ms : 1) * 1000;
-    loom_pass(w->l);
+    pass(w);
 }
 
 static bool one_of(struct world *w, uint64_t what) {
     switch (what) {
     case 0:
-        if (loom_rests(w->l) > 0) return false;
-        loom_pass(w->l);
+        if (loom_rests(w->l) > 0 && w->mono_us < w->sleeps_until) return false;
+        pass(w);
         return true;
     case 1: return write_one(w);
     case 3: return sync_one(w);

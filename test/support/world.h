@@ -34,6 +34,7 @@ struct world {
     struct loom_config config;
     uint64_t dice, trace;
     int64_t mono_us, wall_ms; /* the wall clock is so far ahead of the other */
+    int64_t sleeps_until;     /* the loop, unless something comes (mono_us) */
     bool dead;                /* the process died within this step: nothing leaves any more */
     uint64_t commits, opened; /* tried; engines so far */
     uint64_t term;            /* of the last engine that has claimed the store */
