@@ -1314,6 +1314,8 @@ static void damaged_rows_stop_their_actors(void **state) {
         send_event(l, "script/called", "x", "1");
     }
     expect_code(l, once, 500, "damaged"); /* it may have been done */
+    once.op = "message";
+    expect_code(l, once, 500, "damaged");
     assert_int_equal(entries_of(l, "script/once", "turn_started"), 1);
     send_event(l, "script/called", "x", "1");
     send_event(l, "script/whole", "x", "1");

@@ -55,7 +55,7 @@ static int deliver(struct loom *l, const struct loom_request *req, struct str ev
 
 /* A duplicate gets the original reply; in flight it waits for it. */
 static bool answer_known(struct loom *l, const struct loom_request *req, struct str id) {
-    struct str text = message_row(l, full_id(l, req), id);
+    struct str text = rows_get(l, ROW_INBOX, dedup_key(l, full_id(l, req), id));
     yyjson_val *row = text.p ? look(l, text) : NULL, *reply = yyjson_obj_get(row, "reply"),
                *error = yyjson_obj_get(row, "error");
     if (!reply && !error) return false;
@@ -110,10 +110,12 @@ static void do_run(struct loom *l, const struct loom_request *req) {
 
 static void do_message(struct loom *l, const struct loom_request *req) {
     struct error err;
-    struct str full = full_id(l, req), id = lent(req->id), text = message_row(l, full, id);
-    if (!text.p) {
+    struct str full = full_id(l, req), id = lent(req->id), text;
+    int rc = rows_load(l, ROW_INBOX, dedup_key(l, full, id), &text, &err);
+    if (rc == 0)
         error_set(&err, LOOM_E_NOT_FOUND, "%.*s got no message %.*s, or its 24 hours are over", (int)full.n, full.p,
                   (int)id.n, id.p);
+    if (rc <= 0) {
         reply_error(l, req, &err);
         return;
     }

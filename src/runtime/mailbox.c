@@ -122,10 +122,6 @@ void mail_due(struct loom *l, struct resident *r) {
 
 /* ---- delivery ---- */
 
-struct str message_row(struct loom *l, struct str full_id, struct str message_id) {
-    return rows_get(l, ROW_INBOX, dedup_key(l, full_id, message_id));
-}
-
 static struct str input_hash(struct loom *l, const struct message *m) {
     return say(l, "%x", hash64(m->data, hash64(m->event, 0)));
 }

@@ -309,7 +309,6 @@ int mail_load(struct loom *l, struct resident *r, struct error *err);
 void mail_forget(struct loom *l); /* dedup rows whose 24 hours are over, a slice at a time */
 void mail_free(struct resident *r);
 struct str dedup_key(struct loom *l, struct str actor, struct str message_id);
-struct str message_row(struct loom *l, struct str full_id, struct str message_id); /* dedup row; .p NULL: unknown */
 /* The end of a message: to the actor that called, or to the dedup row and the callers outside. */
 void reply_to(struct loom *l, struct resident *r, yyjson_val *message, struct str message_id, bool ok, struct str json);
 

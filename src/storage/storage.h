@@ -85,6 +85,8 @@ struct store_ops {
  * failed fsync, PATH.fsync-failed. CONFLICT: the file is in use (by which pid), of a newer format, or older than what was
  * seen here (accept_restored: go on all the same). */
 struct store *store_sqlite_open(const char *path, struct env *env, bool accept_restored, struct error *err);
+/* A checkpoint beside the commits, which a thread does now and then; where env starts none, whoever opened the store. */
+void store_sqlite_keep(struct store *s);
 
 /* ---- blobs: content-addressed bytes, named by SHA-256 in hex ---- */
 struct blob_store {

@@ -2,6 +2,8 @@
  * (support/sim_disk.h). The process and its disk die together, and what was not synced is then kept, torn or lost. */
 #include "sim.h"
 
+#include <ucontext.h>
+
 static struct sim_image *deployed;
 static struct sim *running;
 
@@ -9,6 +11,54 @@ static struct sim *running;
 static void delay(int64_t ms) {
     running->w.mono_us += ms * 1000;
 }
+
+/* ---- the keeper: its checkpoints go on beside the commits, and others have their turn between its operations ---- */
+
+enum { STACK_BYTES = 256 << 10 };
+
+static struct {
+    struct store *store; /* under way there; NULL: none is */
+    bool inside;
+    ucontext_t at, back;
+    char stack[STACK_BYTES];
+} keeper;
+
+static void keeper_main(void) {
+    store_sqlite_keep(keeper.store);
+    keeper.store = NULL;
+    keeper.inside = false;
+}
+
+static void keeper_go(void) {
+    keeper.inside = true;
+    swapcontext(&keeper.back, &keeper.at);
+}
+
+static void keeper_pauses(void) {
+    if (!keeper.inside || world_roll(&running->w, 3) == 0) return;
+    keeper.inside = false;
+    swapcontext(&keeper.at, &keeper.back);
+}
+
+static bool keeper_step(struct world *w) {
+    if (!keeper.store && world_roll(w, 30)) return false;
+    if (!keeper.store) {
+        keeper.store = running->store;
+        getcontext(&keeper.at);
+        keeper.at.uc_stack = (stack_t){.ss_sp = keeper.stack, .ss_size = STACK_BYTES};
+        keeper.at.uc_link = &keeper.back;
+        makecontext(&keeper.at, keeper_main, 0);
+    }
+    keeper_go();
+    return true;
+}
+
+static void keeper_ends(struct world *w, struct store *store) {
+    (void)w;
+    while (keeper.store == store) keeper_go();
+}
+
+/* ---- the files ---- */
 
 static struct store *open_files(struct world *w, struct error *err) {
     struct sim *s = (struct sim *)w;
@@ -27,8 +77,11 @@ void disk_begin(struct sim *s) {
     sim_seed(s->seed);
     sim_mortal(&s->w.dead);
     sim_slow(delay);
+    sim_between(keeper_pauses);
     s->on_disk = true;
     s->w.under = open_files;
+    s->w.other = keeper_step;
+    s->w.closes = keeper_ends;
     s->w.blobs = blob_file_open(SIM_ROOT "/blobs", &err);
 }
 

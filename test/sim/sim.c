@@ -273,7 +273,8 @@ static const char *const switches[] = {"ack before sync",
                                        "key not from position",
                                        "retry with changed input",
                                        "secret journaled",
-                                       "checksum skipped"},
+                                       "checksum skipped",
+                                       "checkpoint not synced"},
                          elsewhere[] = "needs a cluster: UNKNOWN as failed, UNKNOWN as success, wall clock for leases\n"
                                        "needs a language model's stream: partial stream accepted\n";
 

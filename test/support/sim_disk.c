@@ -72,6 +72,7 @@ static uint64_t fault_at, operations, reads;
 static bool struck, paused, own, *dead = &own;
 static struct buf kinds; /* of the operations since the start: w(rite), n(ame), s(ync), t(runcate) */
 static void (*slow)(int64_t ms);
+static void (*between)(void);
 
 const char *const sim_fault_names[SIM_FAULT_END] = {"none",          "kill",     "power",      "full-once",
                                                     "full",          "eio-once", "eio",        "sync",
@@ -399,6 +400,10 @@ void sim_slow(void (*delay)(int64_t ms)) {
     slow = delay;
 }
 
+void sim_between(void (*fn)(void)) {
+    between = fn;
+}
+
 struct buf *sim_file(const char *path) {
     int node = node_at(path);
     return node < 0 ? NULL : &disk.nodes[node].live;
@@ -433,6 +438,7 @@ bool sim_strikes(enum sim_fault what, uint64_t at) {
 
 /* Every operation passes here. 0, or the errno with which it ends. */
 static int strike(char kind) {
+    if (between && !paused) between();
     if (*dead) return EIO;
     if (paused) return 0;
     uint64_t n = kind == 'r' ? ++reads : ++operations;

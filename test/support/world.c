@@ -188,6 +188,8 @@ static int scan(struct store *s, enum row_kind kind, struct str from, struct str
 }
 
 static void close_store(struct store *s) {
+    struct world *w = faulty(s)->w;
+    if (w->closes) w->closes(w, faulty(s)->under);
     faulty(s)->under->ops->close(faulty(s)->under);
     free(s);
 }
@@ -328,15 +330,16 @@ static bool one_of(struct world *w, uint64_t what) {
     case 1: return write_one(w);
     case 3: return sync_one(w);
     case 2: return activity_step(w->l->pool, false);
+    case 4: return w->other && w->other(w);
     default: return answer_one(w);
     }
 }
 
 bool world_step(struct world *w) {
-    uint64_t first = world_roll(w, 5);
+    uint64_t first = world_roll(w, 6);
     bool done = false;
     w->mono_us += (int64_t)world_roll(w, 300);
-    for (uint64_t i = 0; i < 5 && !done; i++) done = one_of(w, (first + i) % 5);
+    for (uint64_t i = 0; i < 6 && !done; i++) done = one_of(w, (first + i) % 6);
     if (!done) jump(w);
     if (w->dead) world_crash(w);
     return done;

@@ -48,6 +48,9 @@ struct world {
     void (*committed)(struct world *w, const struct batch *b); /* told of each that is synced */
     void (*sent)(struct world *w, uint64_t id, struct str url, struct str key, struct str auth, struct str body);
 
+    bool (*other)(struct world *w);                       /* lets something else happen; false: nothing could */
+    void (*closes)(struct world *w, struct store *under); /* told before an engine closes its store */
+
     struct pending *written[2];   /* batches that no sync has followed yet */
     struct world_answer *answers; /* on their way back */
     size_t answer_count;
