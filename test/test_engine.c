@@ -1719,15 +1719,21 @@ static int rows_with(const char *dir, const char *condition) {
 }
 
 static void full_batch(void **state) {
-    (void)state; /* More than a batch holds at once waits for the disk; what is refused meanwhile is taken later. */
+    (void)state; /* What is more than a batch holds is refused at once while the disk is behind, and taken later. */
     enum { MANY = 12 };
     static struct answer many[MANY];
     char *dir = make_folder(), *in = repeated("[['return','", 1 << 20, "']]"), actor[MANY][32];
     struct loom *l = open_scripts(dir);
+    fill_disk(false);
+    pthread_mutex_lock(&disk);
     for (int i = 0; i < MANY; i++) {
         snprintf(actor[i], sizeof actor[i], "script/%d", i);
         submit(l, with_id(about("send", actor[i], in), "m"), &many[i]);
     }
+    await_answer(&many[MANY - 1]);
+    assert_int_equal(many[MANY - 1].status, 503);
+    assert_false(answered(&many[0]));
+    pthread_mutex_unlock(&disk);
     for (int i = 0; i < MANY; i++) {
         await_answer(&many[i]);
         if (many[i].status != 503) check(&many[i], 202, NULL);

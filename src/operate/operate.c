@@ -530,6 +530,14 @@ static const struct operator_row {
 };
 enum { OPERATOR_OPS = sizeof operator_ops / sizeof *operator_ops };
 
+/* At once: it rests on nothing that is not durable, and the disk may be long in coming. */
+static void refuse(struct loom *l, const struct loom_request *req, const struct error *err) {
+    struct str body = error_text(l, err);
+    struct loom_reply reply = {error_kind(str_of(err->code))->status, {body.p, body.n}, {0}};
+    if (req->reply) req->reply(req->ctx, &reply);
+    l->released = true;
+}
+
 static void operate(struct loom *l, const struct loom_request *req) {
     const struct operator_row *row = operator_ops;
     struct error err;
@@ -545,7 +553,7 @@ static void operate(struct loom *l, const struct loom_request *req) {
         row->fn(l, req);
         return;
     }
-    reply_error(l, req, &err);
+    refuse(l, req, &err);
 }
 
 static const struct loom_op_doc *operator_op_docs(void) {
