@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <sys/mman.h>
 #include <cmocka.h>
 
 #define IMPORTS                                                                \
@@ -292,6 +293,28 @@ static void slots(void **state) {
     }
     exec_free(a);
     exec_free(b);
+    exec_module_free(m);
+    exec_engine_free(e);
+}
+
+static void mappings(void **state) {
+    (void)state; /* When all slots of a default engine are taken, malloc still gets memory from the kernel. */
+    enum { SPARE = 1000, SLOTS = 12000 };
+    static struct exec *all[SLOTS];
+    static void *spare[SPARE];
+    struct error err;
+    struct exec_engine *e = exec_engine_new(&(struct exec_config){0}, &err);
+    struct exec_module *m = load_in(e, GUEST("(data (i32.const 32768) \"in the middle\") (func (export \"run\"))"));
+    size_t n = 0;
+    while (n < SLOTS && (all[n] = exec_new(m, limits, 7, &err)) != NULL) n++;
+    assert_true(n >= 10000 && n < SLOTS);
+    assert_string_equal(err.code, "busy");
+    for (size_t i = 0; i < SPARE; i++) {
+        spare[i] = mmap(NULL, 4096, i % 2 ? PROT_READ : PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        assert_ptr_not_equal(spare[i], MAP_FAILED);
+    }
+    for (size_t i = 0; i < SPARE; i++) munmap(spare[i], 4096);
+    while (n > 0) exec_free(all[--n]);
     exec_module_free(m);
     exec_engine_free(e);
 }
@@ -739,6 +762,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(fault_19_memory_and_table_limits),
         cmocka_unit_test(fault_20_traps),
         cmocka_unit_test(slots),
+        cmocka_unit_test(mappings),
         cmocka_unit_test(fresh_memory),
         cmocka_unit_test(between_threads),
         cmocka_unit_test(many_threads),

@@ -23,7 +23,7 @@ enum {
     KEEP_DIRTY = 256 << 10,        /* of the pages a guest changed: put right by hand when its slot is freed */
     KEEP_BLIND = 48 << 10,         /* of a memory's start, where the kernel does not tell which pages these are */
     GUARD_BYTES = 32 << 20,
-    SLOTS_MAX = 12000, /* five mappings each, of the 65,530 that a process may have */
+    SLOTS_MAX = 10500, /* six mappings each, of the 65,530 that a process may have; malloc needs some, too */
     IDLE_TICKS = 50,
     FRAMES_MAX = 8, /* that a trap names */
 };
@@ -127,7 +127,7 @@ void exec_engine_free(struct exec_engine *e) {
 }
 
 uint32_t exec_engine_share(const struct exec_engine *e) {
-    return e->config.slots - e->config.slots / 8 - 1;
+    return e->config.slots - e->config.slots / 24 - 1;
 }
 
 const char *exec_artefact_key(struct exec_engine *e) {

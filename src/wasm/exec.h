@@ -16,7 +16,7 @@ struct exec_module; /* compiled and pre-instantiated program, or a native one */
 struct exec;        /* one instance */
 
 struct exec_config {
-    uint32_t slots; /* instances alive at once, fewer if they find no address space; 0: 12,000 */
+    uint32_t slots; /* instances alive at once, fewer if they find no address space; 0: 10,500 */
     uint32_t fuel;  /* slices of so much fuel instead of the ticker thread, so that runs repeat exactly; 0: none */
 };
 struct exec_engine *exec_engine_new(const struct exec_config *config, struct error *err);
