@@ -35,6 +35,7 @@ struct activity_pool {
     pthread_t *threads;
     unsigned thread_count;
     uint64_t seed; /* of instances: one system call for all of them */
+    bool started;  /* some, since activity_wake() */
     atomic_bool stopping;
     pthread_mutex_t mutex; /* guards what follows, and the last part of each attempt */
     pthread_cond_t wake;
@@ -387,6 +388,7 @@ void activity_pool_free(struct activity_pool *p) {
 bool activity_start(struct activity_pool *p, struct activity *a, bool here) {
     a->pool = p;
     if (here) return run(a);
+    p->started = true;
     pthread_mutex_lock(&p->mutex);
     TAILQ_INSERT_TAIL(&p->queued, a, link);
     pthread_mutex_unlock(&p->mutex);
@@ -394,7 +396,8 @@ bool activity_start(struct activity_pool *p, struct activity *a, bool here) {
 }
 
 void activity_wake(struct activity_pool *p) {
-    pthread_cond_broadcast(&p->wake);
+    if (p->started) pthread_cond_broadcast(&p->wake);
+    p->started = false;
 }
 
 void activity_cancel(struct activity_pool *p, struct activity *a) {
