@@ -1,6 +1,8 @@
-//! The C libraries, kept by naming them, JSON Schema behind three C functions, two settings of Wasmtime (see loomdeps.h).
-use std::ffi::{c_char, c_int};
+//! The C libraries, kept by naming them, JSON Schema behind three C functions, what Wasmtime's C API lacks (see loomdeps.h).
+use std::ffi::{c_char, c_int, c_void};
 use std::fmt::Write;
+use std::sync::OnceLock;
+use std::task::Poll;
 
 extern crate libsqlite3_sys;
 pub use wasmtime_c_api::*;
@@ -24,6 +26,40 @@ pub unsafe extern "C" fn loom_pool_scan(config: *mut wasmtime_pooling_allocation
 pub unsafe extern "C" fn loom_trap_names(config: *mut wasm_config_t, frames: usize) {
     let config = &mut *config.cast::<wasmtime::Config>();
     config.generate_address_map(false).wasm_backtrace_max_frames(std::num::NonZeroUsize::new(frames));
+}
+
+type Ask = extern "C" fn(*mut wasmtime_caller_t, u32, u32, u32, u32) -> *mut c_void;
+type State = extern "C" fn(*mut c_void, &mut i32) -> c_int;
+
+/// The error that ends a guest which waits. Wasmtime would give it a backtrace, which costs more than the rest of a guest's
+/// end, were it not one already: an empty one, from an engine that makes no others.
+fn over() -> wasmtime::Error {
+    static NAMELESS: OnceLock<wasmtime::Store<()>> = OnceLock::new();
+    let store = NAMELESS.get_or_init(|| {
+        let mut config = wasmtime::Config::new();
+        config.enable_compiler(false).wasm_backtrace_max_frames(None);
+        wasmtime::Store::new(&wasmtime::Engine::new(&config).expect("an engine"), ())
+    });
+    wasmtime::Error::msg(wasmtime::WasmBacktrace::capture(store))
+}
+
+/// Defines the import loom.op. The C types of linker and caller are structs of this one member.
+#[no_mangle]
+pub unsafe extern "C" fn loom_link_op(linker: *mut wasmtime_linker_t, ask: Ask, state: State) {
+    let linker = &mut *linker.cast::<wasmtime::Linker<WasmtimeStoreData>>();
+    let defined = linker.func_wrap_async("loom", "op", move |mut caller: WasmtimeCaller, (name, name_len, arg, arg_len)| {
+        let asked = ask((&raw mut caller).cast(), name, name_len, arg, arg_len) as usize; // a pointer could not change threads
+        Box::new(std::future::poll_fn(move |_| {
+            let mut code = 0;
+            match state(asked as *mut c_void, &mut code) {
+                0 => Poll::Pending,
+                1 => Poll::Ready(Ok(code)),
+                2 => Poll::Ready(Err(wasmtime::Error::msg("trap"))),
+                _ => Poll::Ready(Err(over())),
+            }
+        }))
+    });
+    defined.expect("loom.op is defined once");
 }
 
 /// Copies the text, cut at a character's border, into the caller's buffer and terminates it.

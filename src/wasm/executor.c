@@ -67,15 +67,17 @@ static void call_next(struct exec *x) {
     x->future = wasmtime_func_call_async(x->context, &x->func, NULL, 0, NULL, 0, &x->trap_ret, &x->error_ret);
 }
 
-/* A call that is in progress is unwound. */
+/* A call that is in progress is unwound: by the op that it waits in, which tells Wasmtime to want no backtrace. */
 static void leave(struct exec *x, enum exec_state state) {
+    x->over = x->future && x->asked;
+    if (x->over) wasmtime_call_future_poll(x->future);
     if (x->future) wasmtime_call_future_delete(x->future);
     if (x->trap_ret) wasm_trap_delete(x->trap_ret);
     if (x->error_ret) wasmtime_error_delete(x->error_ret);
     x->future = NULL;
     x->trap_ret = NULL;
     x->error_ret = NULL;
-    x->asked = false;
+    x->asked = x->over = false;
     x->state = state;
 }
 

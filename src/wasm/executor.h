@@ -44,8 +44,8 @@ struct exec {
     bool exited, line_error;  /* by proc_exit(0); the output in `line` is an error */
 
     /* The op in progress: asked, then answered. */
-    bool asked;
-    int32_t code; /* what `op` returns */
+    bool asked, over; /* over: it shall unwind the guest */
+    int32_t code;     /* what `op` returns */
     struct str name, arg;
     struct buf result;  /* what `take` copies; .p NULL: none yet */
     struct error *trap; /* why it trapped; malloc'd */
@@ -54,15 +54,14 @@ struct exec {
 
     wasmtime_store_t *store;
     wasmtime_context_t *context;
-    wasmtime_call_future_t *future; /* of the call in progress; it keeps pointers to the four below */
+    wasmtime_call_future_t *future; /* of the call in progress; it keeps pointers to what is below */
     wasmtime_instance_t instance;
     wasmtime_func_t func; /* the export `called` */
     const char *called;
     wasm_trap_t *trap_ret;
     wasmtime_error_t *error_ret;
-    wasmtime_val_t *op_result; /* of the call of `op` that waits */
-    wasmtime_memory_t memory;  /* once the guest has called the host; else of store 0 */
-    int64_t used_us;           /* CPU time of this stretch */
+    wasmtime_memory_t memory; /* once the guest has called the host; else of store 0 */
+    int64_t used_us;          /* CPU time of this stretch */
 
     /* WASI: clock, state of its randomness; output up to the next newline; arguments of the op `log`, a line each, and how
      * many bytes of them were logged. */

@@ -1,10 +1,11 @@
 /* host.c: the door of a WASM guest: how host functions are called, and Loom's own, `op` and `take`.
  *
  * Only `op` waits, so only `op` is asynchronous for Wasmtime: it runs on the guest's stack, and until it has its answer
- * Wasmtime polls `op_answered`. A pointer from the guest is used only after host_memory() has checked it.
+ * Wasmtime polls `op_state`. A pointer from the guest is used only after host_memory() has checked it.
  */
 #include "wasm/executor.h"
 #include <assert.h>
+#include <loomdeps.h>
 #include <string.h>
 
 uint8_t *host_memory(struct exec *x, uint32_t ptr, uint64_t len) {
@@ -30,23 +31,18 @@ static wasm_trap_t *trap_of(const struct exec *x) {
     return x->trap ? wasmtime_trap_new(x->trap->message, strlen(x->trap->message)) : NULL;
 }
 
-static bool op_answered(void *env) {
-    struct exec *x = env;
-    if (!x->asked) x->op_result->of.i32 = x->code;
-    return !x->asked;
+static void *op(wasmtime_caller_t *caller, uint32_t name, uint32_t name_n, uint32_t arg, uint32_t arg_n) {
+    struct exec *x = exec_of(caller);
+    struct str what = {(const char *)host_memory(x, name, name_n), name_n};
+    struct str with = {(const char *)host_memory(x, arg, arg_n), arg_n};
+    if (!x->trap) exec_ask(x, what, with);
+    return x;
 }
 
-static void op(void *env, wasmtime_caller_t *caller, const wasmtime_val_t *args, size_t nargs, wasmtime_val_t *results,
-               size_t nresults, wasm_trap_t **trap, wasmtime_async_continuation_t *k) {
-    struct exec *x = exec_of(caller);
-    uint32_t name_n = (uint32_t)args[1].of.i32, arg_n = (uint32_t)args[3].of.i32;
-    struct str name = {(const char *)host_memory(x, (uint32_t)args[0].of.i32, name_n), name_n};
-    struct str arg = {(const char *)host_memory(x, (uint32_t)args[2].of.i32, arg_n), arg_n};
-    (void)env, (void)nargs, (void)nresults;
-    x->op_result = results;
-    *k = (wasmtime_async_continuation_t){.callback = op_answered, .env = x};
-    *trap = trap_of(x);
-    if (!x->trap) exec_ask(x, name, arg);
+static enum loom_op op_state(void *guest, int32_t *code) {
+    const struct exec *x = guest;
+    *code = x->code;
+    return x->over ? LOOM_OP_OVER : x->trap ? LOOM_OP_TRAP : x->asked ? LOOM_OP_WAITS : LOOM_OP_ANSWERED;
 }
 
 static int take(struct exec *x, host_args args) {
@@ -96,9 +92,7 @@ static void link_rows(wasmtime_linker_t *linker, const char *module, const struc
 }
 
 void host_link(wasmtime_linker_t *linker) {
-    wasm_functype_t *type = type_of("iiii", "i");
-    wasmtime_linker_define_async_func(linker, "loom", 4, "op", 2, type, op, NULL, NULL);
-    wasm_functype_delete(type);
+    loom_link_op(linker, op, op_state);
     link_rows(linker, "loom", loom_rows);
     link_rows(linker, "wasi_snapshot_preview1", wasi_rows);
     link_rows(linker, "env", wasi_env_rows);
