@@ -237,7 +237,7 @@ static void measure_steps(struct bench *b) {
     struct load warm = {.loom = b->loom, .op = "call", .type = "steps", .body = body, .total = 8, .at_once = 8};
     load_run(&warm);
     double batches = metric("loom_batches_total"), rows = metric("loom_rows_total");
-    double commit_us = metric("loom_commit_microseconds_total"), cpu = cpu_us();
+    double commit_s = metric("loom_commit_seconds_total"), cpu = cpu_us();
     struct load d = {
         .loom = b->loom, .op = "call", .type = "steps", .body = body, .first = 8, .total = runs, .at_once = arg(b, 1)};
     double s = load_run(&d);
@@ -248,7 +248,7 @@ static void measure_steps(struct bench *b) {
     print("turn_p50_us", percentile(d.took, (size_t)d.total, 0.5));
     print("steps_per_commit", runs * STEPS / batches);
     print("rows_per_commit", (metric("loom_rows_total") - rows) / batches);
-    print("commit_busy", (metric("loom_commit_microseconds_total") - commit_us) / s / 1e6);
+    print("commit_busy", (metric("loom_commit_seconds_total") - commit_s) / s);
     loom_close(b->loom);
 }
 

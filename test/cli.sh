@@ -54,6 +54,7 @@ check "an option of another command is a usage error" 2 'takes no option --delay
 check "a number that is none is a usage error" 2 'needs a whole number' "$LOOM" actors --limit many
 check "a missing argument is a usage error" 2 'usage: loom call TYPE/KEY' "$LOOM" call
 check "an actor needs type and key" 2 'TYPE/KEY is expected' "$LOOM" call counter
+check "and its key holds no slash" 2 'one slash' "$LOOM" call counter/a/b
 check "an argument that is not JSON is named with the place of the fault" 1 'not JSON.* at byte' "$LOOM" call counter/a '{"add":'
 check "where no Loom answers, the address and the remedy are named" 1 'no Loom answers at http://127.0.0.1:1; start one with `loom dev`' \
     "$LOOM" actors --url http://127.0.0.1:1
@@ -66,12 +67,16 @@ check "a folder without loom.json is no project" 1 'there is no .*loom.json; `lo
 check "new makes a project" 0 'new  demo/actors/counter/counter.c' "$LOOM" new demo
 check "new overwrites nothing" 1 'exists; choose another name' "$LOOM" new demo
 check "a bad name is a usage error" 2 'is no name' "$LOOM" new 'Bad Name'
+check "an actor without a name is a usage error, not a project called actor" 2 'NAME is missing' "$LOOM" new actor
+check "a worker's folder must be there" 1 'nowhere is not a project' timeout 10 "$LOOM" worker nowhere --store memory --listen 127.0.0.1:0
 cd demo || exit 1
 check "the new project builds and passes its tests at once" 0 '^6 passed, 0 failed' "$LOOM" test
 check "new adds an actor" 0 'actors/second/second.c' "$LOOM" new actor second
 check "new adds an activity" 0 'activities/send-it/send-it.c' "$LOOM" new activity send-it
 check "they pass their tests at once" 0 '^12 passed, 0 failed' "$LOOM" test
 check "a workflow runs in process when no Loom answers" 0 '' "$LOOM" run workflows/welcome.json --store memory --input '{"name": "Ada"}'
+check "and is not said to take events, which no command could bring there" 1 '^$' \
+    eval '"$LOOM" run workflows/welcome.json --store memory --input "{\"name\": \"Ada\"}" | grep "loom event"'
 sed -i 's/"name"/"nam"/' loom.json
 check "an unknown field of loom.json is named" 1 'loom.json: there is no field "nam"' "$LOOM" build
 echo '{"name" "x"}' >loom.json
@@ -82,6 +87,10 @@ echo '{"name": "demo"}' >loom.json
 cp actors/second/second.c second.c
 echo 'int syntax(' >>actors/second/second.c
 check "a guest that does not compile fails the build by name" 1 'second.wasm could not be built' "$LOOM" build
+sed 's/^LOOM_ACTOR/void missing(void);\n&/; s/loom_return/missing(), &/' second.c >actors/second/second.c
+check "one that does not link does, too" 1 'second.wasm could not be built' "$LOOM" build
+check "and leaves the old module, so that what watches the folder sees no change" 0 '^actors/second/second.wasm$' \
+    find actors/second -name '*.wasm'
 mv second.c actors/second/second.c
 touch actors/second/second.c
 check "without clang the packages are named" 1 'apt install clang lld' env PATH=/nowhere "$LOOM" build
@@ -96,18 +105,21 @@ start "$tmp/dev.log" dev
 check "dev serves what it built" 0 '"count": 2' "$LOOM" call counter/ada '{"add": 2}'
 check "input against the schema is refused" 1 'invalid_input' "$LOOM" call counter/ada '{"add": "x"}'
 check "an unknown actor type is named" 1 'not_found' "$LOOM" call nobody/a 1
-check "send returns when durable" 0 'durable' "$LOOM" send counter/ada '{"add": 3}' --id s1
+check "send returns when durable and names the message" 0 'durable, message s1' "$LOOM" send counter/ada '{"add": 3}' --id s1
 check "the same id does nothing twice" 0 'durable' "$LOOM" send counter/ada '{"add": 3}' --id s1
 check "actors keep their state" 0 '^\{"count":5\}$' "$LOOM" call counter/ada '{"add": 0}' --json
 check "actors are listed" 0 'counter/ada' "$LOOM" actors --type counter
+check "a status that no actor has is refused" 1 'use idle, running' "$LOOM" actors --status finished
+check "a namespace that is no name is refused" 1 'is not a name' "$LOOM" actors --ns 'A B'
 check "an actor is shown with its state" 0 '"count": 5' "$LOOM" inspect counter/ada
 check "its past state is shown" 0 'count' "$LOOM" inspect counter/ada --at 3
 check "its journal is a timeline" 0 'state' "$LOOM" journal counter/ada
-check "modules are listed" 0 'actor\.counter +1\.0\.0' "$LOOM" modules
+check "modules are listed, in lines that fit a terminal" 0 '^actor\.counter +1\.0\.0 +[0-9]+  [0-9a-f]{12}$' "$LOOM" modules
 check "workflows are listed" 0 'welcome +1\.0\.0' "$LOOM" workflow list
 check "a workflow runs on the server to its result" 0 'Hello, Ada' "$LOOM" run welcome --input '{"name": "Ada"}' --id r1
 check "a run is shown" 0 'completed' "$LOOM" workflow get welcome r1
-check "a workflow that fails ends with its error" 1 'invalid_input' "$LOOM" run welcome --input '{"name": 7}'
+check "without its journal" 1 '^$' eval '"$LOOM" workflow get welcome r1 | grep turn_started'
+check "a workflow that fails shows the step's whole error" 1 '✗ activity greet: hello .* ms  the input of .* "string" \(invalid_input\)$' "$LOOM" run welcome --input '{"name": 7}'
 cat >wait.json <<'EOT'
 {"name": "waiting", "version": "1.0.0", "steps": [{"id": "w", "type": "wait", "event": "go"}]}
 EOT
@@ -120,7 +132,7 @@ within 5 eval '"$LOOM" inspect workflow.waiting/w1 | grep -q cancelled'
 check "and says so in its journal" 0 'cancel requested.*test' "$LOOM" journal workflow.waiting/w1
 check "cancelling it again is refused" 1 'nothing to cancel' "$LOOM" cancel workflow.waiting/w1
 check "resuming what waits for nobody is refused" 1 'conflict' "$LOOM" resume counter/ada
-check "a workflow document that is wrong is named by file and step" 1 'bad.json: .*nonsense' \
+check "a workflow document that is wrong is named by file and step" 1 '^loom: bad.json: .*nonsense' \
     eval 'sed s/wait\",/nonsense\",/ wait.json >bad.json; "$LOOM" workflow deploy bad.json'
 check "a file that is not there is named" 1 'cannot read nowhere.json' "$LOOM" workflow deploy nowhere.json
 "$LOOM" run waiting --id w2 --url "$LOOM_URL" >"$tmp/run.log" 2>&1 &

@@ -379,26 +379,27 @@ static void rules(void **state) {
 static void documents(void **state) {
     (void)state;
     static const char *const capabilities[][2] = {
-        {"{\"network\":\"api.test\"}", "capabilities/network"},
-        {"{\"network\":[1]}", "capabilities/network/0"},
-        {"{\"network\":[\"http://a\"]}", "capabilities/network/0"},
-        {"{\"network\":[\"a:b\"]}", "capabilities/network/0"},
-        {"{\"network\":[\"a.*.b\"]}", "capabilities/network/0"},
-        {"{\"network\":[\"*.\"]}", "capabilities/network/0"},
-        {"{\"network\":[\"u@h\"]}", "capabilities/network/0"},
-        {"{\"mail\":1}", "capabilities/mail"},
-        {"{\"secrets\":\"A\"}", "capabilities/secrets"},
+        {"{\"network\":\"api.test\"}", "capabilities: /network"},
+        {"{\"network\":[1]}", "capabilities: /network/0"},
+        {"{\"network\":[\"http://a\"]}", "capabilities: /network/0"},
+        {"{\"network\":[\"a:b\"]}", "capabilities: /network/0"},
+        {"{\"network\":[\"a.*.b\"]}", "capabilities: /network/0"},
+        {"{\"network\":[\"*.\"]}", "capabilities: /network/0"},
+        {"{\"network\":[\"u@h\"]}", "capabilities: /network/0"},
+        {"{\"mail\":1}", "capabilities: /mail"},
+        {"{\"netwrk\":true}", "'netwrk' was unexpected"},
+        {"{\"secrets\":\"A\"}", "capabilities: /secrets"},
     };
     static const char *const configs[][2] = {
         {"{\"network\":{\"allowprivat\":true}}", "allowprivat"},
-        {"{\"network\":{\"allowPrivate\":\"yes\"}}", "loom.json/network/allowPrivate"},
-        {"{\"network\":{\"connectTo\":{\"a b\":\"c:1\"}}}", "loom.json/network/connectTo"},
+        {"{\"network\":{\"allowPrivate\":\"yes\"}}", "loom.json: /network/allowPrivate"},
+        {"{\"network\":{\"connectTo\":{\"a b\":\"c:1\"}}}", "loom.json: /network/connectTo"},
         {"{\"network\":{\"connectTo\":[]}}", "connectTo"},
         {"{\"network\":{\"caFile\":\"none.pem\"}}", "/nowhere/none.pem"},
-        {"{\"mail\":{\"server\":\"http://a\"}}", "loom.json/mail/server"},
-        {"{\"mail\":{\"server\":\"smtp://127.0.0.!\"}}", "loom.json/mail/server"},
-        {"{\"mail\":{\"from\":\"a@b.example\"}}", "loom.json/mail"},
-        {"{\"secrets\":{\"A\":{\"hosts\":[\"h\"]}}}", "loom.json/secrets/A"},
+        {"{\"mail\":{\"server\":\"http://a\"}}", "loom.json: /mail/server"},
+        {"{\"mail\":{\"server\":\"smtp://127.0.0.!\"}}", "loom.json: /mail/server"},
+        {"{\"mail\":{\"from\":\"a@b.example\"}}", "loom.json: /mail"},
+        {"{\"secrets\":{\"A\":{\"hosts\":[\"h\"]}}}", "loom.json: /secrets/A"},
         {"{\"secrets\":{\"A\":{\"env\":\"HOME\"}}}", "\"hosts\" is a required"},
         {"{\"secrets\":{\"A\":{\"env\":\"LOOM_TEST_UNSET\",\"hosts\":[\"h\"]}}}",
          "environment variable LOOM_TEST_UNSET"},
@@ -971,10 +972,10 @@ static void mails(void **state) {
         {"{\"to\":\"a@b.example\\r\\nDATA\",\"subject\":\"\",\"text\":\"\"}", "invalid_argument"},
         {"{\"to\":\"a@b.example>\\r\\nX <c@d.example\",\"subject\":\"\",\"text\":\"\"}", "invalid_argument"},
         {"{\"to\":\"a@b.example, c@d.example\",\"subject\":\"\",\"text\":\"\"}", "invalid_argument"},
-        {"{\"to\":[],\"subject\":\"\",\"text\":\"\"}", "mail/to"},
+        {"{\"to\":[],\"subject\":\"\",\"text\":\"\"}", "mail: /to"},
         {"{\"to\":[1],\"subject\":\"\",\"text\":\"\"}", "invalid_argument"},
         {"{\"subject\":\"\",\"text\":\"\"}", "invalid_argument"},
-        {"{\"to\":\"a@b.example\",\"subject\":\"x\\nBcc: y@z.example\",\"text\":\"\"}", "mail/subject"},
+        {"{\"to\":\"a@b.example\",\"subject\":\"x\\nBcc: y@z.example\",\"text\":\"\"}", "mail: /subject"},
         {"{\"to\":\"a@b.example\",\"subject\":\"\"}", "mail"},
         {"{\"to\":\"a@b.example\",\"subject\":\"\",\"text\":\"\",\"bcc\":\"y@z.example\"}", "bcc"},
         {"{\"to\":\"a@b.example\",\"subject\":\"{{secret:X}}\",\"text\":\"\"}", "denied"},
@@ -989,7 +990,7 @@ static void mails(void **state) {
     struct buf many_to = {0};
     for (int i = 0; i < 101; i++) buf_json(&many_to, i ? ",\"a@b.example\"" : "{\"to\":[\"a@b.example\"");
     buf_str(&many_to, (struct str){"],\"subject\":\"\",\"text\":\"\"}", sizeof "],\"subject\":\"\",\"text\":\"\"}"});
-    holds(mail(c, p, many_to.p), "mail/to");
+    holds(mail(c, p, many_to.p), "mail: /to");
     buf_free(&many_to);
     holds(mail(c, poor, "{}"), "denied");
     net_client_free(c);

@@ -49,12 +49,13 @@ struct view {
     struct map begun;
     int64_t zero; /* `at` of the timeline's first entry */
 };
-void view_entry(struct view *v, struct str actor, yyjson_val *entry, struct buf *line); /* without time and newline */
-void view_begin(struct view *v, struct str actor, yyjson_val *entry);                   /* only remembers */
-void view_actor(struct str actor, struct buf *line);                                    /* in a column */
-void view_timeline(struct view *v, yyjson_val *entries); /* printed, with cursor and times */
+/* Without time and newline; `used`: columns that the line has in front of it. */
+void view_entry(struct view *v, struct str actor, yyjson_val *entry, size_t used, struct buf *line);
+void view_begin(struct view *v, struct str actor, yyjson_val *entry); /* only remembers */
+size_t view_actor(struct str actor, struct buf *line);                /* in a column; answers how many it takes */
+void view_timeline(struct view *v, yyjson_val *entries);              /* printed, with cursor and times */
 void view_free(struct view *v);
-void print_table(yyjson_val *rows, const char *cols); /* cols: "FIELD:WIDTH FIELD:WIDTH" */
+void print_table(yyjson_val *rows, const char *fields); /* "NAME NAME:N": of the second the first N characters */
 
 /* ---- client.c: the door to a Loom, in this process or behind a URL ---- */
 struct door {
@@ -73,7 +74,8 @@ bool ask(const struct door *d, const struct loom_request *r, struct answer *out)
 /* The same; prints what went wrong. */
 bool ask_ok(const struct door *d, const struct loom_request *r, struct answer *out);
 void answer_free(struct answer *a);
-void print_problem(const struct door *d, int status, yyjson_val *error);
+/* `place`: the file that it is about, or NULL. */
+void print_problem(const struct door *d, const char *place, int status, yyjson_val *error);
 /* Waits for the reply of the message r.id to r.type/r.key and prints it; `live` shows the actor's journal meanwhile. */
 int await_reply(const struct cli *c, const struct door *d, struct loom_request r, bool live);
 static inline struct loom_str loom_of(struct str s) {
@@ -101,8 +103,9 @@ struct project {
     size_t count;
     struct arena arena;
 };
+#define PROJECT_BUILDING ".building.wasm" /* in a unit's folder, until it is renamed to the module */
 /* Reads loom.json and all definitions; false: the error has been printed. project_close either way.
- * Without `units` no definitions are read, and there need not be a loom.json. */
+ * Without `units` no definitions are read, and the folder need not have a loom.json. */
 bool project_open(struct project *p, const char *dir, bool units);
 void project_close(struct project *p);
 char *project_find(const char *start); /* nearest folder at or above with a loom.json, malloc'd; or NULL */

@@ -182,7 +182,7 @@ bool ask(const struct door *d, const struct loom_request *r, struct answer *out)
 
 bool ask_ok(const struct door *d, const struct loom_request *r, struct answer *out) {
     bool ok = ask(d, r, out);
-    if (!ok) print_problem(d, out->status, out->root);
+    if (!ok) print_problem(d, NULL, out->status, out->root);
     return ok;
 }
 
@@ -191,14 +191,14 @@ void answer_free(struct answer *a) {
     buf_free(&a->body);
 }
 
-void print_problem(const struct door *d, int status, yyjson_val *error) {
+void print_problem(const struct door *d, const char *place, int status, yyjson_val *error) {
     struct str code = json_str(error, "code"), message = json_str(error, "message"), detail = json_str(error, "detail");
     message = message.p ? message : detail.p ? detail : STR("the answer is not one of Loom's");
     if (status == 0)
         fail("no Loom answers at %s; start one with `loom dev`, or say where it is with --url", d->url);
     else
-        fail("%.*s (%.*s)%s", (int)message.n, message.p, (int)code.n, code.p ? code.p : "",
-             status == 401 ? "; give the API key with --key or LOOM_API_KEY" : "");
+        fail("%s%s%.*s (%.*s)%s", place ? place : "", place ? ": " : "", (int)message.n, message.p, (int)code.n,
+             code.p ? code.p : "", status == 401 ? "; give the API key with --key or LOOM_API_KEY" : "");
 }
 
 static struct loom_str text(const char *z) {
@@ -225,15 +225,17 @@ static struct loom_request actor_request(const struct cli *c, const char *op) {
     return r;
 }
 
-/* Asks and prints the answer: JSON, or `done` for people. */
+/* Asks and prints the answer: JSON, or for people `done`. */
 static int ask_and_print(const struct cli *c, const struct loom_request *r, const char *done) {
     struct door d = door_remote(c);
     struct answer a;
     bool ok = ask_ok(&d, r, &a);
-    if (ok && (!done || c->o.json))
-        print_json(a.root, !c->o.json);
+    struct str id = json_str(a.root, "messageId");
+    if (ok && c->o.json)
+        print_json(a.root, false);
     else if (ok)
-        printf("%s✓%s %s\n", paint(GREEN), paint(PLAIN), done);
+        printf("%s✓%s %s%s%.*s\n", paint(GREEN), paint(PLAIN), done, id.n ? ", message " : "", (int)id.n,
+               id.n ? id.p : "");
     answer_free(&a);
     return ok ? EXIT_OK : EXIT_FAILED;
 }
@@ -263,7 +265,7 @@ static int print_outcome(const struct cli *c, const struct door *d, yyjson_val *
     if (reply)
         print_json(reply, !c->o.json);
     else if (error)
-        print_problem(d, 422, error);
+        print_problem(d, NULL, 422, error);
     return reply ? EXIT_OK : error ? EXIT_FAILED : -1;
 }
 
@@ -294,7 +296,7 @@ int await_reply(const struct cli *c, const struct door *d, struct loom_request r
         if (ok && live)
             ok = (r.from = print_journal(d, r, &view, false)) >= 0;
         else if (!ok && (a.status || lost > LOST_MAX))
-            print_problem(d, a.status, a.root);
+            print_problem(d, NULL, a.status, a.root);
         code = ok ? print_outcome(c, d, a.root) : a.status || lost > LOST_MAX ? EXIT_FAILED : -1;
         answer_free(&a);
         if (code < 0) usleep(d->loom ? 20000 : 100000);
@@ -313,9 +315,11 @@ int command_call(struct cli *c) {
     bool ok = ask_ok(&d, &r, &a);
     int code = ok ? EXIT_OK : EXIT_FAILED;
     r.id = loom_of(json_str(a.root, "messageId"));
-    if (a.status == 202 && !r.timeout_ms) /* it takes longer than the door holds a call */
+    if (a.status == 202 && !r.timeout_ms) { /* it takes longer than the door holds a call */
+        if (isatty(2))
+            fprintf(stderr, "still waiting; after Ctrl-C --id %.*s asks for the same reply\n", (int)r.id.n, r.id.p);
         code = await_reply(c, &d, r, false);
-    else if (ok)
+    } else if (ok)
         print_json(a.root, !c->o.json);
     answer_free(&a);
     buf_free(&body);
@@ -337,19 +341,18 @@ static int ask_for_table(const struct cli *c, struct loom_request r, const char 
 }
 
 int command_actors(struct cli *c) {
-    return ask_for_table(c, request_of(c, "actors"), "actors", "id:48 status:10 suspendReason:32");
+    return ask_for_table(c, request_of(c, "actors"), "actors", "id status suspendReason");
 }
 
 int command_modules(struct cli *c) {
-    return ask_for_table(c, request_of(c, "module.list"), "modules", "name:32 version:10 size:9 sha256:64");
+    return ask_for_table(c, request_of(c, "module.list"), "modules", "name version size sha256:12");
 }
 
 /* For people without the journal's entries, which `loom journal` shows better. */
-int command_inspect(struct cli *c) {
+static int show_actor(const struct cli *c, const struct loom_request *r) {
     struct door d = door_remote(c);
-    struct loom_request r = actor_request(c, c->o.request.at >= 0 ? "state" : "get");
     struct answer a;
-    bool ok = ask_ok(&d, &r, &a);
+    bool ok = ask_ok(&d, r, &a);
     yyjson_mut_doc *doc = ok && !c->o.json ? yyjson_doc_mut_copy(a.doc, NULL) : NULL;
     yyjson_mut_obj_remove_key(yyjson_mut_obj_get(yyjson_mut_doc_get_root(doc), "journal"), "entries");
     char *text = yyjson_mut_write(doc, YYJSON_WRITE_PRETTY_TWO_SPACES, NULL);
@@ -361,6 +364,11 @@ int command_inspect(struct cli *c) {
     yyjson_mut_doc_free(doc);
     answer_free(&a);
     return ok ? EXIT_OK : EXIT_FAILED;
+}
+
+int command_inspect(struct cli *c) {
+    struct loom_request r = actor_request(c, c->o.request.at >= 0 ? "state" : "get");
+    return show_actor(c, &r);
 }
 
 int command_journal(struct cli *c) {
@@ -378,7 +386,7 @@ int command_journal(struct cli *c) {
 static int workflow_list(struct cli *c) {
     struct loom_request r = request_of(c, "definitions");
     r.type = text("workflow");
-    return ask_for_table(c, r, "definitions", "name:40 version:10 hash:64");
+    return ask_for_table(c, r, "definitions", "name version hash:12");
 }
 
 static int workflow_deploy(struct cli *c) {
@@ -399,7 +407,7 @@ static int workflow_get(struct cli *c) {
     struct loom_request r = request_of(c, "get");
     r.type = loom_of(arena_json(&a, "workflow.%s", c->args[1]));
     r.key = text(c->args[2]);
-    int code = ask_and_print(c, &r, NULL);
+    int code = show_actor(c, &r);
     arena_free(&a);
     return code;
 }

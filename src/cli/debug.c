@@ -329,7 +329,7 @@ static int ask_worker(const struct cli *c) {
     r.key = loom_of(str_of(c->args[1]));
     int code = EXIT_OK;
     if (!ask(&d, &r, &a) && !(dying && a.status == 0))
-        print_problem(&d, a.status, a.root), code = EXIT_FAILED;
+        print_problem(&d, NULL, a.status, a.root), code = EXIT_FAILED;
     else if (dying)
         puts("the worker has died");
     else if (strcmp(c->args[0], "dump") == 0)

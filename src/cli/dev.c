@@ -39,9 +39,9 @@ static void add_entry(struct served *s, struct str actor, yyjson_val *entry, str
     char clock[32];
     format_clock(json_int(entry, "at", 0), clock);
     buf_json(line, "%s%s  %s%s", paint(DIM), clock, paint(PLAIN), paint(CYAN));
-    view_actor(actor, line);
+    size_t used = 14 + view_actor(actor, line);
     buf_json(line, "%s", paint(PLAIN));
-    view_entry(&s->view, actor, entry, line);
+    view_entry(&s->view, actor, entry, used, line);
     buf_char(line, '\n');
 }
 
@@ -148,13 +148,16 @@ static void watch(struct served *s) {
 /* An editor writes in several steps: what comes within a moment is one change. Hidden files do not count. */
 static bool changed(struct served *s) {
     bool any = false;
+    uint32_t ours = 0; /* the move of a module that the build has made */
     struct pollfd p = {.fd = s->changes, .events = POLLIN};
     do {
         char events[16384] __attribute__((aligned(8)));
         ssize_t n = read(s->changes, events, sizeof events);
         for (char *at = events; at < events + (n > 0 ? n : 0);) {
             struct inotify_event *e = (struct inotify_event *)(void *)at;
-            any = any || (e->len && e->name[0] != '.');
+            bool hidden = !e->len || e->name[0] == '.';
+            if (hidden && e->len && strcmp(e->name, PROJECT_BUILDING) == 0) ours = e->cookie;
+            any = any || (!hidden && (!ours || e->cookie != ours));
             at += sizeof *e + e->len;
         }
     } while (poll(&p, 1, 60) > 0);
@@ -257,8 +260,9 @@ static int serve(const struct cli *c, bool dev) {
                    LOOM_VERSION, paint(PLAIN), s.dir, paint(CYAN), host, listen, http_port(s.http), paint(PLAIN),
                    c->o.store ? c->o.store : "its .loom/store");
         else
-            log_event(LOG_INFO, "serving", "\"address\":%q,\"port\":%d", (struct str){listen, (size_t)host},
-                      (int64_t)http_port(s.http));
+            log_event(LOG_INFO, "serving", "\"address\":%q,\"port\":%d,\"version\":%z,\"project\":%z,\"store\":%z",
+                      (struct str){listen, (size_t)host}, (int64_t)http_port(s.http), LOOM_VERSION, s.dir,
+                      c->o.store ? c->o.store : "the project's .loom/store");
         fflush(stdout);
         serve_until_signal(&s, dev);
     }

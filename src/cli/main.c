@@ -27,13 +27,13 @@ static const struct command {
     {"build", "[DIR]", 0, 1, command_build, "compile the guests of a project to WASM"},
     {"test", "[DIR]", 0, 1, command_test, "run the test.json of each actor and activity on an engine in memory"},
     {"dev", "[DIR] [--listen ADDR:PORT] [--store DIR|memory] [--keys FILE] [--accept-restored] [--debug]", 0, 1,
-     command_dev, "build, deploy and serve a project; watch it, reload it, show what happens"},
+     command_dev, "build, deploy and serve a project; watch it and show what happens"},
     {NULL, "Run", 0, 0, NULL, NULL},
     {"worker", "[DIR] [--listen ADDR:PORT] [--store DIR|memory] [--keys FILE] [--accept-restored] [--debug]", 0, 1,
-     command_worker, "serve a project without building and watching; logs JSON lines to stderr"},
+     command_worker, "serve a project without building or watching; log JSON to stderr"},
     {"deploy", "[DIR] [--replace]", 0, 1, command_deploy, "upload a project's modules, definitions and workflows"},
     {"run", "FILE|NAME [--input JSON|@FILE|-] [--id ID] [--version V] [--store DIR|memory] [--replace]", 1, 1,
-     command_run, "run a workflow to its end: on the Loom at --url if one answers, else in this process"},
+     command_run, "run a workflow to its end, at --url or else in this process"},
     {"workflow", "list | deploy FILE [--replace] | run NAME [JSON|@FILE|-] [--id ID] [--version V] | get NAME ID", 1, 3,
      command_workflow, "list, upload, start (without waiting) or look at workflows"},
     {NULL, "Talk to actors", 0, 0, NULL, NULL},
@@ -55,31 +55,28 @@ static const struct command {
     {"modules", "", 0, 0, command_modules, "list WASM modules"},
     {"debug",
      "digest | verify | replay TYPE/KEY|--all | dump | restore FILE|- | panic | stall [--delay MS] [--store DIR]", 1, 2,
-     command_debug,
-     "hash, check, replay or save what a store holds, of the Loom at --url or in a folder; fill a new one; make a "
-     "worker "
-     "fail that allows it"},
+     command_debug, "check, hash, replay or save a store; make a worker fail on purpose"},
     {"version", "", 0, 0, command_version, "print the version"},
     {"help", "[COMMAND | ops]", 0, 1, command_help,
-     "show this, one command's options, or the ops of guests and operators"},
+     "show this, a command's options, or the ops of guests and operators"},
 };
 
 #define AT(field) offsetof(struct options, field)
 const struct option options[] = {
-    {"--url", "URL", OPTION_TEXT, AT(url), NULL, "the Loom to talk to (LOOM_URL; http://127.0.0.1:7100)"},
+    {"--url", "URL", OPTION_TEXT, AT(url), NULL, "the Loom to ask (LOOM_URL; http://127.0.0.1:7100)"},
     {"--key", "KEY", OPTION_TEXT, AT(key), NULL, "API key (LOOM_API_KEY)"},
     {"--ns", "NAME", OPTION_STR, AT(request.ns), NULL, "namespace (default)"},
     {"--json", NULL, OPTION_BOOL, AT(json), NULL, "print JSON for programs"},
     {"--help", NULL, OPTION_BOOL, AT(help), NULL, "show help"},
     {"--listen", "ADDR:PORT", OPTION_TEXT, AT(listen), NULL, "where to serve (127.0.0.1:7100)"},
-    {"--keys", "FILE", OPTION_TEXT, AT(keys), NULL, "file of API keys; needed to listen beyond this machine"},
+    {"--keys", "FILE", OPTION_TEXT, AT(keys), NULL, "file of API keys; needed beyond this machine"},
     {"--store", "DIR", OPTION_TEXT, AT(store), NULL, "folder of the store, or memory"},
     {"--accept-restored", NULL, OPTION_BOOL, AT(accept_restored), NULL, "start although the store is an older copy"},
     {"--all", NULL, OPTION_BOOL, AT(all), NULL, "all actors"},
-    {"--debug", NULL, OPTION_BOOL, AT(debug), NULL, "allow `loom debug panic` and `stall` to make this worker fail"},
+    {"--debug", NULL, OPTION_BOOL, AT(debug), NULL, "allow `loom debug panic` and `stall`"},
     {"--input", "JSON", OPTION_TEXT, AT(input), NULL, "the workflow's input: text, @FILE or - for stdin"},
     {"--reason", "TEXT", OPTION_TEXT, AT(reason), NULL, "is written into the journal"},
-    {"--id", "ID", OPTION_STR, AT(request.id), NULL, "idempotency key: the same id again does nothing twice"},
+    {"--id", "ID", OPTION_STR, AT(request.id), NULL, "the same id again does nothing twice"},
     {"--version", "V", OPTION_STR, AT(request.version), "version", "instead of the version deployed last"},
     {"--type", "TYPE", OPTION_STR, AT(request.type), "type", "only actors of this type"},
     {"--status", "STATUS", OPTION_STR, AT(request.status), "status", "only actors in this status"},
@@ -281,10 +278,15 @@ static const struct command *line_read(struct cli *c, int argc, char **argv) {
     return cmd ? cmd : command_find("help");
 }
 
+static const char *environment(const char *name) {
+    const char *value = getenv(name);
+    return value && *value ? value : NULL;
+}
+
 int main(int argc, char **argv) {
     if (argc == 2 && strcmp(argv[1], "--compile-module") == 0) return exec_compile_child(0, 1);
     signal(SIGPIPE, SIG_IGN);
-    struct cli c = {.o = {.url = getenv("LOOM_URL"), .key = getenv("LOOM_API_KEY"), .request.at = -1}};
+    struct cli c = {.o = {.url = environment("LOOM_URL"), .key = environment("LOOM_API_KEY"), .request.at = -1}};
     if (argc > 1 && strcmp(argv[1], "--version") == 0) argv[1] += 2;
     const struct command *cmd = line_read(&c, argc, argv);
     if (!cmd) return EXIT_USAGE;
@@ -296,8 +298,10 @@ int main(int argc, char **argv) {
     if (c.arg_count > cmd->arg_max) return fail_usage(&c, "loom %s: `%s` is too much", cmd->name, c.args[cmd->arg_max]);
     c.args[c.arg_count] = NULL;
     const char *slash = c.arg_count ? strchr(c.args[0], '/') : NULL;
-    if (strncmp(cmd->usage, "TYPE/KEY", 8) == 0 && (!slash || slash == c.args[0] || !slash[1]))
-        return fail_usage(&c, "`%s` does not name an actor: TYPE/KEY is expected, like counter/a", c.args[0]);
+    if (strncmp(cmd->usage, "TYPE/KEY", 8) == 0 &&
+        (!slash || slash == c.args[0] || !slash[1] || strchr(slash + 1, '/')))
+        return fail_usage(&c, "`%s` does not name an actor: TYPE/KEY is expected, like counter/a, with one slash",
+                          c.args[0]);
     int code = cmd->run(&c);
     return fflush(stdout) ? EXIT_FAILED : code;
 }

@@ -81,8 +81,9 @@ int command_new(struct cli *c) {
     if (!name_ok(name))
         return fail("`%s` is no name: a lower-case letter, then letters, digits, `.`, `_`, `-`; at most 64", name),
                EXIT_USAGE;
-    for (size_t i = 0; i < 2 && c->arg_count == 2; i++) {
+    for (size_t i = 0; i < 2; i++) {
         if (strcmp(c->args[0], kinds[i].word)) continue;
+        if (c->arg_count == 1) return fail_usage(c, "loom new %s: its NAME is missing", kinds[i].word);
         if (access("loom.json", F_OK))
             return fail("this folder is not a project (no loom.json); make one with `loom new NAME`, or go into it");
         struct buf dir = {0};

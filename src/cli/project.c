@@ -74,7 +74,7 @@ static bool read_config(struct project *p, bool needed) {
     static const char *const known[] = {"name", "network", "mail", "secrets"};
     const char *path = join(&p->arena, p->dir, "loom.json");
     if (access(path, F_OK)) {
-        if (!needed) return true;
+        if (!needed && access(p->dir, F_OK) == 0) return true;
         fail("%s is not a project: there is no %s; `loom new NAME` makes one", p->dir, path);
         return false;
     }
@@ -194,9 +194,9 @@ static bool run_tool(const char *const *argv, const char *packages) {
 #define LINK "-Wl,--no-entry", "-Wl,--strip-debug", "-Wl,--stack-first", "-Wl,-z,stack-size=32768"
 
 /* Without libc, unless a source asks for the JSON library: that one needs the headers of wasi-libc. */
-static bool build_c(const struct unit *u, const glob_t *sources, const char *sdk, struct arena *a) {
-    const char *flags[] = {"clang", "-std=c11", "-O2",   "-mbulk-memory", "-Wall", "-Wextra",
-                           LINK,    "-o",       u->wasm, "-isystem",      sdk};
+static bool build_c(const char *wasm, const glob_t *sources, const char *sdk, struct arena *a) {
+    const char *flags[] = {"clang", "-std=c11", "-O2", "-mbulk-memory", "-Wall", "-Wextra",
+                           LINK,    "-o",       wasm,  "-isystem",      sdk};
     enum { FLAGS = sizeof flags / sizeof *flags };
     const char **argv = arena_alloc(a, (FLAGS + sources->gl_pathc + 4) * sizeof *argv), **arg = argv + FLAGS;
     memcpy(argv, flags, sizeof flags);
@@ -215,16 +215,18 @@ static bool build_c(const struct unit *u, const glob_t *sources, const char *sdk
                     "C guests need clang and lld, and wasi-libc for guest_yyjson.h (apt install clang lld wasi-libc)");
 }
 
-static bool build_rust(const struct unit *u) {
+static bool build_rust(const struct unit *u, const char *wasm) {
     static const char script[] =
         "cargo build --quiet --release --target wasm32-unknown-unknown --manifest-path \"$0/Cargo.toml\" && "
         "cp \"$0\"/target/wasm32-unknown-unknown/release/*.wasm \"$1\"";
-    const char *argv[] = {"sh", "-c", script, u->folder, u->wasm, NULL};
+    const char *argv[] = {"sh", "-c", script, u->folder, wasm, NULL};
     return run_tool(argv, "") || fail("Rust guests need cargo, the target (rustup target add wasm32-unknown-unknown) "
                                       "and crate-type = [\"cdylib\"]") == EXIT_OK;
 }
 
+/* A build that fails leaves the old module as it was; and it changes nothing that `loom dev` watches. */
 static bool build_unit(const struct unit *u, const char *sdk, bool quiet, struct arena *a) {
+    const char *made = join(a, u->folder, PROJECT_BUILDING);
     glob_t c_files = files_of(u, "*.c", a), all = files_of(u, "*.[chr]*", a);
     int64_t built = changed_at(u->wasm), newest = changed_at(join(a, u->folder, "Cargo.toml"));
     bool rust = newest >= 0, source = rust || c_files.gl_pathc, ok = true;
@@ -236,8 +238,8 @@ static bool build_unit(const struct unit *u, const char *sdk, bool quiet, struct
                   u->wasm) == EXIT_OK;
     if (source && built < newest) {
         if (!quiet) printf("%s  build%s  %s\n", paint(DIM), paint(PLAIN), u->wasm), fflush(stdout);
-        ok = rust ? build_rust(u) : build_c(u, &c_files, sdk, a);
-        if (!ok) fail("%s could not be built; the reason stands above", u->wasm);
+        ok = (rust ? build_rust(u, made) : build_c(made, &c_files, sdk, a)) && rename(made, u->wasm) == 0;
+        if (!ok) unlink(made), fail("%s could not be built; the reason stands above", u->wasm);
     }
     globfree(&c_files);
     globfree(&all);
@@ -268,7 +270,7 @@ static int put(const struct door *d, const char *op, const struct unit *u, struc
              "--replace",
              u->file, (int)u->name.n, u->name.p, (int)u->version.n, u->version.p);
     else if (!ok)
-        fprintf(stderr, "%s: ", u->file), print_problem(d, a->status, a->root);
+        print_problem(d, u->file, a->status, a->root);
     buf_free(&name);
     return ok ? a->status : 0;
 }

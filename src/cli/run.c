@@ -25,7 +25,7 @@ int run_start(const struct cli *c, const struct door *d, struct str name, const 
     int code = ok ? EXIT_OK : EXIT_FAILED;
     r.id = loom_of(json_str(a.root, "messageId"));
     struct str id = json_str(a.root, "actorId");
-    if (ok && follow && !c->o.json)
+    if (ok && follow && !c->o.json && !d->loom) /* here in this process no event can reach it */
         printf("%s%.*s%s  (an event for it: loom event %.*s EVENT JSON)\n", paint(BOLD), (int)id.n, id.p, paint(PLAIN),
                (int)id.n, id.p);
     request_actor(&r, id);
@@ -79,7 +79,7 @@ int command_run(struct cli *c) {
     bool there = !c->o.store && ask(&d, &ready, &a);
     answer_free(&a);
     log_open(2, LOG_WARN);
-    if (c->o.url && !there && !c->o.store) return print_problem(&d, 0, NULL), EXIT_FAILED;
+    if (c->o.url && !there && !c->o.store) return print_problem(&d, NULL, 0, NULL), EXIT_FAILED;
     return there ? run_through(c, &d) : run_here(c);
 }
 

@@ -109,9 +109,11 @@ static void add_cut(struct buf *line, struct str s, size_t room) {
     if (cut) buf_str(line, STR("…"));
 }
 
-/* A field's text for people: strings bare, everything else as JSON. */
+/* A field's text for people: strings bare, an error as its message and code, everything else as JSON. */
 static struct str field_text(yyjson_val *entry, const char *name, struct arena *a) {
     yyjson_val *v = name ? yyjson_obj_get(entry, name) : NULL;
+    if (name && strcmp(name, "error") == 0 && json_str(v, "message").n)
+        return arena_json(a, "%j (%j)", json_str(v, "message"), json_str(v, "code"));
     if (yyjson_is_str(v)) return (struct str){yyjson_get_str(v), yyjson_get_len(v)};
     return json_text_of(v, a);
 }
@@ -150,7 +152,7 @@ void view_begin(struct view *v, struct str actor, yyjson_val *entry) {
     arena_free(&a);
 }
 
-void view_entry(struct view *v, struct str actor, yyjson_val *entry, struct buf *line) {
+void view_entry(struct view *v, struct str actor, yyjson_val *entry, size_t used, struct buf *line) {
     struct arena a = {0};
     const struct look *look = look_of(entry);
     struct str name = name_of(look, entry, &a), value = field_text(entry, look->value, &a),
@@ -167,19 +169,21 @@ void view_entry(struct view *v, struct str actor, yyjson_val *entry, struct buf 
     buf_json(line, "%s%s%s %s%s%s%s%j%s%s%s%s", paint(look->paint), look->mark, paint(PLAIN), paint(BOLD), look->what,
              paint(PLAIN), name.n ? " " : "", name, b ? " " : "", paint(DIM), took, paint(PLAIN));
     if (value.n && !str_eq(value, STR("null"))) {
-        size_t used = 56 + strlen(look->what) + name.n + strlen(took);
+        bool error = look->value && strcmp(look->value, "error") == 0; /* never cut: it says what to do */
+        used += 8 + strlen(look->what) + name.n + strlen(took);
         buf_json(line, "  %s", paint(DIM));
-        add_cut(line, value, columns() > used + 20 ? columns() - used : 20);
+        add_cut(line, value, error ? value.n : columns() > used ? columns() - used : 0);
         buf_json(line, "%s", paint(PLAIN));
     }
     arena_free(&a);
 }
 
-void view_actor(struct str actor, struct buf *line) {
-    enum { WIDTH = 34 };
-    add_cut(line, actor, WIDTH);
-    for (size_t n = actor.n; n <= WIDTH; n++) buf_char(line, ' ');
-    if (actor.n > WIDTH) buf_char(line, ' ');
+size_t view_actor(struct str actor, struct buf *line) {
+    size_t width = columns() < 100 ? 20 : 34;
+    add_cut(line, actor, width);
+    for (size_t n = actor.n; n <= width; n++) buf_char(line, ' ');
+    if (actor.n > width) buf_char(line, ' ');
+    return width + 2;
 }
 
 void view_free(struct view *v) {
@@ -198,7 +202,7 @@ void view_timeline(struct view *v, yyjson_val *entries) {
         v->zero = v->zero ? v->zero : at;
         format_clock(at, clock);
         format_ms(at - v->zero, since);
-        view_entry(v, STR_NONE, entry, &line);
+        view_entry(v, STR_NONE, entry, 32, &line);
         printf("%s%5lld  %s %10s%s  %.*s\n", paint(DIM), (long long)json_int(entry, "cursor", 0), clock, since,
                paint(PLAIN), (int)line.n, line.p);
         buf_free(&line);
@@ -206,23 +210,52 @@ void view_timeline(struct view *v, yyjson_val *entries) {
     fflush(stdout);
 }
 
-static void print_row(const char *cols, yyjson_val *row) {
-    char name[32];
-    int width, used;
+/* ---- tables ---- */
+
+struct column {
+    char name[32]; /* of the field */
+    int cut, width;
+};
+
+static struct str cell(const struct column *c, yyjson_val *row, struct arena *a) {
+    struct str s = row ? field_text(row, c->name, a) : str_of(c->name);
+    if (!s.p || str_eq(s, STR("null"))) return STR("");
+    return (struct str){s.p, row && c->cut && s.n > (size_t)c->cut ? (size_t)c->cut : s.n};
+}
+
+static void measure_row(struct column *c, yyjson_val *row) {
     struct arena a = {0};
-    for (const char *p = cols; sscanf(p, " %31[^:]:%d%n", name, &width, &used) == 2; p += used) {
-        struct str s = row ? field_text(row, name, &a) : str_of(name);
-        printf("%-*.*s ", width, s.p && !str_eq(s, STR("null")) ? (int)s.n : 0, s.p ? s.p : "");
+    for (; *c->name; c++) {
+        int n = (int)cell(c, row, &a).n;
+        c->width = n > c->width ? n : c->width;
     }
-    putchar('\n');
     arena_free(&a);
 }
 
-void print_table(yyjson_val *rows, const char *cols) {
+static void print_row(const struct column *c, yyjson_val *row) {
+    struct arena a = {0};
+    for (; *c->name; c++) {
+        struct str s = cell(c, row, &a);
+        bool last = !*c[1].name;
+        printf("%-*.*s%s", last ? 0 : c->width, (int)s.n, s.p, last ? "\n" : "  ");
+    }
+    arena_free(&a);
+}
+
+void print_table(yyjson_val *rows, const char *fields) {
+    enum { COLUMNS_MAX = 8 };
+    struct column columns[COLUMNS_MAX + 1] = {0}, *c = columns;
     yyjson_val *row;
     size_t i, n;
+    int used;
+    for (; c < columns + COLUMNS_MAX && sscanf(fields, " %31[^: ]%n", c->name, &used) == 1; c++) {
+        fields += used;
+        if (sscanf(fields, ":%d%n", &c->cut, &used) == 1) fields += used;
+    }
+    measure_row(columns, NULL);
+    yyjson_arr_foreach(rows, i, n, row) measure_row(columns, row);
     fputs(paint(DIM), stdout);
-    print_row(cols, NULL);
+    print_row(columns, NULL);
     fputs(paint(PLAIN), stdout);
-    yyjson_arr_foreach(rows, i, n, row) print_row(cols, row);
+    yyjson_arr_foreach(rows, i, n, row) print_row(columns, row);
 }

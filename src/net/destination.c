@@ -132,7 +132,7 @@ int schema_check(const char *schema, yyjson_val *v, int code, const char *what, 
     for (char *p = (char *)text.p; (p = strchr(p, '\'')) != NULL;) *p = '"';
     struct loom_schema *s = loom_schema_new(text.p, text.n, why, sizeof why);
     if (!s) abort(); /* the schema is ours */
-    int rc = loom_schema_check(s, json.p, json.n, why, sizeof why) ? error_set(err, code, "%s%s", what, why) : 0;
+    int rc = loom_schema_check(s, json.p, json.n, why, sizeof why) ? error_set(err, code, "%s: %s", what, why) : 0;
     loom_schema_free(s);
     arena_free(&a);
     return rc;
@@ -143,13 +143,13 @@ const char *path_in(const char *dir, struct str path, struct arena *a) {
 }
 
 int net_policy(yyjson_val *capabilities, yyjson_val **policy, struct error *err) {
-    static const char schema[] = "{'type':'object','properties':{'mail':{'type':'boolean'},"
-                                 "'network':{'type':['boolean','array'],'items':" SCHEMA_HOST "},"
-                                 "'secrets':{'type':'array','items':{'type':'string','minLength':1}}}}";
+    static const char known[] = "{'type':'object','additionalProperties':false,'properties':{'mail':{'type':'boolean'},"
+                                "'network':{'type':['boolean','array'],'items':" SCHEMA_HOST "},"
+                                "'secrets':{'type':'array','items':{'type':'string','minLength':1}}}}";
     yyjson_val *network = yyjson_obj_get(capabilities, "network"), *secrets = yyjson_obj_get(capabilities, "secrets");
     bool any = json_bool(capabilities, "mail", false) || yyjson_is_true(network) || yyjson_arr_size(network) ||
                yyjson_arr_size(secrets);
-    int rc = capabilities ? schema_check(schema, capabilities, LOOM_E_INVALID_DOCUMENT, "capabilities", err) : 0;
+    int rc = capabilities ? schema_check(known, capabilities, LOOM_E_INVALID_DOCUMENT, "capabilities", err) : 0;
     *policy = !rc && any ? capabilities : NULL;
     return rc;
 }

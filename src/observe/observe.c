@@ -66,6 +66,6 @@ void metrics_write(struct buf *out) {
 #undef X
     };
     for (int m = 0; m < METRIC_END; m++)
-        buf_json(out, "# HELP %s %s\n# TYPE %s %s\n%s %d\n", rows[m].name, rows[m].help, rows[m].name, rows[m].type,
-                 rows[m].name, metric_get((enum metric)m));
+        buf_json(out, "# HELP %s %s\n# TYPE %s %s\n%s %d%s\n", rows[m].name, rows[m].help, rows[m].name, rows[m].type,
+                 rows[m].name, metric_get((enum metric)m), m == METRIC_COMMIT_US ? "e-6" : "");
 }

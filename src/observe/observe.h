@@ -18,7 +18,7 @@ enum log_level { LOG_TRACE = 10, LOG_DEBUG = 20, LOG_INFO = 30, LOG_WARN = 40, L
     X(ACTIVITIES_FAILED, "loom_activity_attempts_failed_total", "counter", "Activity attempts that failed")   \
     X(BATCHES, "loom_batches_total", "counter", "Batches committed")                                          \
     X(ROWS, "loom_rows_total", "counter", "Rows written")                                                     \
-    X(COMMIT_US, "loom_commit_microseconds_total", "counter", "Time spent in commits")                        \
+    X(COMMIT_US, "loom_commit_seconds_total", "counter", "Time spent in commits")                             \
     X(COMMITS_FAILED, "loom_commits_failed_total", "counter", "Batches that the store refused")               \
     X(DEAD_LETTERS, "loom_dead_letters_total", "counter", "Messages given up")                                \
     X(HTTP_REQUESTS, "loom_http_requests_total", "counter", "HTTP requests answered")                         \

@@ -318,16 +318,26 @@ static bool read_actor(void *ctx, struct str key, struct str value) {
     return !q->more;
 }
 
+static int check_status(struct str name, struct error *err) {
+    for (int s = 0; s <= ACTOR_CANCELLED; s++)
+        if (str_is(name, actor_status_name((enum actor_status)s))) return 0;
+    return error_set(err, LOOM_E_INVALID_ARGUMENT,
+                     "the status is \"%.*s\"; use idle, running, suspended, paused, completed, failed or cancelled",
+                     (int)name.n, name.p);
+}
+
 static void do_actors(struct loom *l, const struct loom_request *req) {
     struct query q = {.l = l,
                       .type = lent(req->type),
                       .status = lent(req->status),
                       .limit = req->limit > 0 && req->limit <= 1000 ? req->limit : 100};
     struct error err;
+    int rc = actor_check_name(ns_of(req), "the namespace", &err);
+    if (rc == 0 && q.status.p) rc = check_status(q.status, &err);
     struct str prefix = q.type.p ? say(l, "%j/%j", ns_of(req), q.type) : ns_of(req);
     /* Behind the last one seen and its state row; '0' is what follows '/'. */
     struct str from = req->after.p ? say(l, "%j/%j\1", ns_of(req), lent(req->after)) : say(l, "%j/", prefix);
-    int rc = rows_scan(l, ROW_ACTOR, from, say(l, "%j0", prefix), read_actor, &q, &err);
+    if (rc == 0) rc = rows_scan(l, ROW_ACTOR, from, say(l, "%j0", prefix), read_actor, &q, &err);
     if (rc < 0 && rc != LOOM_E_DAMAGED)
         reply_error(l, req, &err);
     else
