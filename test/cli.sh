@@ -125,10 +125,10 @@ cat >wait.json <<'EOT'
 EOT
 check "a workflow is deployed from a file" 0 'deploy.*waiting' "$LOOM" workflow deploy wait.json
 check "a workflow starts without waiting for its end" 0 'workflow.waiting/w1' "$LOOM" workflow run waiting --id w1
-within 5 eval '"$LOOM" inspect workflow.waiting/w1 | grep -q suspended'
+within 30 eval '"$LOOM" inspect workflow.waiting/w1 | grep -q suspended'
 check "what waits is listed by status" 0 'workflow.waiting/w1 .*suspended .*event go' "$LOOM" actors --status suspended
 check "a waiting run is cancelled" 0 'durable' "$LOOM" cancel workflow.waiting/w1 --reason test
-within 5 eval '"$LOOM" inspect workflow.waiting/w1 | grep -q cancelled'
+within 30 eval '"$LOOM" inspect workflow.waiting/w1 | grep -q cancelled'
 check "and says so in its journal" 0 'cancel requested.*test' "$LOOM" journal workflow.waiting/w1
 check "cancelling it again is refused" 1 'nothing to cancel' "$LOOM" cancel workflow.waiting/w1
 check "resuming what waits for nobody is refused" 1 'conflict' "$LOOM" resume counter/ada
@@ -137,17 +137,17 @@ check "a workflow document that is wrong is named by file and step" 1 '^loom: ba
 check "a file that is not there is named" 1 'cannot read nowhere.json' "$LOOM" workflow deploy nowhere.json
 "$LOOM" run waiting --id w2 --url "$LOOM_URL" >"$tmp/run.log" 2>&1 &
 run=$!
-within 5 grep -q 'waits for event go' "$tmp/run.log"
+within 30 grep -q 'waits for event go' "$tmp/run.log"
 "$LOOM" event workflow.waiting/w2 go '{"by": "me"}' >/dev/null
 wait $run
 check "run follows a workflow until an event lets it end" 0 '"by":"me"' cat "$tmp/run.log"
 check "an actor is forked" 0 'durable' "$LOOM" fork counter/ada twin
 check "an event for an actor is durable" 0 'durable' "$LOOM" event counter/ada poke '{}'
 sed -i 's/Hello/Good day/' activities/hello/hello.c
-within 15 eval '[ $(grep -c "deploy.*hello" "$tmp/dev.log") -ge 2 ]'
+within 30 eval '[ $(grep -c "deploy.*hello" "$tmp/dev.log") -ge 2 ]'
 check "a change of a source is live without a restart" 0 'Good day, Ada' "$LOOM" run welcome --input '{"name": "Ada"}'
 echo '{"name": "demo", "mail": {"server": "smtp://127.0.0.1:1"}}' >loom.json
-within 10 grep -q 'loom.json has changed' "$tmp/dev.log"
+within 30 grep -q 'loom.json has changed' "$tmp/dev.log"
 check "a change of loom.json is said to need a restart" 0 'counts from the next start' cat "$tmp/dev.log"
 check "dev shows what happens" 0 'counter/ada .*turn' cat "$tmp/dev.log"
 check "a port in use is named with the remedy" 1 "${LOOM_URL##*:}" "$LOOM" dev --store memory --listen "127.0.0.1:${LOOM_URL##*:}"
@@ -168,7 +168,7 @@ check "the worker logs JSON lines" 0 '^\{"level":30,.*"msg":"serving"\}$' cat "$
 "$LOOM" workflow deploy wait.json >/dev/null
 "$LOOM" run waiting --id w3 >"$tmp/run.log" 2>&1 &
 run=$!
-within 5 grep -q 'waits for event go' "$tmp/run.log"
+within 30 grep -q 'waits for event go' "$tmp/run.log"
 kill -KILL "$pid"
 wait "$pid" 2>/dev/null
 port=${LOOM_URL##*:}

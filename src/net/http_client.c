@@ -437,9 +437,9 @@ static int config_read(struct net_client *c, yyjson_val *config, const char *dir
     c->mail = yyjson_obj_get(root, "mail");
     struct str ca = json_str(c->network, "caFile");
     if (ca.p && access(c->ca_file = path_in(dir, ca, &c->arena), R_OK))
-        return error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json/network/caFile: cannot read %s", c->ca_file);
+        return error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json: /network/caFile: cannot read %s", c->ca_file);
     if (c->mail && destination_find(c->network, "smtp", json_str(c->mail, "server"), &c->arena, &c->mail_server, &why))
-        return error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json/mail/server: %s", why.message);
+        return error_set(err, LOOM_E_INVALID_DOCUMENT, "loom.json: /mail/server: %s", why.message);
     c->mail_server.reach |= REACH_PRIVATE;
     return secrets_read(yyjson_obj_get(root, "secrets"), dir, &c->arena, &c->secrets, err);
 }
