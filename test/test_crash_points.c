@@ -178,13 +178,9 @@ static bool read_fails(struct error *err) {
     return fails;
 }
 
-static int read_load(struct store *s, enum row_kind kind, struct str key, struct buf *out, struct error *err) {
-    if (unreadable.p && str_eq(key, unreadable)) return error_set(err, LOOM_E_STORE, "it cannot be read");
-    return read_fails(err) ? LOOM_E_STORE : readable->ops->load(s, kind, key, out, err);
-}
-
 static int read_scan(struct store *s, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx,
                      struct error *err) {
+    if (unreadable.p && str_eq(from, unreadable)) return error_set(err, LOOM_E_STORE, "it cannot be read");
     return read_fails(err) ? LOOM_E_STORE : readable->ops->scan(s, kind, from, to, fn, ctx, err);
 }
 
@@ -195,7 +191,6 @@ static struct store *reading(struct world *world, struct error *err) {
     array = *s;
     readable = &array;
     ops = *array.ops;
-    ops.load = read_load;
     ops.scan = read_scan;
     s->ops = &ops;
     return s;

@@ -92,15 +92,52 @@ int store_fault(struct loom *l, int rc, const struct error *err) {
     return rc;
 }
 
-int rows_stored(struct loom *l, enum row_kind kind, struct str key, struct str *out, struct error *err) {
-    struct buf raw = {0}, blob = {0};
-    int rc = l->store->ops->load(l->store, kind, key, &raw, err);
-    *out = buf_view(&raw);
-    if (rc == 1) rc = resolve(l, out, &blob, err);
-    *out = rc == 1 ? arena_dup(&l->scratch, *out) : STR_NONE;
-    buf_free(&raw);
+struct scan {
+    struct loom *l;
+    enum row_kind kind;
+    row_fn fn;
+    void *ctx;
+    struct error *err;
+    int rc;
+};
+
+static bool scan_row(void *ctx, struct str key, struct str value) {
+    struct scan *s = ctx;
+    struct buf blob = {0};
+    int rc = value.p
+                 ? resolve(s->l, &value, &blob, s->err)
+                 : error_set(s->err, LOOM_E_DAMAGED, "the %s row %.*s does not match its checksum; its bytes are kept",
+                             row_kind_name(s->kind), (int)key.n, key.p);
+    bool goes_on = rc < 0 || s->fn(s->ctx, key, value);
+    if (rc < 0) s->rc = rc; /* the others are still visited */
     buf_free(&blob);
-    return store_fault(l, rc, err);
+    return goes_on;
+}
+
+int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx,
+              struct error *err) {
+    struct scan s = {l, kind, fn, ctx, err, 0};
+    int rc = l->store->ops->scan(l->store, kind, from, to, scan_row, &s, err);
+    return store_fault(l, rc < 0 ? rc : s.rc, err);
+}
+
+int rows_prefix(struct loom *l, enum row_kind kind, struct str prefix, row_fn fn, void *ctx, struct error *err) {
+    char *end = memcpy(arena_alloc(&l->scratch, prefix.n), prefix.p, prefix.n); /* the smallest key above all with it */
+    end[prefix.n - 1]++;
+    return rows_scan(l, kind, prefix, (struct str){end, prefix.n}, fn, ctx, err);
+}
+
+static bool first_row(void *ctx, struct str key, struct str value) {
+    (void)key;
+    buf_str(ctx, value);
+    return false;
+}
+
+int rows_stored(struct loom *l, enum row_kind kind, struct str key, struct str *out, struct error *err) {
+    struct buf value = {0};
+    int rc = rows_scan(l, kind, key, say(l, "%j%j", key, STR("\0")), first_row, &value, err);
+    *out = value.n ? kept(l, &value) : STR_NONE;
+    return rc < 0 ? rc : out->p != NULL;
 }
 
 int rows_load(struct loom *l, enum row_kind kind, struct str key, struct str *out, struct error *err) {
@@ -117,39 +154,6 @@ struct str rows_get(struct loom *l, enum row_kind kind, struct str key) {
         log_event(LOG_ERROR, "row cannot be read", "\"kind\":%z,\"code\":%z,\"detail\":%z", row_kind_name(kind),
                   err.code, err.message);
     return value;
-}
-
-struct scan {
-    struct loom *l;
-    row_fn fn;
-    void *ctx;
-    struct error *err;
-    int rc;
-};
-
-static bool scan_row(void *ctx, struct str key, struct str value) {
-    struct scan *s = ctx;
-    struct buf blob = {0};
-    int rc = value.p ? resolve(s->l, &value, &blob, s->err)
-                     : error_set(s->err, LOOM_E_DAMAGED, "row %.*s does not match its checksum; its bytes are kept",
-                                 (int)key.n, key.p);
-    bool goes_on = rc < 0 || s->fn(s->ctx, key, value);
-    if (rc < 0) s->rc = rc; /* the others are still visited */
-    buf_free(&blob);
-    return goes_on;
-}
-
-int rows_scan(struct loom *l, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx,
-              struct error *err) {
-    struct scan s = {l, fn, ctx, err, 0};
-    int rc = l->store->ops->scan(l->store, kind, from, to, scan_row, &s, err);
-    return store_fault(l, rc < 0 ? rc : s.rc, err);
-}
-
-int rows_prefix(struct loom *l, enum row_kind kind, struct str prefix, row_fn fn, void *ctx, struct error *err) {
-    char *end = memcpy(arena_alloc(&l->scratch, prefix.n), prefix.p, prefix.n); /* the smallest key above all with it */
-    end[prefix.n - 1]++;
-    return rows_scan(l, kind, prefix, (struct str){end, prefix.n}, fn, ctx, err);
 }
 
 /* ---- effects ---- */

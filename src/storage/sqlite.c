@@ -41,7 +41,7 @@ enum { NAME_BYTES = 4096, PID_BYTES = 11 };
 
 static_assert(SQLITE_VERSION_NUMBER >= 3051003, "older versions of SQLite can lose a commit when the WAL is reset");
 
-enum { Q_BEGIN, Q_COMMIT, Q_ROLLBACK, Q_CLAIM, Q_FENCE, Q_PUT, Q_DELETE, Q_LOAD, Q_SCAN, Q_META, Q_END };
+enum { Q_BEGIN, Q_COMMIT, Q_ROLLBACK, Q_CLAIM, Q_FENCE, Q_PUT, Q_DELETE, Q_SCAN, Q_META, Q_END };
 static const char *const queries[Q_END] = {
     [Q_BEGIN] = "BEGIN IMMEDIATE",
     [Q_COMMIT] = "COMMIT",
@@ -51,8 +51,7 @@ static const char *const queries[Q_END] = {
     [Q_PUT] = ("INSERT INTO rows VALUES (?, ?, ?, ?)"
                " ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value, sum = excluded.sum"),
     [Q_DELETE] = "DELETE FROM rows WHERE kind = ? AND key = ?",
-    [Q_LOAD] = "SELECT key, value, sum FROM rows WHERE kind = ? AND key = ?",
-    [Q_SCAN] = "SELECT key, value, sum FROM rows WHERE kind = ? AND key >= ? ORDER BY key",
+    [Q_SCAN] = "SELECT key, value, sum FROM rows WHERE kind = ? AND key >= ? AND key < ? ORDER BY key",
     [Q_META] = "SELECT id, seq FROM meta",
 };
 
@@ -129,32 +128,16 @@ static bool row_whole(sqlite3_stmt *q, enum row_kind kind) {
     return row_sum(kind, column(q, 0), column(q, 1)) == (uint64_t)sqlite3_column_int64(q, 2);
 }
 
-static int sqlite_load(struct store *base, enum row_kind kind, struct str key, struct buf *out, struct error *err) {
-    struct side *side = ((struct sqlite_store *)base)->reader;
-    sqlite3_stmt *q = hold(side, Q_LOAD);
-    bind_key(q, kind, key);
-    int step = sqlite3_step(q), rc = step == SQLITE_ROW;
-    if (step == SQLITE_ROW && row_whole(q, kind))
-        buf_str(out, column(q, 1));
-    else if (step == SQLITE_ROW)
-        rc = error_set(err, LOOM_E_DAMAGED, "the %s row \"%.*s\" does not match its checksum", row_kind_name(kind),
-                       (int)key.n, key.p);
-    else if (step != SQLITE_DONE)
-        rc = read_error(side, err);
-    release(side, q);
-    return rc;
-}
-
 static int sqlite_scan(struct store *base, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx,
                        struct error *err) {
     struct side *side = ((struct sqlite_store *)base)->reader;
     sqlite3_stmt *q = hold(side, Q_SCAN);
     int rc;
+    if (!to.p) to = STR("\xff\xff\xff\xff"); /* above every key: they are UTF-8 */
     bind_key(q, kind, from);
-    while ((rc = sqlite3_step(q)) == SQLITE_ROW) {
-        struct str key = column(q, 0);
-        if ((to.p && str_cmp(key, to) >= 0) || !fn(ctx, key, row_whole(q, kind) ? column(q, 1) : STR_NONE)) break;
-    }
+    sqlite3_bind_blob64(q, 3, to.p, to.n, SQLITE_STATIC);
+    while ((rc = sqlite3_step(q)) == SQLITE_ROW && fn(ctx, column(q, 0), row_whole(q, kind) ? column(q, 1) : STR_NONE))
+        continue;
     rc = rc == SQLITE_ROW || rc == SQLITE_DONE ? LOOM_OK : read_error(side, err);
     release(side, q);
     return rc;
@@ -468,8 +451,7 @@ static void sqlite_close(struct store *base) {
     free(s);
 }
 
-static const struct store_ops sqlite_ops = {sqlite_claim, sqlite_commit, sqlite_sync,
-                                            sqlite_load,  sqlite_scan,   sqlite_close};
+static const struct store_ops sqlite_ops = {sqlite_claim, sqlite_commit, sqlite_sync, sqlite_scan, sqlite_close};
 
 struct store *store_sqlite_open(const char *path, struct env *env, bool accept_restored, struct error *err) {
     struct sqlite_store *s = mem_alloc(sizeof *s);

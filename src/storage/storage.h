@@ -1,6 +1,6 @@
 /* storage.h: what Loom asks of a store. A store is rows (kind, key) → JSON text, changed only by atomic batches.
  *
- * No backend knows what an actor is. One thread at a time commits, two may sync, while `load` and `scan` run on the loop's:
+ * No backend knows what an actor is. One thread at a time commits, two may sync, while `scan` runs on the loop's:
  * all without the caller's help. Every row carries a checksum (row_sum)
  * that the backend keeps beside it and compares at each read.
  */
@@ -73,8 +73,6 @@ struct store_ops {
     enum commit_outcome (*commit)(struct store *s, const struct batch *b, struct error *err);
     /* OK or FATAL: every commit that had returned is on the disk. May run beside a commit, and beside itself. */
     enum commit_outcome (*sync)(struct store *s, struct error *err);
-    /* 1 found (value appended to out), 0 absent, negative error: DAMAGED names the row, STORE anything else. */
-    int (*load)(struct store *s, enum row_kind kind, struct str key, struct buf *out, struct error *err);
     /* Rows with from ≤ key < to (to.p NULL: no upper end). 0, or STORE; a damaged row stops nothing, see row_fn. */
     int (*scan)(struct store *s, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx,
                 struct error *err);

@@ -92,9 +92,9 @@ void image_scan(struct image *im, enum row_kind kind, struct str from, struct st
 bool image_load(struct image *im, enum row_kind kind, struct str key, struct buf *out) {
     struct error err;
     bool was = sim_pause(true);
-    int rc = examined->store->ops->load(examined->store, kind, key, out, &err);
+    int rc = store_load(examined->store, kind, key, out, &err);
     sim_pause(was);
-    if (rc < 0) image_fault(im, "%s", err.message);
+    if (rc < 0) image_fault(im, "the %s row %q cannot be read", row_kind_name(kind), key);
     return rc == 1;
 }
 

@@ -107,23 +107,6 @@ static int array_claim(struct store *base, struct str writer, uint64_t *term, ui
     return LOOM_OK;
 }
 
-static int array_load(struct store *base, enum row_kind kind, struct str key, struct buf *out, struct error *err) {
-    struct array_store *s = self(base);
-    int rc = 0;
-    pthread_mutex_lock(&s->lock);
-    size_t i = lower(s->disk, kind, key);
-    if (is_at(s->disk, i, kind, key)) {
-        rc = 1;
-        if (whole(&s->disk->rows[i]))
-            buf_str(out, s->disk->rows[i].value);
-        else
-            rc = error_set(err, LOOM_E_DAMAGED, "the %s row \"%.*s\" does not match its checksum", row_kind_name(kind),
-                           (int)key.n, key.p);
-    }
-    pthread_mutex_unlock(&s->lock);
-    return rc;
-}
-
 static int array_scan(struct store *base, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx,
                       struct error *err) {
     (void)err;
@@ -143,7 +126,7 @@ static void array_close(struct store *base) {
     free(base);
 }
 
-static const struct store_ops array_ops = {array_claim, array_commit, array_sync, array_load, array_scan, array_close};
+static const struct store_ops array_ops = {array_claim, array_commit, array_sync, array_scan, array_close};
 
 struct store *store_array_open(struct array_faults *disk) {
     struct array_store *s = mem_alloc(sizeof *s);
@@ -180,4 +163,27 @@ void array_free(struct array_faults *d) {
     for (size_t i = 0; i < d->count; i++) row_free(&d->rows[i]);
     free(d->rows);
     *d = (struct array_faults){0};
+}
+
+struct found {
+    struct buf *out;
+    int rc;
+};
+
+static bool found_row(void *ctx, struct str key, struct str value) {
+    struct found *f = ctx;
+    (void)key;
+    f->rc = value.p ? 1 : LOOM_E_DAMAGED;
+    buf_str(f->out, value);
+    return false;
+}
+
+int store_load(struct store *s, enum row_kind kind, struct str key, struct buf *out, struct error *err) {
+    struct buf next = {0}; /* the smallest key above this one */
+    struct found f = {out, 0};
+    buf_str(&next, key);
+    buf_char(&next, '\0');
+    int rc = s->ops->scan(s, kind, key, buf_view(&next), found_row, &f, err);
+    buf_free(&next);
+    return rc < 0 ? rc : f.rc;
 }

@@ -27,5 +27,7 @@ void array_copy(struct array_faults *to, const struct array_faults *from);
 /* Whether there is a row whose key begins so. */
 bool array_any(const struct array_faults *disk, enum row_kind kind, struct str prefix);
 void array_free(struct array_faults *disk);
+/* One row of any store: 1 found (appended to out), 0 absent, DAMAGED, or the scan's error. */
+int store_load(struct store *s, enum row_kind kind, struct str key, struct buf *out, struct error *err);
 
 #endif

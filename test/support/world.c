@@ -178,10 +178,6 @@ static int claim(struct store *s, struct str writer, uint64_t *term, uint64_t *s
     return rc;
 }
 
-static int load(struct store *s, enum row_kind kind, struct str key, struct buf *out, struct error *err) {
-    return faulty(s)->under->ops->load(faulty(s)->under, kind, key, out, err);
-}
-
 static int scan(struct store *s, enum row_kind kind, struct str from, struct str to, row_fn fn, void *ctx,
                 struct error *err) {
     return faulty(s)->under->ops->scan(faulty(s)->under, kind, from, to, fn, ctx, err);
@@ -195,7 +191,7 @@ static void close_store(struct store *s) {
 }
 
 static struct store *faulty_open(struct world *w, struct error *err) {
-    static const struct store_ops ops = {claim, commit, sync, load, scan, close_store};
+    static const struct store_ops ops = {claim, commit, sync, scan, close_store};
     struct store *under = w->under(w, err);
     if (!under) return NULL;
     struct faulty *f = mem_alloc(sizeof *f);
