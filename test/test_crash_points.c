@@ -251,8 +251,8 @@ static struct buf outcome(void) {
 }
 
 static bool nothing_left(void) {
-    return w.answer_count == 0 && batch_idle(w.l) && STAILQ_EMPTY(&w.l->runnable) && w.l->attempts.count == 0 &&
-           alarms_next(w.l) > loom_now(w.l) + 1000;
+    return !w.l->failed && w.answer_count == 0 && batch_idle(w.l) && STAILQ_EMPTY(&w.l->runnable) &&
+           w.l->attempts.count == 0 && alarms_next(w.l) > loom_now(w.l) + 1000;
 }
 
 /* Until every request is answered and nothing moves any more. A disk that was full has space again after a while. */

@@ -1353,6 +1353,8 @@ static void lost_definitions(void **state) {
     }
     l = open_at(dir);
     wait_status(l, "wasm/turn", "paused");
+    expect_field(l, "wasm/turn", "/suspendReason",
+                 "'not_found: the definition that default/wasm/turn runs is gone; deploy it again and resume'");
     expect_code(l, about("call", "wasm/mail", "[]"), 404, "not_found");
     late.op = "message";
     for (bool failed = false; !failed; usleep(1000)) {
@@ -2225,15 +2227,33 @@ static void version_and_trace_stay(void **state) {
 }
 
 static void longest_names(void **state) {
-    (void)state; /* Key, type and message id of the greatest length do what short ones do. */
-    struct loom *l = open_scripts("memory");
-    char *actor = repeated("script/", 256, ""), *id = repeated("", 256, "");
-    for (int i = 0; i < 2; i++)
-        expect_request(l, with_id(about("call", actor, "[['self'],['return',1]]"), id), 200, "1");
-    assert_int_equal(entries_of(l, actor, "turn_started"), 1);
-    free(actor);
-    free(id);
+    (void)state; /* Key, type, event type and message id of the greatest length do what short ones do, also after a
+                  * restart; longer ones are refused. */
+    NEEDS_WASM();
+    char *dir = make_folder(), *type = repeated("", 64, ""), *key = repeated("", 256, ""),
+         *longer = repeated("", 257, ""), actor[400], in[400];
+    struct loom *l = open_scripts(dir);
+    snprintf(actor, sizeof actor, "%s/%s", type, key);
+    snprintf(in, sizeof in, "[['event.wait',{'type':'%s'}],['await',{'promises':[1]}],['return',1]]", key);
+    struct loom_request once = with_id(about("send", actor, in), key), event = about("event", actor, "1");
+    event.id = text(key);
+    deploy_module(l, false, type, script_wasm(), NULL);
+    expect_request(l, once, 202, NULL);
+    wait_status(l, actor, "suspended");
     loom_close(l);
+    l = open_scripts(dir);
+    expect_request(l, event, 202, NULL);
+    once.op = "call";
+    for (int i = 0; i < 2; i++) expect_request(l, once, 200, "1");
+    assert_int_equal(entries_of(l, actor, "turn_started"), 1);
+    event.id = text(longer);
+    expect_code(l, event, 400, "invalid_argument");
+    expect_code(l, with_id(about("call", actor, "[]"), longer), 400, "invalid_argument");
+    free(type);
+    free(key);
+    free(longer);
+    loom_close(l);
+    remove_folder(dir);
 }
 
 /* ---- what is rare ---- */
