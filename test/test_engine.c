@@ -1773,6 +1773,37 @@ static void long_batch(void **state) {
     remove_folder(dir);
 }
 
+static void fork_at_once(void **state) {
+    (void)state; /* A fork is there as soon as it was asked for: mail and a second fork find it before it is durable. */
+    if (ENGINE_EVICT) return; /* a guest that was evicted waits for the disk */
+    char *dir = make_folder();
+    struct loom *l = open_scripts(dir);
+    struct answer first, forked, again, called, told;
+    expect(l, "send", "script/a", "[" WAIT_X ",['state.patch',[{'op':'add','path':'/x','value':1}]]]", 202, NULL);
+    wait_status(l, "script/a", "suspended");
+    fill_disk(false);
+    pthread_mutex_lock(&disk);
+    submit(l, about("send", "script/z", "[]"), &first); /* what comes while the loop commits it is taken together */
+    submit(l, about("fork", "script/a", "{'key':'b'}"), &forked);
+    submit(l, about("fork", "script/a", "{'key':'b'}"), &again);
+    submit(l, about("call", "script/b", "[['state.get','']]"), &called);
+    submit(l, with_id(about("event", "script/b", "1"), "x"), &told);
+    pthread_mutex_unlock(&disk);
+    await_answer(&first);
+    check(&first, 202, NULL);
+    await_answer(&called);
+    check(&called, 200, "[{'x':1}]");
+    await_answer(&again);
+    check_code(&again, 409, "exists");
+    await_answer(&forked);
+    check(&forked, 202, NULL);
+    await_answer(&told);
+    check(&told, 202, NULL);
+    expect(l, "state", "script/a", NULL, 200, "{}");
+    loom_close(l);
+    remove_folder(dir);
+}
+
 struct client {
     pthread_t thread;
     struct loom *l;
@@ -2615,6 +2646,7 @@ static int group(void) {
         cmocka_unit_test(bad_requests),
         cmocka_unit_test(full_disk),
         cmocka_unit_test(full_batch),
+        cmocka_unit_test(fork_at_once),
         cmocka_unit_test(long_batch),
         cmocka_unit_test(failing_commits),
         cmocka_unit_test(fault_16_poison),

@@ -412,22 +412,11 @@ static void do_resume(struct loom *l, const struct loom_request *req) {
     done(l, req, r);
 }
 
-/* A new actor with the last turn's entries up to `from`: rows as a crash there would have left them; it recovers. */
-struct fork {
-    struct item item;
-    struct str full;
-};
-
-static void fork_release(struct loom *l, struct item *item) {
-    if (item->committed) recover_actor(l, ((struct fork *)item)->full, false);
-    item_free(item);
-}
-
-static int fork_rows(struct loom *l, struct actor *a, struct str key, int64_t from, struct str *full,
-                     struct error *err) {
+/* A new actor with the last turn's entries up to `from`, in memory and as a row, as if it had been loaded. */
+static int fork_actor(struct loom *l, struct actor *a, struct str key, int64_t from, struct str *full,
+                      struct error *err) {
     struct reading s = {.from = (int64_t)a->last_turn};
     s.limit = from < 0 ? INT64_MAX : from - s.from + 1;
-    struct buf doc = {0};
     struct str state;
     int rc = read_journal(l, a, &s, err);
     if (rc >= 0 && (s.limit < 1 || s.count == 0 || (from >= 0 && s.count < s.limit)))
@@ -436,10 +425,12 @@ static int fork_rows(struct loom *l, struct actor *a, struct str key, int64_t fr
                        a->last_turn, s.last);
     if (rc >= 0) rc = state_after(l, a, a->last_turn - 1, &state, err);
     *full = say(l, "%j/%j/%j", a->ns, a->type, key);
-    struct actor *made = actor_new(*full);
-    if (rc >= 0 && rows_get(l, ROW_ACTOR, made->full).p)
-        rc = error_set(err, LOOM_E_EXISTS, "actor %s exists already; choose another key", made->id);
+    struct resident *r = rc < 0 ? NULL : resident_get(l, *full, true, err);
+    if (rc >= 0 && !r) rc = LOOM_E_DAMAGED;
+    if (r && r->a->created_at)
+        rc = error_set(err, LOOM_E_EXISTS, "actor %s exists already; choose another key", r->a->id);
     if (rc >= 0) {
+        struct actor *made = r->a;
         made->status = ACTOR_RUNNING;
         made->run = a->run;
         made->from = a->last_turn;
@@ -448,15 +439,14 @@ static int fork_rows(struct loom *l, struct actor *a, struct str key, int64_t fr
         made->last_turn = a->last_turn;
         made->created_at = made->activated_at = loom_now(l);
         made->correlation = a->correlation ? str_dup(str_of(a->correlation)) : NULL;
-        actor_row(made, state, &doc);
-        rows_put(l, ROW_ACTOR, made->full, buf_view(&doc), true);
-        rows_put(l, ROW_OUTBOX, made->full, STR("{}"), true);
-        rows_put(l, ROW_JOURNAL, journal_key(&l->scratch, made->full, a->last_turn),
-                 say(l, "{\"prev\":\"0\",\"entries\":[%j]}", buf_view(&s.out)), true);
+        state_set(made, look(l, state));
+        struct str first = journal_key(&l->scratch, made->full, a->last_turn),
+                   row = say(l, "{\"prev\":\"0\",\"entries\":[%j]}", buf_view(&s.out));
+        rows_put(l, ROW_JOURNAL, first, row, true);
+        resident_touch(l, r, true);
+        rc = journal_load(made, first, row, err);
     }
-    actor_free(made);
     buf_free(&s.out);
-    buf_free(&doc);
     return rc;
 }
 
@@ -472,15 +462,13 @@ static void do_fork(struct loom *l, const struct loom_request *req) {
     int rc = a ? 0 : LOOM_E_NOT_FOUND;
     if (a && !key.p) rc = error_set(&err, LOOM_E_INVALID_ARGUMENT, "field key is missing: the new actor's key");
     if (rc == 0) rc = actor_check_key(key, &err);
-    if (rc == 0) rc = fork_rows(l, a, key, json_int(look(l, body), "from", -1), &full, &err);
+    if (rc == 0) rc = fork_actor(l, a, key, json_int(look(l, body), "from", -1), &full, &err);
     actor_free(a);
     if (rc < 0) {
         reply_error(l, req, &err);
         return;
     }
-    struct fork *f = item_new(sizeof *f);
-    f->full = arena_dup(&f->item.mem, full);
-    effect_add(l, &f->item, fork_release);
+    recover_actor(l, full, false);
     reply_send(l, req, 202, say(l, "{\"actorId\":\"%j/%j\",\"status\":\"running\"}", lent(req->type), key), STR_NONE);
 }
 
