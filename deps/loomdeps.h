@@ -32,10 +32,10 @@ enum loom_op {
     LOOM_OP_TRAP,     /* the guest ends with an error that names its functions */
     LOOM_OP_OVER,     /* the same without names, at half the cost */
 };
-typedef void *loom_ask(struct wasmtime_caller *caller, uint32_t name, uint32_t name_len, uint32_t arg,
-                       uint32_t arg_len);
-typedef enum loom_op loom_state(void *asked, int32_t *code);
-void loom_link_op(struct wasmtime_linker *linker, loom_ask *ask, loom_state *state);
+typedef void *loom_op_ask(struct wasmtime_caller *caller, uint32_t name, uint32_t name_len, uint32_t arg,
+                          uint32_t arg_len);
+typedef enum loom_op loom_op_state(void *asked, int32_t *code);
+void loom_link_op(struct wasmtime_linker *linker, loom_op_ask *ask, loom_op_state *state);
 
 struct loom_schema;
 
