@@ -1196,6 +1196,11 @@ static void forking(void **state) {
     expect_code(l, about("fork", "script/a", "{'key':'c','from':99}"), 400, "invalid_argument");
     expect_code(l, about("fork", "script/a", "{}"), 400, "invalid_argument");
     expect_call(l, "script/b", "[]", "[]");
+    expect(l, "fork", "script/a", "{'key':'whole'}", 202,
+           "{'actorId':'script/whole','status':'idle'}"); /* no turn to end */
+    wait_status(l, "script/whole", "idle");
+    expect(l, "state", "script/whole", NULL, 200, "{'before':1,'n':1,'x':1}");
+    expect_call(l, "script/whole", "[['state.get','/x']]", "[1]");
     expect_call(l, "script/t", "[['timer',{'delayMs':20}],['await',{'promises':[1]}]]",
                 "[1,[{'promise':1,'ok':null}]]");
     expect(l, "fork", "script/t", "{'key':'u','from':2}", 202, NULL); /* its timer fires, too */

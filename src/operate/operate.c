@@ -445,6 +445,10 @@ static int fork_actor(struct loom *l, struct actor *a, struct str key, int64_t f
         rows_put(l, ROW_JOURNAL, first, row, true);
         resident_touch(l, r, true);
         rc = journal_load(made, first, row, err);
+        if (!made->turn) { /* it has ended: nothing is to be run */
+            made->status = a->status;
+            memcpy(made->reason, a->reason, sizeof made->reason);
+        }
     }
     buf_free(&s.out);
     return rc;
@@ -469,7 +473,7 @@ static void do_fork(struct loom *l, const struct loom_request *req) {
         return;
     }
     recover_actor(l, full, false);
-    reply_send(l, req, 202, say(l, "{\"actorId\":\"%j/%j\",\"status\":\"running\"}", lent(req->type), key), STR_NONE);
+    done(l, req, resident_by_id(l, full));
 }
 
 static void do_put_activity(struct loom *l, const struct loom_request *req) {
