@@ -127,6 +127,7 @@ check "a workflow is deployed from a file" 0 'deploy.*waiting' "$LOOM" workflow 
 check "a workflow starts without waiting for its end" 0 'workflow.waiting/w1' "$LOOM" workflow run waiting --id w1
 within 30 eval '"$LOOM" inspect workflow.waiting/w1 | grep -q suspended'
 check "what waits is listed by status" 0 'workflow.waiting/w1 .*suspended .*event go' "$LOOM" actors --status suspended
+check "it is said when there are more actors" 0 'and more: --limit' "$LOOM" actors --limit 1
 check "a waiting run is cancelled" 0 'durable' "$LOOM" cancel workflow.waiting/w1 --reason test
 within 30 eval '"$LOOM" inspect workflow.waiting/w1 | grep -q cancelled'
 check "and says so in its journal" 0 'cancel requested.*test' "$LOOM" journal workflow.waiting/w1
@@ -166,17 +167,19 @@ check "other content under the same version is refused with the remedy" 1 'raise
 check "--replace overwrites" 0 'deploy +activities +hello' "$LOOM" deploy --replace
 check "the worker logs JSON lines" 0 '^\{"level":30,.*"msg":"serving"\}$' cat "$tmp/worker.log"
 "$LOOM" workflow deploy wait.json >/dev/null
-"$LOOM" run waiting --id w3 >"$tmp/run.log" 2>&1 &
-run=$!
-within 30 grep -q 'waits for event go' "$tmp/run.log"
-kill -KILL "$pid"
-wait "$pid" 2>/dev/null
-port=${LOOM_URL##*:}
-start "$tmp/worker.log" worker --store "$tmp/store"
-check "after kill -9 everything is there" 0 '"count": 2' "$LOOM" call counter/new '{"add": 1}'
-"$LOOM" event workflow.waiting/w3 go '{"by": "you"}' >/dev/null
-wait $run
-check "run follows a workflow over a kill -9 and a restart" 0 '"by":"you"' cat "$tmp/run.log"
+for signal in KILL TERM; do
+    "$LOOM" run waiting --id "w-$signal" >"$tmp/run.log" 2>&1 &
+    run=$!
+    within 30 grep -q 'waits for event go' "$tmp/run.log"
+    kill -$signal "$pid"
+    wait "$pid" 2>/dev/null
+    port=${LOOM_URL##*:}
+    start "$tmp/worker.log" worker --store "$tmp/store"
+    "$LOOM" event "workflow.waiting/w-$signal" go '{"by": "you"}' >/dev/null
+    wait $run
+    check "run follows a workflow over SIG$signal and a restart" 0 '"by":"you"' cat "$tmp/run.log"
+done
+check "everything is still there" 0 '"count": 2' "$LOOM" call counter/new '{"add": 1}'
 port=
 kill -INT "$pid"
 wait "$pid"

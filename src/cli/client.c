@@ -269,35 +269,43 @@ static int print_outcome(const struct cli *c, const struct door *d, yyjson_val *
     return reply ? EXIT_OK : error ? EXIT_FAILED : -1;
 }
 
-/* Prints the journal from r.from on; answers the cursor behind it, −1 after an error, which has been printed. */
-static int64_t print_journal(const struct door *d, struct loom_request r, struct view *v, bool json) {
+/* A worker that is being restarted. */
+static bool away(const struct answer *a) {
+    return a->status == 0 || a->status == 503;
+}
+
+/* Prints the journal from r.from on; answers the cursor behind it, −1 after an error, which has been printed.
+ * `patient`: that the worker is away is none. */
+static int64_t print_journal(const struct door *d, struct loom_request r, struct view *v, bool json, bool patient) {
     struct answer a;
     r.op = "journal", r.id = (struct loom_str){0};
-    bool ok = ask_ok(d, &r, &a);
+    bool ok = ask(d, &r, &a), later = patient && away(&a);
+    if (!ok && !later) print_problem(d, NULL, a.status, a.root);
     yyjson_val *entries = yyjson_obj_get(a.root, "entries");
     if (ok && json)
         print_json(a.root, false);
     else
         view_timeline(v, entries);
-    int64_t next = ok ? json_int(yyjson_arr_get_last(entries), "cursor", r.from - 1) + 1 : -1;
+    int64_t next = ok || later ? json_int(yyjson_arr_get_last(entries), "cursor", r.from - 1) + 1 : -1;
     answer_free(&a);
     return next;
 }
 
 int await_reply(const struct cli *c, const struct door *d, struct loom_request r, bool live) {
-    enum { LOST_MAX = 300 }; /* times nobody answers before that counts: a worker may be restarted meanwhile */
+    enum { LOST_MAX = 300 }; /* times that a worker may be found away */
     struct view view = {0};
     int code = -1, lost = 0;
     for (r.from = 0; code < 0;) {
         struct answer a;
         r.op = "message";
         bool ok = ask(d, &r, &a);
-        lost = a.status ? 0 : lost + 1;
+        lost = away(&a) ? lost + 1 : 0;
+        bool wait = lost > 0 && lost <= LOST_MAX;
         if (ok && live)
-            ok = (r.from = print_journal(d, r, &view, false)) >= 0;
-        else if (!ok && (a.status || lost > LOST_MAX))
+            ok = (r.from = print_journal(d, r, &view, false, true)) >= 0;
+        else if (!ok && !wait)
             print_problem(d, NULL, a.status, a.root);
-        code = ok ? print_outcome(c, d, a.root) : a.status || lost > LOST_MAX ? EXIT_FAILED : -1;
+        code = ok ? print_outcome(c, d, a.root) : wait ? -1 : EXIT_FAILED;
         answer_free(&a);
         if (code < 0) usleep(d->loom ? 20000 : 100000);
     }
@@ -336,6 +344,8 @@ static int ask_for_table(const struct cli *c, struct loom_request r, const char 
         print_json(a.root, false);
     else if (ok)
         print_table(yyjson_obj_get(a.root, list), cols);
+    if (ok && !c->o.json && json_str(a.root, "next").n)
+        printf("%sand more: --limit N shows up to 1000, --type and --status choose%s\n", paint(DIM), paint(PLAIN));
     answer_free(&a);
     return ok ? EXIT_OK : EXIT_FAILED;
 }
@@ -375,8 +385,8 @@ int command_journal(struct cli *c) {
     struct door d = door_remote(c);
     struct loom_request r = actor_request(c, "journal");
     struct view view = {0};
-    int64_t end = r.limit ? r.from + r.limit : INT64_MAX, next = print_journal(&d, r, &view, c->o.json);
-    while (next > r.from && next < end && !c->o.json) r.from = next, next = print_journal(&d, r, &view, false);
+    int64_t end = r.limit ? r.from + r.limit : INT64_MAX, next = print_journal(&d, r, &view, c->o.json, false);
+    while (next > r.from && next < end && !c->o.json) r.from = next, next = print_journal(&d, r, &view, false, false);
     view_free(&view);
     return next >= 0 ? EXIT_OK : EXIT_FAILED;
 }

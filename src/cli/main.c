@@ -55,7 +55,18 @@ static const struct command {
     {"modules", "", 0, 0, command_modules, "list WASM modules"},
     {"debug",
      "digest | verify | replay TYPE/KEY|--all | dump | restore FILE|- | panic | stall [--delay MS] [--store DIR]", 1, 2,
-     command_debug, "check, hash, replay or save a store; make a worker fail on purpose"},
+     command_debug,
+     "check, hash, replay or save a store; make a worker fail on purpose\n"
+     "\n"
+     "  digest        one hash of all rows: equal for equal contents\n"
+     "  verify        structure, checksums, journals, blobs, what will be woken\n"
+     "  replay        run recorded turns again: the same states and replies?\n"
+     "  dump          all rows and modules, a JSON object a line\n"
+     "  restore       fill the new store --store DIR from a dump\n"
+     "  panic, stall  make a worker fail that was started with --debug;\n"
+     "                stall: for --delay MS\n"
+     "\n"
+     "They ask the Loom at --url, or look into a folder with --store DIR"},
     {"version", "", 0, 0, command_version, "print the version"},
     {"help", "[COMMAND | ops]", 0, 1, command_help,
      "show this, a command's options, or the ops of guests and operators"},
@@ -213,7 +224,8 @@ static int command_help(struct cli *c) {
            LOOM_VERSION);
     for (size_t i = 0; i < COUNT(commands); i++)
         if (commands[i].name)
-            printf("  %s%-10s%s %s\n", paint(BOLD), commands[i].name, paint(PLAIN), commands[i].doc);
+            printf("  %s%-10s%s %.*s\n", paint(BOLD), commands[i].name, paint(PLAIN),
+                   (int)strcspn(commands[i].doc, "\n"), commands[i].doc);
         else
             printf("\n%s%s%s\n", paint(CYAN), commands[i].usage, paint(PLAIN));
     printf("\n%sOptions of all commands%s\n", paint(CYAN), paint(PLAIN));

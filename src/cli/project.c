@@ -220,7 +220,8 @@ static bool build_rust(const struct unit *u, const char *wasm) {
         "cargo build --quiet --release --target wasm32-unknown-unknown --manifest-path \"$0/Cargo.toml\" && "
         "cp \"$0\"/target/wasm32-unknown-unknown/release/*.wasm \"$1\"";
     const char *argv[] = {"sh", "-c", script, u->folder, wasm, NULL};
-    return run_tool(argv, "") || fail("Rust guests need cargo, the target (rustup target add wasm32-unknown-unknown) "
+    return run_tool(argv, "") || fail("besides code that compiles, Rust guests need cargo, the target (rustup target "
+                                      "add wasm32-unknown-unknown) "
                                       "and crate-type = [\"cdylib\"]") == EXIT_OK;
 }
 

@@ -330,7 +330,9 @@ static void do_actors(struct loom *l, const struct loom_request *req) {
     struct query q = {.l = l,
                       .type = lent(req->type),
                       .status = lent(req->status),
-                      .limit = req->limit > 0 && req->limit <= 1000 ? req->limit : 100};
+                      .limit = req->limit <= 0     ? 100
+                               : req->limit < 1000 ? req->limit
+                                                   : 1000};
     struct error err;
     int rc = actor_check_name(ns_of(req), "the namespace", &err);
     if (rc == 0 && q.status.p) rc = check_status(q.status, &err);
