@@ -69,6 +69,8 @@ check "new overwrites nothing" 1 'exists; choose another name' "$LOOM" new demo
 check "a bad name is a usage error" 2 'is no name' "$LOOM" new 'Bad Name'
 check "an actor without a name is a usage error, not a project called actor" 2 'NAME is missing' "$LOOM" new actor
 check "a worker's folder must be there" 1 'nowhere is not a project' timeout 10 "$LOOM" worker nowhere --store memory --listen 127.0.0.1:0
+check "a workflow's name outside of any project is refused with what to do" 1 'no project here that could have the workflow welcome' \
+    "$LOOM" run welcome --store memory
 cd demo || exit 1
 check "the new project builds and passes its tests at once" 0 '^6 passed, 0 failed' "$LOOM" test
 check "new adds an actor" 0 'actors/second/second.c' "$LOOM" new actor second
@@ -84,6 +86,12 @@ check "bad JSON in loom.json is named with line and column" 1 'loom.json:1:9: no
 echo '{"name": "x", "network": {"connectTo": 7}}' >loom.json
 check "a bad field inside loom.json is named" 1 'connectTo' "$LOOM" dev --listen 127.0.0.1:0
 echo '{"name": "demo"}' >loom.json
+echo '[{"inputs": 1}]' >activities/send-it/test.json
+check "a misspelt field of a test case is named" 1 "send-it/test.json: /0: .*'inputs' was unexpected" "$LOOM" test
+echo '[]' >activities/send-it/test.json
+cp -r activities/send-it activities/twin
+check "two definitions of one name and version are refused" 1 'activities/send-it/activity.json and activities/twin/activity.json define the same' "$LOOM" build
+rm -r activities/twin
 cp actors/second/second.c second.c
 echo 'int syntax(' >>actors/second/second.c
 check "a guest that does not compile fails the build by name" 1 'second.wasm could not be built' "$LOOM" build

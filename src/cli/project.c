@@ -106,10 +106,14 @@ static bool add_unit(struct project *p, const struct unit_kind *kind, const char
     missing = !u.name.n ? kind->name : !u.version.n ? "version" : missing;
     if (doc && missing) fail("%s: the field \"%s\" is missing or no text", file, missing);
     if (*kind->prefix && !memchr(module.p, ':', module.n)) u.wasm = join(&p->arena, u.folder, module.p);
+    bool ok = doc && !missing;
+    for (size_t i = 0; ok && i < p->count; i++)
+        if (p->units[i].kind == kind && str_eq(p->units[i].name, u.name) && str_eq(p->units[i].version, u.version))
+            ok = fail("%s and %s define the same name and version; change one", p->units[i].file, file) == EXIT_OK;
     p->units = mem_grow(p->units, (p->count + 1) * sizeof *p->units);
     p->units[p->count++] = u;
     yyjson_doc_free(doc);
-    return doc && !missing;
+    return ok;
 }
 
 bool project_open(struct project *p, const char *dir, bool units) {

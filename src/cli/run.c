@@ -8,6 +8,7 @@
  * activity is tested through a workflow of one step, as only actors can be called.
  */
 #include "cli/cli.h"
+#include "net/net.h"
 #include "observe/observe.h"
 #include <stdlib.h>
 #include <string.h>
@@ -62,7 +63,11 @@ static int run_here(const struct cli *c) {
     struct project p;
     struct loom_config config = {.store = c->o.store ? c->o.store : "memory"};
     struct door d = {0};
-    bool ok = project_open(&p, dir ? dir : ".", dir != NULL) && (!dir || project_build(&p, c->o.json));
+    bool ok = (dir || is_file(target)) ||
+              fail("there is no project here that could have the workflow %s; go into one, start `loom dev`, or name a "
+                   "file",
+                   target) == EXIT_OK;
+    ok = ok && project_open(&p, dir ? dir : ".", dir != NULL) && (!dir || project_build(&p, c->o.json));
     if (ok && (d.loom = project_engine(&p, config))) ok = project_deploy(&p, &d, true, SHOW_NOTHING);
     int code = d.loom && ok ? run_through(c, &d) : EXIT_FAILED;
     if (d.loom) loom_close(d.loom);
@@ -77,9 +82,11 @@ int command_run(struct cli *c) {
     struct answer a = {0};
     struct loom_request ready = {.op = "ready"};
     bool there = !c->o.store && ask(&d, &ready, &a);
+    bool refused = !there && !c->o.store && (c->o.url || a.status);
+    if (refused) print_problem(&d, NULL, a.status, a.root);
     answer_free(&a);
     log_open(2, LOG_WARN);
-    if (c->o.url && !there && !c->o.store) return print_problem(&d, NULL, 0, NULL), EXIT_FAILED;
+    if (refused) return EXIT_FAILED;
     return there ? run_through(c, &d) : run_here(c);
 }
 
@@ -133,6 +140,10 @@ static void run_case(struct tested *t, const struct unit *u, yyjson_val *test, i
     arena_free(&mem);
 }
 
+static const char cases_schema[] =
+    "{'type':'array','items':{'type':'object','additionalProperties':false,'properties':{"
+    "'input':{},'expect':{},'error':{'type':'string'},'key':{'type':'string'}}}}";
+
 static bool test_unit(struct tested *t, const struct unit *u) {
     struct arena a = {0};
     struct buf text = {0};
@@ -141,10 +152,10 @@ static bool test_unit(struct tested *t, const struct unit *u) {
     bool there = u->wasm && path_read(path, &text);
     yyjson_doc *doc = there ? json_parse(buf_view(&text), &err) : NULL;
     yyjson_val *cases = yyjson_doc_get_root(doc), *test;
-    bool ok = !there || yyjson_is_arr(cases);
-    if (!ok) fail("%s: %s", path, doc ? "a list of {\"input\", \"expect\"} is expected" : err.message);
+    bool ok = !there || (doc && schema_check(cases_schema, cases, LOOM_E_INVALID_DOCUMENT, path, &err) == 0);
+    if (!ok) fail("%s%s%s", doc ? "" : path, doc ? "" : ": ", err.message);
     size_t i, n;
-    yyjson_arr_foreach(cases, i, n, test) run_case(t, u, test, (int64_t)i + 1);
+    yyjson_arr_foreach(ok ? cases : NULL, i, n, test) run_case(t, u, test, (int64_t)i + 1);
     yyjson_doc_free(doc);
     buf_free(&text);
     arena_free(&a);
