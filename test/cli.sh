@@ -176,6 +176,7 @@ check "--replace overwrites" 0 'deploy +activities +hello' "$LOOM" deploy --repl
 check "the worker logs JSON lines" 0 '^\{"level":30,.*"msg":"serving"\}$' cat "$tmp/worker.log"
 "$LOOM" workflow deploy wait.json >/dev/null
 for signal in KILL TERM; do
+    rm "$tmp/run.log" # of the run before
     "$LOOM" run waiting --id "w-$signal" >"$tmp/run.log" 2>&1 &
     run=$!
     within 30 grep -q 'waits for event go' "$tmp/run.log"
