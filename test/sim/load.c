@@ -40,7 +40,7 @@ static bool room(const struct sim *s, const struct who *who) {
 static int64_t program(struct sim *s, struct buf *out, struct who *who, int level, int depth, bool *fails);
 
 /* Errors are worth something, too (node.c). What comes an hour late comes too late, whatever goes wrong until then. */
-enum { TIMEOUT = 3, EXPIRED = 5, CANCELLED = 7, LATE_MS = 3600000 };
+enum { TIMEOUT = 3, EXPIRED = 5, CANCELLED = 7, EXISTS = 9, LATE_MS = 3600000 };
 
 /* A program that must never run: its bit would show. */
 static void never(struct buf *out, struct who *who) {
@@ -95,7 +95,7 @@ static int64_t step(struct sim *s, struct buf *out, struct who *who, int level, 
     bool fails = false;
     int token = ++s->tokens,
         other = level + 1 < NODES ? level + 1 + (int)roll(s, (uint64_t)(NODES - level - 1)) : NODES;
-    uint64_t what = roll(s, 14);
+    uint64_t what = roll(s, 16);
     if (repeats || depth > 2 || !room(s, &s->who[0])) what = 6 + what % 3;
     if (what < 2 && (other == NODES || !room(s, &s->who[other]))) what = 6;
     snprintf(name, sizeof name, "t%d", token);
@@ -109,7 +109,8 @@ static int64_t step(struct sim *s, struct buf *out, struct who *who, int level, 
         other = (int)roll(s, NODES);
         buf_json(out, "[\"send\",%z,", s->who[other].name);
         program(s, out, &s->who[other], other, depth + 1, &fails);
-        buf_json(out, ",0,%d,%d]", (int64_t)roll(s, 2) * (int64_t)roll(s, 3000), (int64_t)roll(s, 2) * LATE_MS * 9);
+        buf_json(out, ",0,%d,%d,%d]", (int64_t)roll(s, 2) * (int64_t)roll(s, 3000), (int64_t)roll(s, 2) * LATE_MS * 9,
+                 (int64_t)roll(s, 5) - 2);
         return 0;
     }
     if (what == 3) {
@@ -142,6 +143,17 @@ static int64_t step(struct sim *s, struct buf *out, struct who *who, int level, 
         buf_char(out, ']');
         s->fat |= fat;
         return (int64_t)n;
+    }
+    if (what == 13) { /* an event that may come before or after the wait for it begins */
+        buf_json(out, "[\"tell\",%z,%z,%d,%d],[\"wait\",%z]", who->name, name, (int64_t)token,
+                 (int64_t)roll(s, 2) * (int64_t)roll(s, 3000), name);
+        return token;
+    }
+    if (what == 14) { /* it exists: this is it */
+        buf_json(out, "[\"child\",%z,", strchr(who->name, '/') + 1);
+        never(out, who);
+        buf_char(out, ']');
+        return EXISTS;
     }
     if (what == 6)
         buf_json(out, "[\"echo\",%d]", (int64_t)token);
@@ -178,7 +190,15 @@ static void new_message(struct sim *s) {
     if (!room(s, &s->who[to])) return;
     struct request *r = new_request(s, roll(s, 3) ? "call" : "send", s->who[to].name);
     r->delay_ms = roll(s, 4) ? 0 : (int64_t)roll(s, 3000);
+    r->timeout_ms = roll(s, 4) ? 0 : 1 + (int64_t)roll(s, 3000);
+    r->priority = (int32_t)roll(s, 5) - 2;
     int64_t sum = program(s, &r->body, &s->who[to], to, 0, &r->fails);
+    if (roll(s, 3) == 0) { /* its reply is there to be asked for, whatever has died since */
+        struct request *looks = new_request(s, "message", r->target);
+        snprintf(looks->id, sizeof looks->id, "%s", r->id);
+        snprintf(looks->until, sizeof looks->until, r->fails ? "\"status\":\"failed\"" : "\"reply\":%lld}",
+                 (long long)sum);
+    }
     if (strcmp(r->op, "send") == 0)
         r->fails = false;
     else
@@ -193,26 +213,83 @@ static void new_poison(struct sim *s) {
     snprintf(r->want, sizeof r->want, "poison");
 }
 
-/* An operator looks until the actor waits, and cancels it. */
-static void new_cancel(struct sim *s, const char *actor) {
-    struct request *looks = new_request(s, "get", actor), *cancel;
+/* An operator looks until the actor waits, and does something with it. */
+static struct request *new_look(struct sim *s, const char *actor, const char *op) {
+    struct request *looks = new_request(s, "get", actor), *then = new_request(s, op, actor);
     snprintf(looks->until, sizeof looks->until, "\"status\":\"suspended\"");
-    cancel = new_request(s, "cancel", actor);
-    cancel->after = (int)(looks - s->requests);
-    buf_str(&cancel->body, STR("{}"));
+    then->after = (int)(looks - s->requests);
+    return then;
+}
+
+static void new_cancel(struct sim *s, const char *actor) {
+    buf_str(&new_look(s, actor, "cancel")->body, STR("{}"));
+}
+
+/* A call to an actor of its own; what: its program's steps. */
+static struct request *new_lonely(struct sim *s, struct who **who, const char *steps) {
+    char key[24];
+    snprintf(key, sizeof key, "t%d", ++s->tokens);
+    *who = new_who(s, "node", key);
+    struct request *r = new_request(s, "call", (*who)->name);
+    buf_json(&r->body, "{\"n\":0,\"bit\":%d,\"do\":[%s]}", (int64_t)(*who)->bits++, steps);
+    return r;
 }
 
 /* A turn that is cancelled while it waits: it fails, and its state goes back. */
 static void new_cancelled(struct sim *s) {
-    char key[24];
-    if (!room(s, &s->who[0])) return;
-    snprintf(key, sizeof key, "t%d", ++s->tokens);
-    struct who *who = new_who(s, "node", key);
-    struct request *r = new_request(s, "call", who->name);
+    struct who *who;
+    struct request *r = new_lonely(s, &who, "[\"wait\",\"never\"]");
     r->fails = true;
     snprintf(r->want, sizeof r->want, "cancelled");
-    buf_json(&r->body, "{\"n\":0,\"bit\":%d,\"do\":[[\"wait\",\"never\"]]}", (int64_t)who->bits++);
     new_cancel(s, who->name);
+}
+
+/* One that is cancelled at any time: before its end, or it is too late. */
+static void new_interrupted(struct sim *s) {
+    struct who *who;
+    struct request *r = new_lonely(s, &who, "[\"echo\",5],[\"timer\",700],[\"await\"],[\"echo\",6]"), *cancel;
+    r->gains = who;
+    who->total = who->maybe = 1;
+    snprintf(r->want, sizeof r->want, "11");
+    cancel = new_request(s, "cancel", who->name);
+    buf_str(&cancel->body, STR("{}"));
+}
+
+/* A turn that waits for a person, who says a number. */
+static void new_suspended(struct sim *s) {
+    struct who *who;
+    struct request *r = new_lonely(s, &who, "[\"echo\",3],[\"suspend\"]");
+    who->total = 1;
+    snprintf(r->want, sizeof r->want, "%d", 3 + s->tokens);
+    buf_json(&new_look(s, who->name, "resume")->body, "%d", (int64_t)s->tokens);
+}
+
+/* A fork from somewhere near the start of a turn that is over, and mail to it: one of them comes first. */
+static void new_forked(struct sim *s) {
+    struct who *who;
+    struct request *r = new_lonely(s, &who, "[\"echo\",4],[\"timer\",300],[\"await\"],[\"echo\",5]"), *fork;
+    char from[48];
+    snprintf(from, sizeof from, "%s", who->name);
+    int first = (int)(r - s->requests);
+    who->total = 1;
+    snprintf(r->want, sizeof r->want, "9");
+    r = new_lonely(s, &who, "[\"echo\",7]");
+    snprintf(r->want, sizeof r->want, "7");
+    buf_clear(&r->body);
+    buf_json(&r->body, "{\"n\":0,\"bit\":%d,\"do\":[[\"echo\",7]]}", (int64_t)who->bits++);
+    fork = new_request(s, "fork", from);
+    buf_json(&fork->body, "{\"key\":%z,\"from\":%d}", strchr(who->name, '/') + 1, 1 + (int64_t)roll(s, 4));
+    r->after = fork->after = first;
+    who->total = 3;
+    who->maybe = 1;
+}
+
+/* A definition is replaced while its turns are under way: by one that says something else, and means the same. */
+static void new_deployment(struct sim *s) {
+    bool node = roll(s, 2);
+    struct request *r = new_request(s, node ? "actor-type.put" : "activity.put", node ? "node/" : "pay/1");
+    if (node) snprintf(r->target, sizeof r->target, "node/%d", 1 + (int)roll(s, 2));
+    buf_json(&r->body, node ? NODE : PAY, node ? r->target + 5 : "1", (int64_t)s->tokens);
 }
 
 static void pays(struct sim *s, const char *key, const char *what, bool refused) {
@@ -253,14 +330,12 @@ void load_make(struct sim *s) {
     static const char *const keys[NODES] = {"a", "b", "c", "d", "e"};
     for (int i = 0; i < NODES; i++) new_who(s, "node", keys[i]);
     if (roll(s, 8) == 0) new_poison(s);
+    static void (*const others[])(struct sim * s) = {new_order,     new_order,  new_order,       new_cancelled,
+                                                     new_suspended, new_forked, new_interrupted, new_deployment};
     for (uint64_t i = 0, n = 4 + roll(s, 10); i < n; i++) {
-        uint64_t what = roll(s, 16);
-        if (what < 4)
-            new_order(s);
-        else if (what == 4)
-            new_cancelled(s);
-        else
-            new_message(s);
+        uint64_t what = roll(s, 24);
+        if (!room(s, &s->who[0])) break;
+        (what < sizeof others / sizeof *others ? others[what] : new_message)(s);
     }
 }
 
@@ -268,6 +343,12 @@ void load_make(struct sim *s) {
 
 static struct loom_str lend(const char *z, size_t n) {
     return (struct loom_str){z, n};
+}
+
+/* Asked again, it answers the same. */
+static bool lasting(const struct request *r) {
+    return !r->until[0] && strcmp(r->op, "cancel") != 0 && strcmp(r->op, "resume") != 0 && strcmp(r->op, "fork") != 0 &&
+           !strstr(r->op, ".put");
 }
 
 /* The process stops, dies, or the store does not take it: the client asks again under the same id. A call that takes
@@ -293,9 +374,12 @@ static void answered(void *ctx, const struct loom_reply *reply) {
                       r->answer.p, reply->status, (int)body.n, body.p);
         return;
     }
+    if (r->gains && reply->status < 300) r->gains->maybe = 0;
+    if (r->gains && reply->status >= 300) snprintf(r->want, sizeof r->want, "cancelled"), r->fails = true;
     bool right = r->fails ? reply->status >= 400 && memmem(body.p, body.n, r->want, strlen(r->want))
                           : reply->status < 300 && (!r->want[0] || str_is(body, r->want));
-    if (strcmp(r->op, "cancel") == 0) right |= reply->status == 409; /* an earlier one had come, its answer was lost */
+    /* An earlier one had come, its answer was lost; or the actor is done, or not there yet. */
+    if (!lasting(r)) right |= reply->status == 409 || (strcmp(r->op, "cancel") == 0 && reply->status == 404);
     if (!right)
         sim_fails(s, "%s to %s (%s): expected %s, got %d %.*s", r->op, r->target, r->id,
                   r->fails     ? "the failure"
@@ -319,6 +403,9 @@ static void ask(struct sim *s, struct request *r) {
                                .id = lend(r->id, strlen(r->id)),
                                .body = lend(r->body.p, r->body.n),
                                .delay_ms = r->delay_ms,
+                               .timeout_ms = r->timeout_ms,
+                               .priority = r->priority,
+                               .replace = true,
                                .at = -1,
                                .reply = answered,
                                .ctx = r};
@@ -332,10 +419,10 @@ static void ask(struct sim *s, struct request *r) {
 void load_step(struct sim *s) {
     if (roll(s, 4)) return;
     struct request *r = &s->requests[roll(s, (uint64_t)s->request_count)];
-    bool lasts = !r->until[0] && strcmp(r->op, "cancel") != 0;
-    bool again = r->status && lasts && s->chaos && roll(s, 8) == 0; /* to see whether the answer is still the same */
+    /* Once more: to see whether the answer is still the same, or will be. */
+    bool again = (r->status || r->flying) && lasting(r) && s->chaos && roll(s, 8) == 0;
     bool may = r->after < 0 || s->requests[r->after].status;
-    if (!r->flying && may && (!r->status || again)) ask(s, r);
+    if (may && (again || (!r->flying && !r->status))) ask(s, r);
 }
 
 static void asked(void *ctx, const struct loom_reply *reply) {

@@ -28,7 +28,9 @@ void sim_fails(struct sim *s, const char *fmt, ...) {
     if (getenv("SIM_LOG")) check_print(s);
     fprintf(stderr, "seed %" PRIu64 " step %" PRIu64 ": ", s->seed, s->steps);
     vfprintf(stderr, fmt, ap);
-    if (sabotage) vprintf(fmt, again);
+    char why[100] = "";
+    if (sabotage) vsnprintf(why, sizeof why, fmt, again);
+    printf("%.*s", (int)strcspn(why, "\n"), why);
     fprintf(stderr, "\nrepeat it: make sim SEED=%" PRIu64 "\n", s->seed);
     va_end(ap);
     exit(1);
@@ -101,26 +103,23 @@ static void begin(struct sim *s, uint64_t seed) {
 
 static void deploy_all(struct sim *s) {
     struct buf node = guest_c("#include <test/sim/guests/node.c>\n"),
-               pay = guest_c("#include <test/sim/guests/pay.c>\n"), order = {0};
+               pay = guest_c("#include <test/sim/guests/pay.c>\n"), order = {0}, type = {0}, activity = {0};
     if (!path_read("test/sim/guests/order.json", &order)) abort();
     world_open(&s->w);
     deploy(&s->w, "module.put", "node", buf_view(&node));
     deploy(&s->w, "module.put", "pay", buf_view(&pay));
-    deploy(
-        &s->w, "actor-type.put", "node",
-        STR("{\"actorType\":\"node\",\"version\":\"1\",\"wasmBlobUrl\":\"module:node@1\",\"defaultState\":{\"total\":0,"
-            "\"seen\":[]},\"retryPolicy\":{\"maxAttempts\":5,\"backoffMs\":100}}"));
-    deploy(&s->w, "activity.put", "pay",
-           STR("{\"activityName\":\"pay\",\"version\":\"1\",\"wasmBlobUrl\":\"module:pay@1\",\"capabilities\":{"
-               "\"network\":["
-               "\"bank.test\"],\"secrets\":[\"BANK_KEY\"]},\"retryPolicy\":{\"maxAttempts\":100,\"backoffMs\":50,"
-               "\"maxBackoffMs\":2000}}"));
+    buf_json(&type, NODE, "1", (int64_t)0);
+    buf_json(&activity, PAY, "1", (int64_t)0);
+    deploy(&s->w, "actor-type.put", "node", buf_view(&type));
+    deploy(&s->w, "activity.put", "pay", buf_view(&activity));
     deploy(&s->w, "workflow.put", "order", buf_view(&order));
     world_close(&s->w);
     world_free(&s->w);
     buf_free(&node);
     buf_free(&pay);
     buf_free(&order);
+    buf_free(&type);
+    buf_free(&activity);
 }
 
 static void set_up(void) {
@@ -206,6 +205,7 @@ static void go_wrong(struct sim *s) {
 
 static void one_step(struct sim *s) {
     s->steps++;
+    s->w.jump_max_ms = s->open_requests ? 10000 : 0; /* clients do not wait for hours */
     load_step(s);
     zombie_step(s);
     if (s->on_disk) disk_step(s);

@@ -14,11 +14,20 @@
 enum { NODES = 5, WHO_MAX = 64, BITS_MAX = 50, REQUESTS_MAX = 128, PAID_MAX = 256 };
 #define CANARY "sk-canary-7f3a"
 
+/* What is deployed: %z version, %d any number. */
+#define NODE                                                                                  \
+    "{\"actorType\":\"node\",\"version\":%z,\"wasmBlobUrl\":\"module:node@1\",\"config\":%d," \
+    "\"defaultState\":{\"total\":0,\"seen\":[]},\"retryPolicy\":{\"maxAttempts\":5,\"backoffMs\":100}}"
+#define PAY                                                                                                 \
+    "{\"activityName\":\"pay\",\"version\":%z,\"wasmBlobUrl\":\"module:pay@1\",\"limits\":{"                \
+    "\"maxExecutionMs\":3000%d},\"capabilities\":{\"network\":[\"bank.test\"],\"secrets\":[\"BANK_KEY\"]}," \
+    "\"retryPolicy\":{\"maxAttempts\":100,\"backoffMs\":50,\"maxBackoffMs\":2000}}"
+
 /* An actor, and what it must hold at the end. */
 struct who {
-    char name[48]; /* type/key */
-    int bits;      /* given so far */
-    uint64_t total;
+    char name[48];         /* type/key */
+    int bits;              /* given so far */
+    uint64_t total, maybe; /* maybe: bits that need not be there */
     const char *status;
 };
 
@@ -31,9 +40,11 @@ struct request {
     int after;      /* not before this one is answered; −1: at once */
     char want[24];  /* the reply, or a part of the error; "": any success */
     char until[24]; /* it is asked again until the answer holds this; "": any does */
-    int64_t delay_ms;
+    int64_t delay_ms, timeout_ms;
+    int32_t priority;
     bool flying, fails;
-    uint64_t asked; /* times */
+    struct who *gains; /* has its bits for sure if this succeeds; else this must be `cancelled` */
+    uint64_t asked;    /* times */
     struct buf answer;
     int status; /* 0: none yet */
 };

@@ -438,7 +438,7 @@ bool sim_strikes(enum sim_fault what, uint64_t at) {
 
 /* Every operation passes here. 0, or the errno with which it ends. */
 static int strike(char kind) {
-    if (between && !paused) between();
+    if (between && !paused && strchr("rws", kind)) between(); /* the disk may be another one then */
     if (*dead) return EIO;
     if (paused) return 0;
     uint64_t n = kind == 'r' ? ++reads : ++operations;
@@ -513,8 +513,8 @@ int close(int fd) {
 }
 
 static ssize_t sim_read(struct opened *o, void *p, size_t n, off_t at) {
-    const struct buf *b = &disk.nodes[o->node].live;
     int why = strike('r');
+    const struct buf *b = &disk.nodes[o->node].live;
     if (why) return failed(why);
     size_t left = (size_t)at < b->n ? b->n - (size_t)at : 0;
     if (n > left) n = left;

@@ -45,7 +45,7 @@ void sim_unlock(void); /* flocks are lost, and nobody is told */
 void sim_restart(bool power);
 uint64_t sim_operations(void), sim_reads(void);
 void sim_slow(void (*delay)(int64_t ms));
-void sim_between(void (*fn)(void)); /* called before each operation and read */
+void sim_between(void (*fn)(void)); /* called before each read, write and sync */
 
 struct buf *sim_file(const char *path);   /* its bytes, to be changed as decay does; NULL: there is none */
 bool sim_next(size_t *i, char path[256]); /* the paths of all files */

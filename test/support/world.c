@@ -313,6 +313,7 @@ static void jump(struct world *w) {
     int64_t ms = loom_rests(w->l), now = w->mono_us / 1000;
     for (size_t i = 0; i < w->answer_count; i++)
         if (w->answers[i].due_ms - now < ms) ms = w->answers[i].due_ms - now;
+    if (w->jump_max_ms && ms > w->jump_max_ms) ms = w->jump_max_ms;
     w->mono_us += (ms > 0 ? ms : 1) * 1000;
     pass(w);
 }

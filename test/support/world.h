@@ -35,6 +35,7 @@ struct world {
     uint64_t dice, trace;
     int64_t mono_us, wall_ms; /* the wall clock is so far ahead of the other */
     int64_t sleeps_until;     /* the loop, unless something comes (mono_us) */
+    int64_t jump_max_ms;      /* the clock jumps no further; 0: to whatever comes next */
     bool dead;                /* the process died within this step: nothing leaves any more */
     uint64_t commits, opened; /* tried; engines so far */
     uint64_t term;            /* of the last engine that has claimed the store */

@@ -10,7 +10,11 @@ static int64_t sum;
 static int64_t worth(loom_json done) {
     loom_json ok = loom_get(done, "/ok"), code = loom_get(done, "/error/code");
     if (!code.n) return loom_int(loom_kind(ok) == '{' ? loom_get(ok, "/n") : ok);
-    return loom_is(code, "timeout") ? 3 : loom_is(code, "expired") ? 5 : loom_is(code, "cancelled") ? 7 : 0;
+    return loom_is(code, "timeout")     ? 3
+           : loom_is(code, "expired")   ? 5
+           : loom_is(code, "cancelled") ? 7
+           : loom_is(code, "exists")    ? 9
+                                        : 0;
 }
 
 static void await_open(void) {
@@ -23,7 +27,8 @@ static void await_open(void) {
 /* The promise that the step gives, or 0. */
 static int step(loom_json s) {
     loom_json what = loom_item(s, 0), a = loom_item(s, 1), b = loom_item(s, 2);
-    int64_t timeout = loom_int(loom_item(s, 3)), delay = loom_int(loom_item(s, 4)), ttl = loom_int(loom_item(s, 5));
+    int64_t timeout = loom_int(loom_item(s, 3)), delay = loom_int(loom_item(s, 4)), ttl = loom_int(loom_item(s, 5)),
+            priority = loom_int(loom_item(s, 6));
     if (loom_is(what, "call"))
         return loom_do_int("actor.call", "{'to':%j,'input':%j,'timeoutMs':%l,'delayMs':%l,'ttlMs':%l}", a, b, timeout,
                            delay, ttl);
@@ -33,7 +38,11 @@ static int step(loom_json s) {
         return loom_do_int("activity", "{'name':'echo','input':%j,'retry':{'maxAttempts':100,'backoffMs':50}}", a);
     if (loom_is(what, "timer")) return loom_timer(loom_int(a));
     if (loom_is(what, "wait")) return loom_do_int("event.wait", "{'type':%j,'timeoutMs':%l}", a, loom_int(b));
-    if (loom_is(what, "send")) loom_do("actor.send", "{'to':%j,'input':%j,'delayMs':%l,'ttlMs':%l}", a, b, delay, ttl);
+    if (loom_is(what, "send"))
+        loom_do("actor.send", "{'to':%j,'input':%j,'delayMs':%l,'ttlMs':%l,'priority':%l}", a, b, delay, ttl, priority);
+    if (loom_is(what, "tell"))
+        loom_do("actor.send", "{'to':%j,'event':%j,'input':%l,'delayMs':%l}", a, b, timeout, delay);
+    if (loom_is(what, "suspend")) sum += loom_int(loom_do("suspend", "{'reason':'a person'}"));
     if (loom_is(what, "pad")) loom_set("/pad", "%j", a);
     if (loom_is(what, "fat")) sum += (int64_t)loom_text(a).n;
     if (loom_is(what, "await")) await_open();
