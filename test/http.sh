@@ -52,6 +52,12 @@ check "a module that is none is 400" answers '"code":"invalid_module"' -H 'Conte
 truncate -s 40M "$dir/huge"
 check "40 MB are 413" answers '"code":"too_large"' -H 'Content-Type: application/wasm' -T "$dir/huge" "$url/v1/modules/huge/1"
 check "so they are in chunks" answers '"code":"too_large"' -H 'Content-Type: application/wasm' -H 'Transfer-Encoding: chunked' -T "$dir/huge" "$url/v1/modules/huge/1"
+echo '{"name": "w", "version": "1", "steps": [{"type": "wait", "duration": 1}]}' >"$dir/w.json"
+check "a workflow is deployed" answers '^HTTP/1.1 201 ' "${json[@]}" -T "$dir/w.json" "$url/v1/workflows/w/1"
+for time in first second; do
+    check "a run asked for with an Idempotency-Key is one run, the $time time" answers '"actorId":"workflow.w/order-7"' \
+        "${json[@]}" -H 'Idempotency-Key: order-7' -d '{}' "$url/v1/workflows/w/runs"
+done
 check "a stream begins" answers '^Content-Type: text/event-stream' -m 1 "$url/v1/stream"
 check "the description is JSON" python3 -c "import json,sys,urllib.request; assert json.load(urllib.request.urlopen('$url/openapi.json'))['openapi'] == '3.1.0'"
 

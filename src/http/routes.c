@@ -95,7 +95,7 @@ static const struct query_param {
     {"after", TEXT, FIELD(after), 0, 0, "The `next` of the page before"},
     {"status", TEXT, FIELD(status), 0, 0, "idle, running, suspended, paused, completed, failed or cancelled"},
     {"type", TEXT, FIELD(type), 0, 0, "An actor type"},
-    {"key", TEXT, FIELD(key), 0, 0, "The run's id; Loom makes one otherwise"},
+    {"key", TEXT, FIELD(key), 0, 0, "The run's id; otherwise the Idempotency-Key, or one that Loom makes"},
     {"version", TEXT, FIELD(version), 0, 0, "The last deployed one otherwise"},
     {"actor", TEXT, FIELD(key), 0, 0, "type/key; all actors otherwise"},
     {"replace", FLAG, FIELD(replace), 0, 0, "true: the version may get other content"},

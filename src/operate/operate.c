@@ -94,12 +94,15 @@ static void do_event(struct loom *l, const struct loom_request *req) {
         accept_message(l, req, lent(req->id), lent(req->event_id));
 }
 
-/* A run's message id is its key: starting it again is a duplicate, with another input a conflict. */
+/* A run's message id is its key, whichever of the two is given: starting it again is a duplicate, with another input a
+ * conflict. */
 static void do_run(struct loom *l, const struct loom_request *req) {
     struct error err;
     struct loom_request run = *req;
-    struct str key = req->key.p ? lent(req->key) : message_id_new(l), type = say(l, "workflow.%j", lent(req->type)),
-               id = req->id.p ? lent(req->id) : key;
+    struct str key = req->key.p  ? lent(req->key)
+                     : req->id.p ? lent(req->id)
+                                 : message_id_new(l),
+               type = say(l, "workflow.%j", lent(req->type)), id = req->id.p ? lent(req->id) : key;
     run.type = (struct loom_str){type.p, type.n};
     run.key = (struct loom_str){key.p, key.n};
     if (deliver(l, &run, STR_NONE, &id, &err) < 0)
