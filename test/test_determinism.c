@@ -149,6 +149,17 @@ static void fault_23_example_guests(void **state) {
     globfree(&sources);
 }
 
+static void fault_23_rust_example(void **state) {
+    (void)state;
+    struct buf wasm = {0};
+    if (system("cargo build --quiet --locked --release --target wasm32-unknown-unknown --target-dir build/rust "
+               "--manifest-path examples/rust-activity/activities/word-count/Cargo.toml") != 0)
+        skip(); /* without that target, or the way to its crates */
+    assert_true(path_read("build/rust/wasm32-unknown-unknown/release/word_count.wasm", &wasm));
+    same_twice("word-count", buf_view(&wasm), thing, "null");
+    buf_free(&wasm);
+}
+
 static int set_up(void **state) {
     (void)state;
     struct error err;
@@ -170,6 +181,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(fault_23_built_in_guests),
         cmocka_unit_test(fault_23_example_guests),
+        cmocka_unit_test(fault_23_rust_example),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -2262,6 +2262,43 @@ static void version_and_trace_stay(void **state) {
     loom_close(l);
 }
 
+/* Steps of each kind; the last one fails where n is large. */
+static const char all_steps[] =
+    "{'name':'all','version':'1','steps':["
+    "{'id':'a','type':'activity','activity':'act','input':[['return',{'n':'{{ input.n }}'}]],'output':'a',"
+    "'compensation':{'activity':'act','input':[['return','undone']]}},"
+    "{'type':'parallel','output':'both','branches':["
+    "[{'type':'wait','event':'go'},{'type':'activity','activity':'act','input':[['return','{{ a.n }}']]}],"
+    "[{'type':'wait','duration':10},{'type':'agent','agentType':'script','key':'of-{{ workflow.id "
+    "}}','input':[['return',"
+    "7]],'output':'child'}]]},"
+    "{'id':'c','type':'condition','if':'input.n > 2','then':[{'id':'w','type':'wait','event':'never','timeout':20}],"
+    "'else':[{'type':'activity','activity':'act','input':[['return','small']],'output':'kind'}]}],"
+    "'output':{'a':'{{ a }}','both':'{{ both }}','child':'{{ child }}','kind':'{{ kind }}'}}";
+
+static void workflow_steps(void **state) {
+    (void)
+        state; /* A workflow with steps of each kind comes to its end, or undoes what it did and says which step failed. */
+    NEEDS_WASM();
+    struct loom *l = open_scripts("memory");
+    struct answer small, large;
+    deploy(l, "workflow.put", "all", "1", all_steps, false);
+    submit(l, about("call", "workflow.all/small", "{'n':1}"), &small);
+    submit(l, about("call", "workflow.all/large", "{'n':5}"), &large);
+    send_event(l, "workflow.all/small", "go", "1");
+    send_event(l, "workflow.all/large", "go", "1");
+    await_answer(&small);
+    check(&small, 200, "{'a':{'n':1},'both':[1,7],'child':7,'kind':'small'}");
+    await_answer(&large);
+    check(&large, 422, "{'code':'timeout','message':'step w (wait): nothing came within timeoutMs','retryable':false}");
+    wait_status(l, "workflow.all/small", "completed");
+    wait_status(l, "workflow.all/large", "failed");
+    assert_int_equal(entries_of(l, "workflow.all/small", "activity_completed"), 3);
+    assert_int_equal(entries_of(l, "workflow.all/large", "activity_completed"), 3);
+    expect_field(l, "script/of-large", "/status", "'completed'");
+    loom_close(l);
+}
+
 static void longest_names(void **state) {
     (void)state; /* Key, type, event type and message id of the greatest length do what short ones do, also after a
                   * restart; longer ones are refused. */
@@ -2676,6 +2713,7 @@ static int group(void) {
         cmocka_unit_test(cancelled_before_it_starts),
         cmocka_unit_test(reply_to_an_earlier_turn),
         cmocka_unit_test(version_and_trace_stay),
+        cmocka_unit_test(workflow_steps),
         cmocka_unit_test(longest_names),
         cmocka_unit_test(paused_timers_wait),
         cmocka_unit_test(last_deployed_counts),

@@ -159,6 +159,8 @@ struct history {
     yyjson_mut_doc *state;
     const char *name;
     int64_t timers[256]; /* of the open turn: due, 0: none or fired */
+    uint64_t cursor, at; /* entries so far; when `past` is taken */
+    struct buf past;
 };
 
 static void entry(struct history *h, yyjson_val *e) {
@@ -167,6 +169,7 @@ static void entry(struct history *h, yyjson_val *e) {
     int64_t at = json_int(e, "at", 0);
     yyjson_val *patches = yyjson_obj_get(e, "patches");
     if (patches) patch_apply(h->state, patches, NULL, NULL);
+    if (++h->cursor == h->at) json_write_mut(yyjson_mut_doc_get_root(h->state), &h->past);
     if (str_is(type, "turn_started")) memset(h->timers, 0, sizeof h->timers);
     if (str_is(type, "timer_set")) h->timers[id] = at + json_int(e, "delayMs", 0);
     if (str_is(type, "timer_fired")) {
@@ -185,8 +188,9 @@ static bool history_row(void *ctx, struct str key, struct str value) {
     return true;
 }
 
-static void check_history(struct sim *s, const char *name, struct str state) {
-    struct history h = {.s = s, .name = name};
+/* And what it was at some moment (time travel). */
+static void check_history(struct sim *s, const char *name, struct str state, uint64_t cursor) {
+    struct history h = {.s = s, .name = name, .at = 1 + world_roll(&s->w, cursor)};
     struct image im = {0};
     struct buf again = {0};
     struct str full = arena_json(&h.mem, "default/%s", name);
@@ -197,7 +201,12 @@ static void check_history(struct sim *s, const char *name, struct str state) {
     json_write_mut(yyjson_mut_doc_get_root(h.state), &again);
     if (!str_eq(buf_view(&again), state))
         sim_fails(s, "%s is %.*s, and its journal leads to %.*s", name, (int)state.n, state.p, (int)again.n, again.p);
+    buf_clear(&again);
+    if (load_ask(s, "state", name, (int64_t)h.at, &again) != 200 || !str_eq(buf_view(&again), buf_view(&h.past)))
+        sim_fails(s, "%s was at %d %.*s, and by its journal %.*s", name, (int)h.at, (int)again.n, again.p,
+                  (int)h.past.n, h.past.p);
     yyjson_mut_doc_free(h.state);
+    buf_free(&h.past);
     buf_free(&again);
     arena_free(&h.mem);
 }
@@ -206,7 +215,7 @@ static void check_who(struct sim *s, struct who *who) {
     struct buf doc = {0}, text = {0};
     struct arena mem = {0};
     if (!who->bits && strncmp(who->name, "node/", 5) == 0) return; /* nobody has asked it */
-    if (load_ask(s, "get", who->name, &doc) != 200) sim_fails(s, "%s: %.*s", who->name, (int)doc.n, doc.p);
+    if (load_ask(s, "get", who->name, -1, &doc) != 200) sim_fails(s, "%s: %.*s", who->name, (int)doc.n, doc.p);
     yyjson_val *v = json_in(&mem, buf_view(&doc)), *state = yyjson_obj_get(v, "state");
     struct str status = json_str(v, "status");
     uint64_t total = (uint64_t)json_int(state, "total", 0), seen = 0;
@@ -224,7 +233,7 @@ static void check_who(struct sim *s, struct who *who) {
                   total, who->total);
     json_write(state, &text);
     if (who->bits && json_int(yyjson_obj_get(v, "metadata"), "activationCount", 0))
-        check_history(s, who->name, buf_view(&text));
+        check_history(s, who->name, buf_view(&text), (uint64_t)json_int(yyjson_obj_get(v, "journal"), "cursor", 0));
     buf_free(&doc);
     buf_free(&text);
     arena_free(&mem);
@@ -261,7 +270,7 @@ void check_damage(struct sim *s) {
     struct buf key = {0}, doc = {0};
     buf_json(&key, "default/%s", who->name);
     if (!s->on_disk && array_damage(&s->rows, ROW_ACTOR, buf_view(&key), STR("\"total\":")) &&
-        load_ask(s, "get", who->name, &doc) == 200)
+        load_ask(s, "get", who->name, -1, &doc) == 200)
         sim_fails(s, "%s was changed on the disk, and is now %.*s", who->name, (int)doc.n, doc.p);
     buf_free(&key);
     buf_free(&doc);

@@ -433,13 +433,13 @@ static void asked(void *ctx, const struct loom_reply *reply) {
     buf_add(&r->answer, reply->body.p, reply->body.n);
 }
 
-int load_ask(struct sim *s, const char *op, const char *actor, struct buf *out) {
+int load_ask(struct sim *s, const char *op, const char *actor, int64_t at, struct buf *out) {
     struct request r = {.s = s};
     const char *slash = strchr(actor, '/');
     struct loom_request req = {.op = op,
                                .type = lend(actor, (size_t)(slash - actor)),
                                .key = lend(slash + 1, strlen(slash + 1)),
-                               .at = -1,
+                               .at = at,
                                .reply = asked,
                                .ctx = &r};
     loom_submit(s->w.l, &req);

@@ -94,8 +94,8 @@ void sim_says(struct sim *s, const char *fmt, ...) __attribute__((format(printf,
 void load_make(struct sim *s);
 void load_step(struct sim *s); /* a client asks, perhaps */
 void load_bank(struct world *w, uint64_t id, struct str url, struct str key, struct str auth, struct str body);
-int load_ask(struct sim *s, const char *op, const char *actor,
-             struct buf *out); /* and waits for the answer: the status */
+/* And waits for the answer: the status. at: a moment, -1: now. */
+int load_ask(struct sim *s, const char *op, const char *actor, int64_t at, struct buf *out);
 void load_free(struct sim *s);
 
 /* disk.c */
