@@ -52,6 +52,8 @@ check "help of a command shows its options" 0 '--replace' "$LOOM" help deploy
 check "an unknown command is a usage error that suggests the nearest" 2 'did you mean `journal`' "$LOOM" jurnal x/y
 check "an option of another command is a usage error" 2 'takes no option --delay' "$LOOM" actors --delay 3
 check "a number that is none is a usage error" 2 'needs a whole number' "$LOOM" actors --limit many
+check "so is one that is out of range" 2 'needs a whole number' "$LOOM" call counter/a --priority 99999999999
+check "and one below 0" 2 'from 0 on' "$LOOM" call counter/a --ttl -5
 check "a missing argument is a usage error" 2 'usage: loom call TYPE/KEY' "$LOOM" call
 check "an actor needs type and key" 2 'TYPE/KEY is expected' "$LOOM" call counter
 check "and its key holds no slash" 2 'one slash' "$LOOM" call counter/a/b
@@ -119,6 +121,8 @@ check "actors keep their state" 0 '^\{"count":5\}$' "$LOOM" call counter/ada '{"
 check "actors are listed" 0 'counter/ada' "$LOOM" actors --type counter
 check "a status that no actor has is refused" 1 'use idle, running' "$LOOM" actors --status finished
 check "a namespace that is no name is refused" 1 'is not a name' "$LOOM" actors --ns 'A B'
+"$LOOM" call counter/ünï '{"add": 1}' >/dev/null
+check "columns stand in line whatever a key is written in" 0 '^counter/ünï  idle' "$LOOM" actors
 check "an actor is shown with its state" 0 '"count": 5' "$LOOM" inspect counter/ada
 check "its past state is shown" 0 'count' "$LOOM" inspect counter/ada --at 3
 check "its journal is a timeline" 0 'state' "$LOOM" journal counter/ada

@@ -249,7 +249,8 @@ static bool option_set(void *field, const struct option *o, const char *value) {
         *(int64_t *)field = n;
     else
         *(int32_t *)field = (int32_t)n;
-    return !end || (end != value && !*end);
+    bool fits = o->kind == OPTION_INT32 ? n == (int32_t)n : n >= 0;
+    return !end || (end != value && !*end && fits);
 }
 
 /* Takes one option; *i moves past its value. */
@@ -265,7 +266,9 @@ static int option_read(struct cli *c, const struct command *cmd, char **argv, in
     if (o->kind == OPTION_BOOL) return *(bool *)field = true, EXIT_OK;
     const char *value = equals ? equals + 1 : argv[*i + 1] ? argv[++*i] : NULL;
     if (!value) return fail_usage(c, "%s needs a value: %s %s", o->name, o->name, o->argument);
-    return option_set(field, o, value) ? EXIT_OK : fail_usage(c, "%s needs a whole number, not `%s`", o->name, value);
+    return option_set(field, o, value) ? EXIT_OK
+                                       : fail_usage(c, "%s needs a whole number%s, not `%s`", o->name,
+                                                    o->kind == OPTION_INT ? " from 0 on" : "", value);
 }
 
 /* Takes the line apart: a command (none: help), its arguments and options; those of all commands may stand before it.

@@ -223,10 +223,17 @@ static struct str cell(const struct column *c, yyjson_val *row, struct arena *a)
     return (struct str){s.p, row && c->cut && s.n > (size_t)c->cut ? (size_t)c->cut : s.n};
 }
 
+/* Characters, as every one takes a column in most scripts. */
+static int width_of(struct str s) {
+    int n = 0;
+    for (size_t i = 0; i < s.n; i++) n += ((unsigned char)s.p[i] & 0xC0) != 0x80;
+    return n;
+}
+
 static void measure_row(struct column *c, yyjson_val *row) {
     struct arena a = {0};
     for (; *c->name; c++) {
-        int n = (int)cell(c, row, &a).n;
+        int n = width_of(cell(c, row, &a));
         c->width = n > c->width ? n : c->width;
     }
     arena_free(&a);
@@ -237,7 +244,7 @@ static void print_row(const struct column *c, yyjson_val *row) {
     for (; *c->name; c++) {
         struct str s = cell(c, row, &a);
         bool last = !*c[1].name;
-        printf("%-*.*s%s", last ? 0 : c->width, (int)s.n, s.p, last ? "\n" : "  ");
+        printf("%.*s%*s%s", (int)s.n, s.p, last ? 0 : c->width - width_of(s), "", last ? "\n" : "  ");
     }
     arena_free(&a);
 }
