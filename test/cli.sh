@@ -73,6 +73,9 @@ check "an actor without a name is a usage error, not a project called actor" 2 '
 check "a worker's folder must be there" 1 'nowhere is not a project' timeout 10 "$LOOM" worker nowhere --store memory --listen 127.0.0.1:0
 check "a workflow's name outside of any project is refused with what to do" 1 'no project here that could have the workflow welcome' \
     "$LOOM" run welcome --store memory
+echo '{"name": "one", "version": "1", "steps": [{"type": "activity", "activity": "echo", "input": 1}]}' >one.json
+check "a workflow runs outside of any project, and leaves nothing behind" 0 '^demo one.json $' \
+    eval '"$LOOM" run one.json --store memory >/dev/null && ls -A | tr "\n" " " && echo'
 cd demo || exit 1
 check "the new project builds and passes its tests at once" 0 '^6 passed, 0 failed' "$LOOM" test
 check "new adds an actor" 0 'actors/second/second.c' "$LOOM" new actor second

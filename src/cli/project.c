@@ -326,11 +326,13 @@ bool project_deploy(const struct project *p, const struct door *d, bool replace,
 struct loom *project_engine(const struct project *p, struct loom_config config) {
     char message[1024];
     struct arena a = {0};
-    config.store = config.store ? config.store : join(&a, p->dir, ".loom/store");
+    if (!config.store) {
+        mkdir(join(&a, p->dir, ".loom"), 0777);
+        config.store = join(&a, p->dir, ".loom/store");
+    }
     config.project = p->config.p;
     config.project_dir = p->dir;
     config.compiler = own_path();
-    mkdir(join(&a, p->dir, ".loom"), 0777);
     struct loom *l = loom_open(&config, message, sizeof message);
     if (!l) fail("%s", message);
     arena_free(&a);
