@@ -150,6 +150,8 @@ check "cancelling it again is refused" 1 'nothing to cancel' "$LOOM" cancel work
 check "resuming what waits for nobody is refused" 1 'conflict' "$LOOM" resume counter/ada
 check "a workflow document that is wrong is named by file and step" 1 '^loom: bad.json: .*nonsense' \
     eval 'sed s/wait\",/nonsense\",/ wait.json >bad.json; "$LOOM" workflow deploy bad.json'
+check "a step without a type is told that, and nothing else" 1 'schema: step w: /steps/0: "type" is a required property \(invalid_document\)$' \
+    eval 'sed "s/\"type\": \"wait\", //" wait.json >bad.json; "$LOOM" workflow deploy bad.json'
 check "a file that is not there is named" 1 'cannot read nowhere.json' "$LOOM" workflow deploy nowhere.json
 "$LOOM" run waiting --id w2 --url "$LOOM_URL" >"$tmp/run.log" 2>&1 &
 run=$!
