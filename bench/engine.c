@@ -316,10 +316,19 @@ static void measure_overhead(struct bench *b) {
     loom_close(b->loom);
 }
 
-/* journal STEPS TURNS: one actor that has done so many steps in each of so many turns and waits; replay opens it. */
+static double store_bytes(const struct bench *b) {
+    char path[4096];
+    struct stat st;
+    snprintf(path, sizeof path, "%s/loom.db", b->store);
+    return stat(path, &st) == 0 ? (double)st.st_size : 0;
+}
+
+/* journal STEPS TURNS [RETENTION]: one actor that has done so many steps in each of so many turns and waits; replay opens it. */
 static void measure_journal(struct bench *b) {
-    char body[512];
+    char body[512], retention[64];
     start_new(b);
+    snprintf(retention, sizeof retention, ",\"journalRetention\":%s", b->args[2] ? b->args[2] : "");
+    if (b->args[2]) put_definition(b, "actor-type.put", "actorType", "steps", "steps", retention);
     snprintf(body, sizeof body, "{\"steps\":%d,\"activity\":\"reuse\",\"wait\":true,\"left\":%d,\"data\":" DATA "}",
              arg(b, 0), arg(b, 1));
     struct loom_request r = {.op = "send", .type = str("steps"), .key = str("long"), .id = str("m"), .body = str(body)};
@@ -327,6 +336,7 @@ static void measure_journal(struct bench *b) {
     while (metric("loom_activity_attempts_total") < (double)arg(b, 0) * arg(b, 1)) usleep(1000);
     usleep(50000);
     loom_close(b->loom);
+    print("journal_disk_mb", store_bytes(b) / 1e6);
 }
 
 static void look_cursor(void *ctx, const struct loom_reply *reply) {
@@ -352,13 +362,6 @@ static void measure_replay(struct bench *b) {
     one(b->loom, get, look_cursor, &entries);
     print("replay_entries", entries);
     loom_close(b->loom);
-}
-
-static double store_bytes(const struct bench *b) {
-    char path[4096];
-    struct stat st;
-    snprintf(path, sizeof path, "%s/loom.db", b->store);
-    return stat(path, &st) == 0 ? (double)st.st_size : 0;
 }
 
 static void seed(struct bench *b, const char *type, int first, int n) {

@@ -45,11 +45,17 @@ class Store:
         self.db.close()
 
 def fill(w):
-    """Actors at rest, a workflow that waits for a person, a timer, buffered events, delayed mail, a large state and a failed run."""
+    """Actors at rest, one with a part of its journal, a workflow that waits for a person, a timer, buffered events, delayed mail, a large state and a failed run."""
     for n, how in enumerate(["", "charge", "nap", "ask", ""]):
         check(w.post("/v1/actors/tally/a/call", {"id": f"a{n}", "how": how}, Idempotency_Key=f"a{n}").status == 200, f"a call is answered ({how or 'plain'})")
     w.post("/v1/actors/tally/large/call", {"id": "x" * 300000}, Idempotency_Key="large")
     w.post("/v1/actors/tally/large/call", {"id": "y"}, Idempotency_Key="large2")
+    brief = {"actorType": "brief", "version": "1", "wasmBlobUrl": "module:actor.tally@1.0.0", "defaultState": {"ids": []}, "journalRetention": 3}
+    check(w.request("PUT", "/v1/actor-types/brief/1", brief).status == 201, "a type that keeps few entries is deployed")
+    for n in range(8):
+        w.post("/v1/actors/brief/b/call", {"id": f"b{n}", "how": ["", "nap"][n % 2]}, Idempotency_Key=f"b{n}")
+    entries = w.get("/v1/actors/brief/b/journal").json["entries"]
+    check(len(entries) < 14 < entries[0]["cursor"], "and its journal begins late", entries)
     w.post("/v1/actors/ear/e/send", None, Idempotency_Key="listen")
     for n in range(3):
         w.post("/v1/actors/ear/e/events/tick", n, Idempotency_Key=f"tick{n}")
@@ -103,6 +109,7 @@ def faults(folder):
     cases = {
         "a wrong checksum": (lambda s: s.db.execute("UPDATE rows SET sum = sum + 1 WHERE kind = ? AND CAST(key AS TEXT) LIKE '%/tally/a'", (ACTOR,)), "tally/a"),
         "a lost journal row": (lambda s: s.delete(JOURNAL, "default/tally/a_*", 1, 1), "is missing"),
+        "a journal that begins too late": (lambda s: s.delete(JOURNAL, "default/brief/b_*", 0, 1), "it begins with entry"),
         "a changed entry": (lambda s: s.change(JOURNAL, "default/tally/a_*", b'"a1"', b'"a7"'), "link"),
         "a row that is not JSON": (lambda s: s.put(OUTBOX, b"default/tally/a", b"{"), "not JSON"),
         "a lost timer": (lambda s: s.delete(TIMER, "*sleepy*"), "no timer will wake it"),

@@ -344,7 +344,8 @@ static void deploy(enum disk disk) {
     world_begin();
     world_open(&w);
     put_module("script", script_wasm());
-    put("actor-type.put", "script", "{'actorType':'script','version':'1','wasmBlobUrl':'module:script@1'}");
+    put("actor-type.put", "script",
+        "{'actorType':'script','version':'1','wasmBlobUrl':'module:script@1','journalRetention':0}");
     put("workflow.put", "order", order);
     world_close(&w);
     world_end();

@@ -1148,6 +1148,21 @@ static void large_payload(void **state) {
 
 /* ---- time travel and fork ---- */
 
+static int rows_with(const char *dir, const char *condition) {
+    char path[64], sql[256];
+    sqlite3 *db;
+    sqlite3_stmt *q;
+    snprintf(path, sizeof path, "%s/loom.db", dir);
+    snprintf(sql, sizeof sql, "SELECT count(*) FROM rows WHERE kind = %d AND (%s)", (int)ROW_JOURNAL, condition);
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_prepare_v2(db, sql, -1, &q, NULL), SQLITE_OK);
+    assert_int_equal(sqlite3_step(q), SQLITE_ROW);
+    int n = sqlite3_column_int(q, 0);
+    sqlite3_finalize(q);
+    sqlite3_close(db);
+    return n;
+}
+
 static void time_travel(void **state) {
     (void)
         state; /* The state after any past entry can be asked for, also past failed turns; a moment beyond the journal is refused. */
@@ -1172,6 +1187,38 @@ static void time_travel(void **state) {
     look.at = 12;
     expect_code(l, look, 400, "invalid_argument");
     loom_close(l);
+}
+
+static void journal_retention(void **state) {
+    (void)
+        state; /* What a type's journalRetention leaves is bounded over many turns, can be read and travelled through, and
+                  * says that what came before was removed; the actor goes on from it after a restart. */
+    char *dir = make_folder(), set[80];
+    struct loom *l = open_scripts(dir);
+    deploy_module(l, false, "short", script_wasm(), "'journalRetention':6");
+    for (int i = 1; i <= 20; i++) {
+        snprintf(set, sizeof set, "[['state.patch',[{'op':'add','path':'/n','value':%d}]]]", i);
+        expect_call(l, "short/a", set, "[null]");
+    }
+    assert_in_range(entries_of(l, "short/a", "turn_started"), 2, 3);
+    struct loom_request look = about("state", "short/a", NULL), entries = about("journal", "short/a", NULL);
+    look.at = 54;
+    expect_request(l, look, 200, "{'n':18}");
+    look.at = 30;
+    expect_code(l, look, 404, "not_found");
+    entries.from = 30;
+    expect_code(l, entries, 404, "not_found");
+    entries.from = 60;
+    expect_request(l, entries, 200, NULL);
+    loom_close(l);
+    l = open_scripts(dir);
+    expect(l, "state", "short/a", NULL, 200, "{'n':20}");
+    expect_call(l, "short/a", "[['state.patch',[{'op':'add','path':'/n','value':21}]]]", "[null]");
+    expect_code(l, look, 404, "not_found");
+    assert_in_range(entries_of(l, "short/a", "turn_started"), 2, 3);
+    loom_close(l);
+    assert_in_range(rows_with(dir, "instr(key, CAST('/short/' AS BLOB))"), 1, 9);
+    remove_folder(dir);
 }
 
 static void forking(void **state) {
@@ -1707,21 +1754,6 @@ static double turns_started(void) {
     char *metrics = loom_metrics();
     double n = strtod(strstr(metrics, name) + sizeof name - 1, NULL);
     free(metrics);
-    return n;
-}
-
-static int rows_with(const char *dir, const char *condition) {
-    char path[64], sql[256];
-    sqlite3 *db;
-    sqlite3_stmt *q;
-    snprintf(path, sizeof path, "%s/loom.db", dir);
-    snprintf(sql, sizeof sql, "SELECT count(*) FROM rows WHERE kind = %d AND (%s)", (int)ROW_JOURNAL, condition);
-    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
-    assert_int_equal(sqlite3_prepare_v2(db, sql, -1, &q, NULL), SQLITE_OK);
-    assert_int_equal(sqlite3_step(q), SQLITE_ROW);
-    int n = sqlite3_column_int(q, 0);
-    sqlite3_finalize(q);
-    sqlite3_close(db);
     return n;
 }
 
@@ -2677,6 +2709,7 @@ static int group(void) {
         cmocka_unit_test(large_state),
         cmocka_unit_test(large_payload),
         cmocka_unit_test(time_travel),
+        cmocka_unit_test(journal_retention),
         cmocka_unit_test(forking),
         cmocka_unit_test(small_budget),
         cmocka_unit_test(idle_actors_leave),

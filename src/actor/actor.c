@@ -3,7 +3,7 @@
  * Shape: id, partitionKey (the namespace), actorType, status, suspendReason, journal {entries, cursor}, state,
  * metadata {correlationId, parentActorId, createdAt, lastActivatedAt, activationCount}. The stored text leaves out the
  * entries, which have rows of their own, what the row's key says, and what is null, false, {} or as in a first turn. It
- * adds to `journal` what load needs: from, stateCursor, turns, lastTurn, lastRow, chain, apart, run.
+ * adds to `journal` what load needs: from, kept, stateCursor, turns, lastTurn, lastRow, chain, apart, run.
  * Invariant: while a turn is open the stored state is the one at the turn's start.
  */
 #include "actor/actor.h"
@@ -38,7 +38,7 @@ struct actor *actor_new(struct str id) {
     a->full = (struct str){a->id, id.n};
     a->name = (struct str){a->id + ns.n + 1, id.n - ns.n - 1};
     actor_parts(a->full, &a->ns, &a->type, &a->key);
-    a->from = 1;
+    a->from = a->kept = 1;
     state_set(a, NULL);
     return a;
 }
@@ -122,6 +122,7 @@ static const struct {
     {"from", offsetof(struct actor, from), 1},          {"turns", offsetof(struct actor, turns), 1},
     {"lastTurn", offsetof(struct actor, last_turn), 1}, {"lastRow", offsetof(struct actor, last_row), 1},
     {"chain", offsetof(struct actor, chain), 0},        {"stateCursor", offsetof(struct actor, state_at), 0},
+    {"kept", offsetof(struct actor, kept), 1},
 };
 enum { NUMBERS = sizeof numbers / sizeof *numbers };
 

@@ -85,6 +85,7 @@ struct actor {
     uint64_t last_turn; /* first entry of the last of them */
     uint64_t last_row;  /* and the row that holds it */
     uint64_t from;      /* first entry number of the journal row from which load rebuilds the rest */
+    uint64_t kept;      /* first entry that the journal still has */
     uint64_t state_at;  /* the stored state is the one after this entry */
     uint64_t chain;     /* checksum of the last journal row */
     int64_t created_at, activated_at;

@@ -237,12 +237,18 @@ static void bring_module(struct replay *p, struct str hash) {
     buf_free(&bytes);
 }
 
+static bool ends_turn(yyjson_val *entry) {
+    struct str type = json_str(entry, "type");
+    return str_starts(type, STR("turn_")) && !str_is(type, "turn_started");
+}
+
+/* What comes before the first start of a turn that is kept is left out, too. */
 static void replay_turns(struct replay *p) {
     for (p->from = 0; p->from < p->count; p->from = p->to) {
         yyjson_val *started = entry_at(p, p->from, &p->mem), *end = NULL;
-        for (p->to = p->from + 1, p->ended = false; p->to < p->count && !p->ended; p->to++) {
+        for (p->to = p->from + 1, p->ended = ends_turn(started); p->to < p->count && !p->ended; p->to++) {
             end = entry_at(p, p->to, &p->mem);
-            p->ended = str_starts(json_str(end, "type"), STR("turn_"));
+            p->ended = ends_turn(end);
         }
         struct str module = json_str(started, "moduleHash");
         if (module.n != 64 || (p->ended && ended_by_worker(end))) {

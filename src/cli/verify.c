@@ -88,7 +88,7 @@ static bool see_journal(void *ctx, struct str key, struct str value) {
         return true;
     }
     snprintf(chain, sizeof chain, "%016" PRIx64, c->chain);
-    if (!c->next && c->link && number != 1 &&
+    if (!c->next && c->link && number != a->kept &&
         !str_eq(json_str(row, "prev"), STR("0"))) /* a fork begins with its last turn */
         image_fault(c->im, "journal of %s: it begins with entry %u", a->id, number);
     if (c->next && number != c->next)

@@ -229,6 +229,14 @@ static int state_after(struct loom *l, struct actor *a, uint64_t at, struct str 
     return rc;
 }
 
+/* entry ≤ 0: none. */
+static int is_kept(const struct actor *a, int64_t entry, struct error *err) {
+    if (entry <= 0 || (uint64_t)entry >= a->kept) return 0;
+    return error_set(err, LOOM_E_NOT_FOUND,
+                     "entry %" PRId64 " of %s was removed (journalRetention): the journal begins with %" PRIu64, entry,
+                     a->id, a->kept);
+}
+
 /* The document's cursor is the one of its last change; entries may have followed. */
 static int64_t last_entry(struct loom *l, const struct actor *a, struct error *err) {
     struct reading s = {.from = INT64_MAX, .limit = INT64_MAX};
@@ -270,6 +278,7 @@ static void do_state(struct loom *l, const struct loom_request *req) {
     if (rc >= 0 && req->at > last)
         rc = error_set(&err, LOOM_E_INVALID_ARGUMENT,
                        "at=%" PRId64 " is beyond the journal of %s, which ends at %" PRId64, req->at, a->id, last);
+    if (rc >= 0) rc = is_kept(a, req->at + 1, &err);
     if (rc >= 0) rc = state_after(l, a, (uint64_t)(req->at < 0 ? last : req->at), &out, &err);
     if (rc < 0)
         reply_error(l, req, &err);
@@ -283,7 +292,7 @@ static void do_journal(struct loom *l, const struct loom_request *req) {
     struct actor *a = stored_actor(l, req, &err);
     struct reading s = {.from = req->from, .limit = req->limit > 0 && req->limit <= 10000 ? req->limit : 1000};
     s.numbers = true;
-    if (!a || read_journal(l, a, &s, &err) < 0)
+    if (!a || is_kept(a, req->from, &err) < 0 || read_journal(l, a, &s, &err) < 0)
         reply_error(l, req, &err);
     else
         reply_send(

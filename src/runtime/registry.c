@@ -27,7 +27,8 @@ const char kind_activity[] = "activity", kind_actor[] = "actor-type";
 static const char activity_fields[] = "{'type':'object','additionalProperties':false,'properties':{" EITHER
                                       ",'activityName':{},'capabilities':{},'reuse':{'type':'boolean'}}}";
 static const char actor_fields[] = "{'type':'object','additionalProperties':false,'properties':{" EITHER
-                                   ",'actorType':{},'defaultState':{},'config':{}}}";
+                                   ",'actorType':{},'defaultState':{},'config':{},"
+                                   "'journalRetention':{'type':'integer','minimum':0}}}";
 
 static int read_schema(struct definition *d, const char *field, struct loom_schema **out, struct error *err) {
     struct str text = json_text_of(yyjson_obj_get(d->doc, field), &d->mem);

@@ -296,6 +296,32 @@ static void again(struct loom *l, struct resident *r, yyjson_val *started, struc
     mail_put(l, r, &m);
 }
 
+struct forgetting {
+    struct loom *l;
+    struct actor *a;
+};
+
+/* The row before it goes. */
+static bool forget_row(void *ctx, struct str key, struct str value) {
+    struct forgetting *f = ctx;
+    uint64_t number = journal_key_number(key);
+    (void)value;
+    if (number > f->a->kept) rows_delete(f->l, ROW_JOURNAL, journal_key(&f->l->scratch, f->a->full, f->a->kept));
+    f->a->kept = number;
+    return true;
+}
+
+/* The journal of ended turns goes, but for so many entries and what a load needs. */
+static void forget_entries(struct loom *l, struct actor *a, uint64_t keep) {
+    uint64_t limit = a->cursor > keep ? a->cursor + 1 - keep : 0;
+    struct forgetting f = {l, a};
+    struct error err;
+    if (limit > a->from) limit = a->from;
+    if (limit > a->kept)
+        rows_scan(l, ROW_JOURNAL, journal_key(&l->scratch, a->full, a->kept),
+                  journal_key(&l->scratch, a->full, limit + 1), forget_row, &f, &err);
+}
+
 /* A program that ends before it has repeated its journal is another program. */
 static bool ended_early(struct loom *l, struct resident *r) {
     struct turn *t = r->a->turn;
@@ -331,6 +357,7 @@ void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str 
                    say(l, "{\"type\":%z,\"%s\":%j%j", cancelled ? "turn_cancelled" : types[how], fields[how], value,
                        wait >= 0 ? say(l, ",\"retryInMs\":%d", wait) : STR("")));
     metric_add(fail || cancelled ? METRIC_TURNS_FAILED : METRIC_TURNS_COMPLETED, 1);
+    if (r->definition) forget_entries(l, r->a, (uint64_t)json_int(r->definition->doc, "journalRetention", INT64_MAX));
     resident_drop_guest(l, r);
     r->definition = NULL;
     if (goes_on || wait >= 0) {

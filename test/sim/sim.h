@@ -15,9 +15,10 @@ enum { NODES = 5, WHO_MAX = 64, BITS_MAX = 50, REQUESTS_MAX = 128, PAID_MAX = 25
 #define CANARY "sk-canary-7f3a"
 
 /* What is deployed: %z version, %d any number. */
-#define NODE                                                                                  \
-    "{\"actorType\":\"node\",\"version\":%z,\"wasmBlobUrl\":\"module:node@1\",\"config\":%d," \
-    "\"defaultState\":{\"total\":0,\"seen\":[]},\"retryPolicy\":{\"maxAttempts\":5,\"backoffMs\":100}}"
+#define NODE                                                                                            \
+    "{\"actorType\":\"node\",\"version\":%z,\"wasmBlobUrl\":\"module:node@1\",\"config\":%d,"           \
+    "\"defaultState\":{\"total\":0,\"seen\":[]},\"retryPolicy\":{\"maxAttempts\":5,\"backoffMs\":100}," \
+    "\"journalRetention\":20}"
 #define PAY                                                                                                 \
     "{\"activityName\":\"pay\",\"version\":%z,\"wasmBlobUrl\":\"module:pay@1\",\"limits\":{"                \
     "\"maxExecutionMs\":3000%d},\"capabilities\":{\"network\":[\"bank.test\"],\"secrets\":[\"BANK_KEY\"]}," \
