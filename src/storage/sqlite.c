@@ -336,14 +336,15 @@ static int copy_store(const char *path, const char *fresh, struct error *err) {
 }
 
 /* Once the copy has its name it is the store, and a crash goes on from there. The WAL goes first, so that it never lies
- * beside a file to which it does not belong. */
+ * beside a file to which it does not belong; nor does its index, which who still has the old files goes on writing. */
 static int rewrite_store(const char *path, const char *marker, struct error *err) {
-    char fresh[NAME_BYTES], wal[NAME_BYTES];
+    char fresh[NAME_BYTES], wal[NAME_BYTES], index[NAME_BYTES];
     snprintf(fresh, sizeof fresh, "%s.rewritten", path);
     snprintf(wal, sizeof wal, "%s-wal", path);
+    snprintf(index, sizeof index, "%s-shm", path);
     if (access(fresh, F_OK) != 0 && copy_store(path, fresh, err) < 0) return LOOM_E_STORE;
-    bool done = (unlink(wal) == 0 || errno == ENOENT) && folder_sync(path) && rename(fresh, path) == 0 &&
-                folder_sync(path) && unlink(marker) == 0;
+    bool done = (unlink(wal) == 0 || errno == ENOENT) && (unlink(index) == 0 || errno == ENOENT) && folder_sync(path) &&
+                rename(fresh, path) == 0 && folder_sync(path) && unlink(marker) == 0;
     return done ? LOOM_OK : error_set(err, LOOM_E_STORE, "cannot put %s in its place: %s", fresh, strerror(errno));
 }
 
