@@ -1749,6 +1749,28 @@ static void full_disk(void **state) {
     remove_folder(dir);
 }
 
+static void lost_deployment(void **state) {
+    (void)state; /* A definition of which the batch was lost is not there: no turn may begin with it. */
+    NEEDS_WASM();
+    char *dir = make_folder();
+    struct loom *l = open_scripts(dir);
+    struct loom_request put = {
+        .op = "actor-type.put",
+        .type = text("late"),
+        .key = text("1"),
+        .body = text("{\"actorType\":\"late\",\"version\":\"1\",\"wasmBlobUrl\":\"module:wasm@1\"}")};
+    fill_disk(true);
+    expect_code(l, put, 507, "disk_full");
+    fill_disk(false);
+    struct answer a = insist(l, with_id(about("send", "script/a", "[]"), "m"));
+    check(&a, 202, NULL);
+    expect_code(l, about("call", "late/a", "[]"), 404, "not_found");
+    expect_request(l, put, 201, NULL);
+    expect_call(l, "late/a", "[]", "[]");
+    loom_close(l);
+    remove_folder(dir);
+}
+
 static double turns_started(void) {
     static const char name[] = "\nloom_turns_started_total ";
     char *metrics = loom_metrics();
@@ -2720,6 +2742,7 @@ static int group(void) {
         cmocka_unit_test(closing_waits_for_uploads),
         cmocka_unit_test(bad_requests),
         cmocka_unit_test(full_disk),
+        cmocka_unit_test(lost_deployment),
         cmocka_unit_test(full_batch),
         cmocka_unit_test(fork_at_once),
         cmocka_unit_test(long_batch),

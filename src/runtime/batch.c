@@ -191,6 +191,7 @@ void batch_forget(struct loom *l) {
     l->refuse = false;
     l->open = item_new(sizeof *l->open);
     attempts_fail(l);
+    registry_forget(l);
     resident_drop_all(l);
 }
 

@@ -93,21 +93,27 @@ static void adopt(struct loom *l, struct definition *d) {
     after->older = d;
 }
 
-static struct definition *chain_of(struct loom *l, const char *kind, struct str ns, struct str name) {
+/* The newest one that fits; where there is none in the namespace, a built-in one. */
+static struct definition *find(struct loom *l, const char *kind, struct str ns, struct str name, struct str version,
+                               struct str hash) {
     struct definition *d = map_get(&l->definitions, say(l, "%s/%j/%j", kind, ns, name));
-    return d || ns.n == 0 ? d : chain_of(l, kind, STR(""), name);
+    while (d && (!d->hash[0] || (version.p && !str_eq(d->version, version)) || !str_starts(str_of(d->hash), hash)))
+        d = d->older;
+    return d || ns.n == 0 ? d : find(l, kind, STR(""), name, version, hash);
 }
 
 struct definition *registry_find(struct loom *l, const char *kind, struct str ns, struct str name, struct str version) {
-    struct definition *d = chain_of(l, kind, ns, name);
-    while (d && version.p && !str_eq(d->version, version)) d = d->older;
-    return d;
+    return find(l, kind, ns, name, version, STR(""));
 }
 
 struct definition *registry_pinned(struct loom *l, struct str ns, struct str type, struct str hash) {
-    struct definition *d = chain_of(l, kind_actor, ns, type);
-    while (d && !(hash.n > 0 && str_starts(str_of(d->hash), hash))) d = d->older;
-    return d;
+    return hash.n > 0 ? find(l, kind_actor, ns, type, STR_NONE, hash) : NULL;
+}
+
+void registry_forget(struct loom *l) {
+    struct definition *d;
+    for (size_t i = 0; (d = map_next(&l->definitions, &i)) != NULL;)
+        for (; d && d->order >> 20 > l->committed; d = d->older) d->hash[0] = '\0';
 }
 
 int definition_check(const struct definition *d, bool input, struct str json, struct error *err) {

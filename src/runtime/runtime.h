@@ -26,7 +26,7 @@ enum { IDLE_CHECK_MS = 1000, BODY_MAX = 2 << 20 };
 struct definition {
     const char *kind; /* kind_activity or kind_actor */
     struct str ns, name, version, text;
-    char hash[65];  /* of the text */
+    char hash[65];  /* of the text; "": its batch was lost */
     uint64_t order; /* of deployment */
     yyjson_val *doc;
     struct exec_limits limits; /* for an activity cpu_ms is the wall time of an attempt, too */
@@ -347,6 +347,8 @@ int registry_open(struct loom *l, struct error *err);
 void registry_free(struct loom *l);
 /* version absent: the last deployed one. NULL: none. */
 struct definition *registry_find(struct loom *l, const char *kind, struct str ns, struct str name, struct str version);
+/* Those that did not commit are found no more; attempts may still end with them. */
+void registry_forget(struct loom *l);
 struct definition *registry_pinned(struct loom *l, struct str ns, struct str type,
                                    struct str hash); /* of an open turn: its first digits */
 int definition_check(const struct definition *d, bool input, struct str json, struct error *err);
