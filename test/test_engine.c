@@ -1334,6 +1334,7 @@ static void damaged_rows_stop_their_actors(void **state) {
         {"script/mail", DAMAGED("mdefault/script/mail"), ROW_MAILBOX},
         {"script/event", DAMAGED("edefault/script/event"), ROW_MAILBOX},
         {"script/state", DELETED("script/state' || char(0) || 's"), ROW_ACTOR},
+        {"script/lost", DELETED("script/lost"), ROW_JOURNAL},
         {"script/blob", NULL, ROW_JOURNAL},
     };
     enum { COUNT = sizeof damaged / sizeof *damaged };

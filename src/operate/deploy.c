@@ -81,7 +81,7 @@ static int workflow_schema(yyjson_val *root, struct str doc, struct error *err) 
 static void workflow_put(struct loom *l, const struct loom_request *req, struct str doc) {
     struct str name = lent(req->type), version = lent(req->key);
     struct error err;
-    struct definition *check = registry_find(l, kind_activity, STR(""), STR("wdl-check"), STR_NONE);
+    struct definition *check = registry_find(l, kind_activity, STR(""), STR("wdl-check"), STR_NONE, STR(""));
     struct exec_module *code = NULL;
     yyjson_val *root = look(l, doc);
     int rc = workflow_schema(root, doc, &err);
@@ -225,7 +225,7 @@ void deploy_list(struct loom *l, const struct loom_request *req) {
     qsort(all, n, sizeof *all, by_name);
     for (size_t i = 0; i < n; i++)
         for (d = all[i]; d; d = d->older)
-            if (registry_find(l, d->kind, d->ns, d->name, d->version) == d)
+            if (registry_find(l, d->kind, d->ns, d->name, d->version, STR("")) == d)
                 buf_json(&out, "%s{\"name\":%z,\"version\":%q,\"hash\":%z}", out.n ? "," : "",
                          d->name.p + (workflows ? 9 : 0), d->version, d->hash);
     reply_send(l, req, 200, say(l, "{\"definitions\":[%j]}", buf_view(&out)), STR_NONE);
@@ -237,7 +237,7 @@ void deploy_get(struct loom *l, const struct loom_request *req) {
     struct str kind = lent(req->type), name = lent(req->key);
     bool workflow = str_eq(kind, STR("workflow"));
     struct definition *d = registry_find(l, str_eq(kind, STR("activity")) ? kind_activity : kind_actor, ns_of(req),
-                                         workflow ? say(l, "workflow.%j", name) : name, lent(req->version));
+                                         workflow ? say(l, "workflow.%j", name) : name, lent(req->version), STR(""));
     struct error err;
     if (d) {
         reply_send(l, req, 200, workflow ? json_text_of(yyjson_obj_get(d->doc, "config"), &l->scratch) : d->text,

@@ -50,7 +50,7 @@ static struct attempt *attempt_of(struct loom *l, struct str key) {
 }
 
 static struct definition *definition_of(struct loom *l, const struct resident *r, yyjson_val *entry) {
-    return registry_find(l, "activity", r->a->ns, json_str(entry, "name"), json_str(entry, "version"));
+    return registry_find(l, "activity", r->a->ns, json_str(entry, "name"), json_str(entry, "version"), STR(""));
 }
 
 /* The attempt failed with that error (JSON): another one, or the end of the promise. The call's `retry` goes before the

@@ -166,7 +166,7 @@ static int check_target(struct loom *l, const struct message *m, struct error *e
     struct str ns, type, key;
     if (actor_check_id(m->to, err) < 0) return LOOM_E_INVALID_ARGUMENT;
     actor_parts(m->to, &ns, &type, &key);
-    struct definition *d = registry_find(l, "actor-type", ns, type, m->version);
+    struct definition *d = registry_find(l, "actor-type", ns, type, m->version, STR(""));
     if (!d)
         return error_set(err, LOOM_E_NOT_FOUND, "no actor type %s is deployed in namespace %.*s; deploy it first",
                          say(l, "%j%s%j", type, m->version.p ? " version " : "", m->version.p ? m->version : STR("")).p,

@@ -82,32 +82,19 @@ static struct definition *definition_new(const char *kind, struct str ns, struct
 /* Into its name's chain, behind those that were deployed after it. */
 static void adopt(struct loom *l, struct definition *d) {
     struct str key = arena_json(&d->mem, "%s/%j/%j", d->kind, d->ns, d->name);
-    struct definition *after = map_get(&l->definitions, key);
-    if (!after || after->order <= d->order) {
-        d->older = after;
-        map_put(&l->definitions, key, d);
-        return;
-    }
-    while (after->older && after->older->order > d->order) after = after->older;
-    d->older = after->older;
-    after->older = d;
+    struct definition *newest = map_get(&l->definitions, key), **at = &newest;
+    while (*at && (*at)->order > d->order) at = &(*at)->older;
+    d->older = *at;
+    *at = d;
+    map_put(&l->definitions, key, newest);
 }
 
-/* The newest one that fits; where there is none in the namespace, a built-in one. */
-static struct definition *find(struct loom *l, const char *kind, struct str ns, struct str name, struct str version,
-                               struct str hash) {
+struct definition *registry_find(struct loom *l, const char *kind, struct str ns, struct str name, struct str version,
+                                 struct str hash) {
     struct definition *d = map_get(&l->definitions, say(l, "%s/%j/%j", kind, ns, name));
     while (d && (!d->hash[0] || (version.p && !str_eq(d->version, version)) || !str_starts(str_of(d->hash), hash)))
         d = d->older;
-    return d || ns.n == 0 ? d : find(l, kind, STR(""), name, version, hash);
-}
-
-struct definition *registry_find(struct loom *l, const char *kind, struct str ns, struct str name, struct str version) {
-    return find(l, kind, ns, name, version, STR(""));
-}
-
-struct definition *registry_pinned(struct loom *l, struct str ns, struct str type, struct str hash) {
-    return hash.n > 0 ? find(l, kind_actor, ns, type, STR_NONE, hash) : NULL;
+    return d || ns.n == 0 ? d : registry_find(l, kind, STR(""), name, version, hash);
 }
 
 void registry_forget(struct loom *l) {
@@ -274,7 +261,8 @@ struct exec_module *definition_module(struct loom *l, struct definition *d, stru
 struct definition *registry_put(struct loom *l, const char *kind, const struct loom_request *req, struct str name,
                                 struct str text, bool *created, struct error *err) {
     struct str ns = ns_of(req), version = lent(req->key);
-    struct definition *d = definition_new(kind, ns, text, err), *old = registry_find(l, kind, ns, name, version);
+    struct definition *d = definition_new(kind, ns, text, err),
+                      *old = registry_find(l, kind, ns, name, version, STR(""));
     *created = !d || !old || memcmp(old->hash, d->hash, sizeof d->hash) != 0;
     int rc = d ? 0 : LOOM_E_INVALID_DOCUMENT;
     if (d && (!str_eq(d->name, name) || !str_eq(d->version, version)))

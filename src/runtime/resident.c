@@ -84,11 +84,13 @@ static bool in_flight(const struct resident *r) {
 static int load(struct loom *l, struct resident *r, struct str text, struct error *err) {
     struct load s = {r, err, 0};
     int rc = actor_read(r->a, text, err);
-    uint64_t cursor = r->a->cursor;
+    uint64_t known = r->a->cursor;
+    r->a->cursor = r->a->from - 1;
     if (rc >= 0 && r->a->state_apart) rc = resident_state(l, r->a, err);
     if (rc >= 0) rc = journal_rows(l, r->a, r->a->from, load_entries, &s, err);
     if (rc >= 0) rc = s.rc;
-    if (r->a->cursor < cursor) r->a->cursor = cursor;
+    if (rc >= 0 && r->a->cursor < known)
+        rc = error_set(err, LOOM_E_DAMAGED, "the journal of %s ends before its entry %zu", r->a->id, (size_t)known);
     if (rc >= 0) rc = mail_load(l, r, err);
     r->in_outbox = in_flight(r);
     return rc;

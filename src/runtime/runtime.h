@@ -345,12 +345,10 @@ struct str activity_key(struct loom *l, const struct actor *a, uint64_t promise)
 /* ---- registry.c ---- */
 int registry_open(struct loom *l, struct error *err);
 void registry_free(struct loom *l);
-/* version absent: the last deployed one. NULL: none. */
-struct definition *registry_find(struct loom *l, const char *kind, struct str ns, struct str name, struct str version);
-/* Those that did not commit are found no more; attempts may still end with them. */
-void registry_forget(struct loom *l);
-struct definition *registry_pinned(struct loom *l, struct str ns, struct str type,
-                                   struct str hash); /* of an open turn: its first digits */
+/* The last deployed one of the version, absent: of any, whose hash begins so; else a built-in one. NULL: none. */
+struct definition *registry_find(struct loom *l, const char *kind, struct str ns, struct str name, struct str version,
+                                 struct str hash);
+void registry_forget(struct loom *l); /* those that did not commit, which attempts may still end with, is not found */
 int definition_check(const struct definition *d, bool input, struct str json, struct error *err);
 /* Its code, which stays until the engine is closed; pinned: a module's hash, absent: what wasmBlobUrl says now, which is then
  * d->resolved. */

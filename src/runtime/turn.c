@@ -43,7 +43,7 @@ static struct str started_entry(struct loom *l, struct resident *r, const struct
 
 static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
     struct error err;
-    struct definition *d = registry_find(l, "actor-type", r->a->ns, r->a->type, json_str(m->doc, "version"));
+    struct definition *d = registry_find(l, "actor-type", r->a->ns, r->a->type, json_str(m->doc, "version"), STR(""));
     struct exec_module *code = d ? definition_module(l, d, STR_NONE, &err) : NULL;
     if (!d) error_set(&err, LOOM_E_NOT_FOUND, "the actor type is not deployed any more");
     if (!code) {
@@ -68,7 +68,9 @@ static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
 static bool activate(struct loom *l, struct resident *r) {
     struct turn *t = r->a->turn;
     struct error err;
-    if (!r->definition) r->definition = registry_pinned(l, r->a->ns, r->a->type, entry_word(t->started, "definition"));
+    if (!r->definition)
+        r->definition = registry_find(l, kind_actor, r->a->ns, r->a->type, STR_NONE,
+                                      entry_word(t->started, "definition"));
     if (!r->definition)
         error_set(&err, LOOM_E_NOT_FOUND, "the definition that %s runs is gone; deploy it again and resume", r->a->id);
     struct exec_module *code = r->definition
