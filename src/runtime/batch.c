@@ -191,7 +191,6 @@ void batch_forget(struct loom *l) {
     l->refuse = false;
     l->open = item_new(sizeof *l->open);
     attempts_fail(l);
-    registry_forget(l);
     resident_drop_all(l);
 }
 
@@ -260,6 +259,7 @@ static void commit_failed(struct loom *l, enum commit_outcome outcome, const str
     l->modules_put++; /* what was resolved may rest on what did not commit */
     l->failed = outcome == COMMIT_FULL ? LOOM_E_DISK_FULL : LOOM_E_NOT_COMMITTED;
     l->probe_at = l->env->mono_ms(l->env) + 500;
+    registry_forget(l);
     batch_forget(l);
     waiters_fail(l, false);
 }
