@@ -6,7 +6,7 @@
  * Batches are written in order; an effect carries the number of the batch that was open when it was made and is released
  * when that one has been synced. An open batch without rows counts as committed when all before it have. Values of 256 KiB
  * and more become blobs; the writer syncs a blob before the row that names it commits.
- * A failed commit drops all that was ahead of the disk (resident_drop_all); nothing runs until a probe commits again. A
+ * A failed commit drops all that was ahead of the disk (actors, definitions); nothing runs until a probe commits again. A
  * failed read does the same: who could not read may have decided wrongly.
  */
 #include "runtime/runtime.h"
