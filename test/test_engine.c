@@ -274,6 +274,28 @@ static void restart_with_call(void **state) {
     remove_folder(dir);
 }
 
+static void restart_says_nothing_twice(void **state) {
+    (void)state; /* A suspended turn that is replayed, because mail waits behind it, has the same journal as before. */
+    char *dir = make_folder();
+    struct loom *l = open_scripts(dir);
+    expect(l, "send", "script/a",
+           "[['event.wait',{'type':'x'}],['event.wait',{'type':'y'}],['await',{'promises':[1]}],['await',{'promises':["
+           "2]}]]",
+           202, NULL);
+    wait_status(l, "script/a", "suspended");
+    send_event(l, "script/a", "x", "1");
+    wait_field(l, "script/a", "/suspendReason", "'event y'");
+    expect(l, "send", "script/a", "[]", 202, NULL);
+    loom_close(l);
+    l = open_scripts(dir);
+    expect_field(l, "script/a", "/status", "'suspended'");
+    send_event(l, "script/a", "y", "1");
+    wait_field(l, "script/a", "/metadata/activationCount", "2");
+    assert_int_equal(entries_of(l, "script/a", "suspended"), 2);
+    loom_close(l);
+    remove_folder(dir);
+}
+
 static void restart_while_waiting(void **state) {
     (void)
         state; /* A turn that waits goes on after a restart as if nothing had happened: state, promises, randomness, time, events. */
@@ -2699,6 +2721,7 @@ static int group(void) {
         cmocka_unit_test(cancel_a_turn),
         cmocka_unit_test(cancelled_and_continued),
         cmocka_unit_test(cancel_a_run),
+        cmocka_unit_test(restart_says_nothing_twice),
         cmocka_unit_test(restart_while_waiting),
         cmocka_unit_test(restart_with_mail),
         cmocka_unit_test(restart_with_timer),

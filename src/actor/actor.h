@@ -68,7 +68,8 @@ struct turn {
     /* What the guest waits for; await_count 0: it does not wait. */
     uint32_t *await;
     size_t await_count;
-    bool await_any, suspend_written;
+    bool await_any;
+    uint64_t suspended; /* the entry that says so; 0: none since the last op or answer */
     /* State at the turn's start, kept from the first patch on: what the document row holds while the turn is open. */
     struct buf before;
 };

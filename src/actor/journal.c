@@ -236,7 +236,7 @@ static void fold(struct actor *a, struct str entry, uint64_t number, int64_t at,
     t->entries++;
     t->bytes += entry.n;
     bool op = type->act <= ACT_DROP, of_promise = type->act >= ACT_DROP && type->act <= ACT_ERROR;
-    if (op) t->suspend_written = false;
+    if (op) t->suspended = 0;
     if (op && loading) record_op(t, entry, number);
     uint64_t id = of_promise ? (uint64_t)field_int(entry, promise_field(type->kind), 0) : 0;
     struct promise *p = turn_promise(t, id);
@@ -246,7 +246,7 @@ static void fold(struct actor *a, struct str entry, uint64_t number, int64_t at,
     case ACT_OK: promise_settle(p, true, entry_field(entry, "result"), number, at); break;
     case ACT_ERROR: promise_settle(p, false, entry_field(entry, "error"), number, at); break;
     case ACT_DROP: promise_settle(p, false, str_of(error_cancelled), number, at); break;
-    case ACT_SUSPEND: t->suspend_written = true; break;
+    case ACT_SUSPEND: t->suspended = number; break;
     case ACT_CANCEL: cancel_all(t, number, at); break;
     case ACT_END: turn_close(a, loading); break;
     case ACT_NONE:

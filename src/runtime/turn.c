@@ -100,15 +100,17 @@ void turn_trapped(struct loom *l, struct resident *r, const struct error *err) {
         turn_end(l, r, END_FAIL, error_text(l, err));
 }
 
-/* What a waiting guest gets once its await is settled. */
+/* What a waiting guest gets once its await is settled. One that was settled before the turn's last suspension is replayed. */
 static bool answer_await(struct loom *l, struct resident *r) {
     struct op_call c = {.l = l, .r = r};
+    struct turn *t = r->a->turn;
     if (!turn_resumable(r)) return false;
+    bool goes_on = turn_settled(t) > t->suspended;
     enum op_outcome o = op_await_result(&c);
     exec_answer(r->exec, o == OP_OK, c.out);
-    r->a->turn->await_count = 0;
-    r->a->turn->suspend_written = false;
-    if (r->a->status == ACTOR_SUSPENDED) resident_status(l, r, ACTOR_RUNNING, STR_NONE);
+    t->await_count = 0;
+    if (goes_on) t->suspended = 0;
+    if (goes_on && r->a->status == ACTOR_SUSPENDED) resident_status(l, r, ACTOR_RUNNING, STR_NONE);
     return true;
 }
 
@@ -124,7 +126,7 @@ static void suspend(struct loom *l, struct resident *r) {
         [PROMISE_EVENT] = "event", [PROMISE_TIMER] = "", [PROMISE_CHILD] = "childId", [PROMISE_SUSPEND] = "reason"};
     struct turn *t = r->a->turn;
     exec_suspended(r->exec);
-    for (size_t i = 0; i < t->await_count && !t->suspend_written; i++) {
+    for (size_t i = 0; i < t->await_count && !t->suspended; i++) {
         struct promise *p = turn_promise(t, t->await[i]);
         if (p->done_at != ENTRY_NEVER || p->kind < PROMISE_CHILD) continue;
         struct str what = json_str(look(l, p->entry), fields[p->kind]);

@@ -118,8 +118,8 @@ static int read_error(struct side *side, struct error *err) {
     bool damaged = rc == SQLITE_CORRUPT || rc == SQLITE_NOTADB;
     static const char hint[] =
         "; the file is damaged; stop Loom, save what is readable with `loom debug dump --store DIR`";
-    return error_set(err, LOOM_E_STORE, "the store %s cannot be read: %s (%s)%s", side->path, sqlite3_errmsg(side->db),
-                     sqlite3_errstr(sqlite3_extended_errcode(side->db)), damaged ? hint : "");
+    return error_set(err, LOOM_E_STORE, "the store %s cannot be read: %s (SQLite's error %d)%s", side->path,
+                     sqlite3_errmsg(side->db), sqlite3_extended_errcode(side->db), damaged ? hint : "");
 }
 
 /* ---- reading ---- */
@@ -165,8 +165,8 @@ static enum commit_outcome commit_failed(struct sqlite_store *s, int rc, struct 
     sqlite3 *db = s->writer.db;
     bool full = rc == SQLITE_FULL || rc == SQLITE_IOERR_SHMSIZE;
     notice_sync_error(s, rc);
-    error_set(err, full ? LOOM_E_DISK_FULL : LOOM_E_STORE, "the batch was not written: %s (%s)", sqlite3_errmsg(db),
-              sqlite3_errstr(rc));
+    error_set(err, full ? LOOM_E_DISK_FULL : LOOM_E_STORE, "the batch was not written: %s (SQLite's error %d)",
+              sqlite3_errmsg(db), rc);
     if (!sqlite3_get_autocommit(db)) run(&s->writer, Q_ROLLBACK);
     return s->sync_failed ? sync_lost(err) : full ? COMMIT_FULL : COMMIT_FAILED;
 }
