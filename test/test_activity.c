@@ -580,7 +580,7 @@ static void reuse_without_sdk(void **state) {
 static void op_table(void **state) {
     (void)state; /* The op table documents each op. */
     int n = 0;
-    for (const struct op_doc *op = activity_ops; op->name; op++, n++) assert_true(op->argument[0] && op->doc[0]);
+    for (const struct loom_op_doc *op = activity_ops; op->name; op++, n++) assert_true(op->argument[0] && op->doc[0]);
     assert_int_equal(n, 10);
 }
 

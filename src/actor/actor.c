@@ -143,10 +143,6 @@ void actor_row(const struct actor *a, struct str state, struct buf *out) {
     buf_json(out, "}}");
 }
 
-static char *dup_or_null(struct str s) {
-    return s.p ? str_dup(s) : NULL;
-}
-
 int actor_read(struct actor *a, struct str text, struct error *err) {
     yyjson_doc *doc = yyjson_read(text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW);
     yyjson_val *root = yyjson_doc_get_root(doc), *journal = yyjson_obj_get(root, "journal"),
@@ -166,8 +162,8 @@ int actor_read(struct actor *a, struct str text, struct error *err) {
         *number(a, n) = (uint64_t)json_int(journal, numbers[n].name, (int64_t)numbers[n].absent);
     a->state_apart = json_bool(journal, "apart", false);
     a->run = json_bool(journal, "run", false);
-    a->correlation = dup_or_null(json_str(meta, "correlationId"));
-    a->parent = dup_or_null(json_str(meta, "parentActorId"));
+    a->correlation = str_dup(json_str(meta, "correlationId"));
+    a->parent = str_dup(json_str(meta, "parentActorId"));
     a->created_at = json_int(meta, "createdAt", 0);
     a->at = a->activated_at = json_int(meta, "lastActivatedAt", 0);
     state_set(a, state);

@@ -24,7 +24,7 @@ bool str_eq(struct str a, struct str b);
 bool str_is(struct str s, const char *z);
 int str_cmp(struct str a, struct str b); /* bytewise, as memcmp; a prefix sorts first */
 bool str_starts(struct str s, struct str prefix);
-char *str_dup(struct str s); /* malloc'd and NUL-terminated; the caller frees */
+char *str_dup(struct str s); /* malloc'd and NUL-terminated; the caller frees. NULL when .p is */
 
 void *mem_alloc(size_t n);         /* zeroed; aborts when there is none */
 void *mem_grow(void *p, size_t n); /* realloc that aborts */

@@ -57,9 +57,7 @@ bool str_starts(struct str s, struct str prefix) {
 }
 
 char *str_dup(struct str s) {
-    char *z = mem_alloc(s.n + 1);
-    if (s.n) memcpy(z, s.p, s.n);
-    return z;
+    return s.p ? memcpy(mem_alloc(s.n + 1), s.p, s.n) : NULL;
 }
 
 /* ---- buf ---- */

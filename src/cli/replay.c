@@ -51,8 +51,8 @@ static void put_turn(struct replay *p, uint64_t to) {
     a->turns = (uint64_t)json_int(started, "turn", 1) - 1;
     a->created_at = p->a->created_at;
     a->activated_at = json_int(started, "at", 0);
-    a->correlation = p->a->correlation ? str_dup(str_of(p->a->correlation)) : NULL;
-    a->parent = p->a->parent ? str_dup(str_of(p->a->parent)) : NULL;
+    a->correlation = str_dup(str_of(p->a->correlation));
+    a->parent = str_dup(str_of(p->a->parent));
     actor_row(a, buf_view(&state), &doc);
     buf_str(&row, STR("{\"prev\":\"0\",\"entries\":["));
     for (uint64_t i = p->from; i < to; i++) buf_json(&row, "%s%j", i > p->from ? "," : "", p->entries[i]);

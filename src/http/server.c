@@ -462,7 +462,7 @@ int http_start(const struct http_config *config, struct http_server **out, struc
     s->env = config->env ? config->env : env_system();
     s->request_timeout_ms = config->request_timeout_ms ? config->request_timeout_ms : 10000;
     s->scratch = mem_alloc(SCRATCH);
-    if (config->page.p) s->page = (struct str){str_dup(config->page), config->page.n};
+    s->page = (struct str){str_dup(config->page), config->page.n};
     s->listener = -1;
     s->epoll = epoll_create1(EPOLL_CLOEXEC);
     s->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);

@@ -7,6 +7,7 @@
 #include "observe/observe.h"
 
 #include <stdatomic.h>
+#include <string.h>
 #include <unistd.h>
 
 /* ---- log ---- */
@@ -22,6 +23,12 @@ void log_open(int fd, enum log_level level) {
 
 bool log_on(enum log_level level) {
     return log_fd >= 0 && (int)level >= log_min;
+}
+
+enum log_level log_level_of(struct str name) {
+    static const char letters[] = "tdiwef"; /* trace, debug, info, warn, error, fatal */
+    const char *at = name.n ? strchr(letters, name.p[0]) : NULL;
+    return at && *at ? (enum log_level)(LOG_TRACE + 10 * (int)(at - letters)) : LOG_INFO;
 }
 
 void log_event(enum log_level level, const char *msg, const char *fields_fmt, ...) {

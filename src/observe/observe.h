@@ -36,6 +36,7 @@ enum metric {
 /* Process-wide, as file descriptors and signals are. Thread-safe. */
 void log_open(int fd, enum log_level level); /* fd −1: silent */
 bool log_on(enum log_level level);
+enum log_level log_level_of(struct str name); /* told by its first letter; else "info" */
 /* One line {"level","time","pid","hostname",…fields,"msg"}; fields_fmt is buf_json's ("\"actor\":%q"), "" for none. */
 void log_event(enum log_level level, const char *msg, const char *fields_fmt, ...);
 void metric_add(enum metric m, int64_t n);

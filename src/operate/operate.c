@@ -452,7 +452,7 @@ static int fork_actor(struct loom *l, struct actor *a, struct str key, int64_t f
         made->turns = a->turns;
         made->last_turn = a->last_turn;
         made->created_at = made->activated_at = loom_now(l);
-        made->correlation = a->correlation ? str_dup(str_of(a->correlation)) : NULL;
+        made->correlation = str_dup(str_of(a->correlation));
         state_set(made, look(l, state));
         struct str first = journal_key(&l->scratch, made->full, a->last_turn),
                    row = say(l, "{\"prev\":\"0\",\"entries\":[%j]}", buf_view(&s.out));
@@ -616,7 +616,7 @@ void loom_submit(struct loom *l, const struct loom_request *request) {
 
 const struct loom_op_doc *loom_ops(const char *who) {
     if (strcmp(who, "actor") == 0) return actor_op_docs();
-    return strcmp(who, "activity") == 0 ? (const struct loom_op_doc *)activity_ops : operator_op_docs();
+    return strcmp(who, "activity") == 0 ? activity_ops : operator_op_docs();
 }
 
 char *loom_metrics(void) {

@@ -144,7 +144,7 @@ uint64_t loom_subscribe(struct loom *l, struct loom_str ns, struct loom_str acto
     struct subscription *sub = item_new(sizeof *sub);
     struct subscriber *s = mem_alloc(sizeof *s);
     *s = (struct subscriber){.ns = ns.p ? str_dup((struct str){ns.p, ns.n}) : str_dup(STR("default")),
-                             .actor = actor.p ? str_dup((struct str){actor.p, actor.n}) : NULL,
+                             .actor = str_dup((struct str){actor.p, actor.n}),
                              .fn = fn,
                              .ctx = ctx};
     pthread_mutex_lock(&l->stream_lock);

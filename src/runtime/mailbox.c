@@ -264,7 +264,7 @@ void mail_forget(struct loom *l) {
     if (rows_scan(l, ROW_INBOX, from, STR_NONE, sweep_row, &s, &err) < 0)
         log_event(LOG_ERROR, "deduplication rows cannot be read", "\"detail\":%z", err.message);
     free(l->sweep_from);
-    l->sweep_from = s.next.p ? str_dup(s.next) : NULL;
+    l->sweep_from = str_dup(s.next);
     l->sweep_at = now + (s.next.p ? 1000 : 60000);
 }
 

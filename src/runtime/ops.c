@@ -367,13 +367,6 @@ static void line_release(struct loom *l, struct item *item) {
     item_free(item);
 }
 
-/* Levels are told apart by their first letter: trace, debug, info, warn, error, fatal. */
-static enum log_level log_level_of(struct str name) {
-    static const char letters[] = "tdiwef";
-    const char *at = name.n ? memchr(letters, name.p[0], 6) : NULL;
-    return at ? (enum log_level)(LOG_TRACE + 10 * (int)(at - letters)) : LOG_INFO;
-}
-
 static enum op_outcome op_log(struct op_call *c) {
     enum log_level level = log_level_of(json_str(c->value, "level"));
     struct str msg = json_str(c->value, "msg");

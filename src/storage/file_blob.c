@@ -104,6 +104,6 @@ struct blob_store *blob_file_open(const char *dir, struct error *err) {
     }
     struct file_blobs *s = mem_alloc(sizeof *s);
     *s = (struct file_blobs){.base.ops = dir ? &file_ops : &memory_ops, .lock = PTHREAD_MUTEX_INITIALIZER};
-    s->dir = dir ? str_dup(str_of(dir)) : NULL;
+    s->dir = str_dup(str_of(dir));
     return &s->base;
 }

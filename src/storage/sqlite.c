@@ -469,7 +469,7 @@ struct store *store_sqlite_open(const char *path, struct env *env, bool accept_r
     struct sqlite_store *s = mem_alloc(sizeof *s);
     *s = (struct sqlite_store){.base.ops = &sqlite_ops, .env = env, .seen_at = -1};
     sem_init(&s->wake, 0, 0);
-    s->path = path ? str_dup(str_of(path)) : NULL;
+    s->path = str_dup(str_of(path));
     s->reader = path ? &s->file_reader : &s->writer;
     int rc = s->lock_fd = path ? take_file(path, err) : LOOM_OK;
     if (rc >= 0) rc = open_side(&s->writer, s->path, err);

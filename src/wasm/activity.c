@@ -81,18 +81,14 @@ static enum phase op_input(struct activity *a, yyjson_val *v) {
     return ANSWER("%j", a->input);
 }
 
-static enum phase note(struct activity *a, int level, const char *what, yyjson_val *v) {
-    log_event((enum log_level)level, what, "\"actor\":%q,\"activity\":%q,\"correlationId\":%Q,\"guest\":%v", a->actor,
-              a->name, a->correlation, v);
+static enum phase note(struct activity *a, enum log_level level, const char *what, yyjson_val *v) {
+    log_event(level, what, "\"actor\":%q,\"activity\":%q,\"correlationId\":%Q,\"guest\":%v", a->actor, a->name,
+              a->correlation, v);
     return ANSWER("null");
 }
 
-/* Levels are told apart by their first letter: trace, debug, info, warn, error, fatal. */
 static enum phase op_log(struct activity *a, yyjson_val *v) {
-    static const char letters[] = "tdiwef";
-    struct str level = json_str(v, "level");
-    const char *at = level.n ? memchr(letters, level.p[0], 6) : NULL;
-    return note(a, at ? LOG_TRACE + 10 * (int)(at - letters) : LOG_INFO, "activity", v);
+    return note(a, log_level_of(json_str(v, "level")), "activity", v);
 }
 
 static enum phase op_progress(struct activity *a, yyjson_val *v) {
@@ -208,7 +204,7 @@ static enum phase op_http(struct activity *a, yyjson_val *v) {
     X(return, "value", "ends the activity with its result")                      \
     X(fail, "{code, message, retryable}", "ends the attempt with an error")
 
-const struct op_doc activity_ops[] = {
+const struct loom_op_doc activity_ops[] = {
 #define X(name, argument, doc) {#name, argument, doc},
     ACTIVITY_OPS(X)
 #undef X

@@ -8,6 +8,7 @@
 #define LOOM_EXEC_H
 
 #include "base/base.h"
+#include "loom/loom.h"
 #include <stdatomic.h>
 #include <sys/queue.h>
 
@@ -111,10 +112,6 @@ void activity_wake(struct activity_pool *p);
  * flag changes when it has not started yet or has ended. */
 void activity_cancel(struct activity_pool *p, struct activity *a);
 
-/* The ops of activities: rows for the docs; the functions live in activity.c. */
-struct op_doc {
-    const char *name, *argument, *doc;
-};
-extern const struct op_doc activity_ops[]; /* ends with a NULL name */
+extern const struct loom_op_doc activity_ops[]; /* rows for the docs, the last without a name */
 
 #endif
