@@ -88,7 +88,7 @@ static struct {
 
 static struct world w;
 static struct array_faults rows;
-static struct code *code;
+static struct exec_engine *engine;
 static struct map effects; /* key of a request to the provider → its url; both in the arena */
 static struct arena effect_mem;
 
@@ -307,7 +307,7 @@ static void world_begin(void) {
     world_end(); /* what a failed run left */
     forget();
     world_init(&w, now.seed);
-    w.code = code;
+    w.engine = engine;
     w.ctx = &rows;
     w.blobs = now.disk == FILES ? NULL : memory;
     w.under = now.disk == FILES ? files : now.disk == READS ? reading : world_array;
@@ -524,7 +524,7 @@ static void more_guests_than_slots(void **state) {
     struct request calls[8], go = {.op = "event", .type = "script", .id = "go"};
     char names[8][2];
     begin(ARRAY);
-    w.code = code_new(&(struct exec_config){.slots = 3, .fuel = true}, &err);
+    w.engine = exec_engine_new(&(struct exec_config){.slots = 3, .fuel = true}, &err);
     world_open(&w);
     for (int i = 0; i < 8; i++) {
         strcpy(names[i], (char[]){(char)('a' + i), '\0'});
@@ -542,9 +542,9 @@ static void more_guests_than_slots(void **state) {
         must(calls[i].status == 200, "%d %s", calls[i].status, calls[i].answer);
         free(calls[i].answer);
     }
-    struct code *own = w.code;
+    struct exec_engine *own = w.engine;
     world_end();
-    code_free(own);
+    exec_engine_free(own);
 }
 
 /* ---- poison ---- */
@@ -683,7 +683,7 @@ static int set_up(void **state) {
     (void)state;
     struct error err;
     loom_register_actor("killer", killer);
-    code = code_new(&(struct exec_config){.slots = 64, .fuel = 2000000}, &err);
+    engine = exec_engine_new(&(struct exec_config){.slots = 64, .fuel = 2000000}, &err);
     memory = blob_file_open(NULL, &err);
     deploy(ARRAY);
     deploy(FILES);
@@ -699,7 +699,7 @@ static int tear_down(void **state) {
     sim_image_free(deployed_files);
     sim_format(1);
     memory->ops->close(memory);
-    code_free(code);
+    exec_engine_free(engine);
     return 0;
 }
 

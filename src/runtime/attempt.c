@@ -144,7 +144,7 @@ static struct attempt *attempt_new(struct loom *l, struct resident *r, uint64_t 
                                .time_ms = d->limits.cpu_ms,
                                .name = d->name,
                                .policy = d->policy,
-                               .reuse = d->reuse && exec_engine_share(l->code->engine) > ROOMY ? d : NULL,
+                               .reuse = d->reuse && exec_engine_share(l->engine) > ROOMY ? d : NULL,
                                .ended = attempt_ended};
     a->number = turn_promise(r->a->turn, id)->attempt;
     a->run.key = arena_dup(mem, key);

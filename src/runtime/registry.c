@@ -193,14 +193,13 @@ int module_artefact(struct loom *l, const char *hash, struct str wasm, bool anew
                     struct error *err) {
     struct arena mem = {0};
     struct buf bytes = {0};
-    const char *path = arena_json(&mem, "%s/%s-%s.cwasm", l->cache_dir, hash, exec_artefact_key(l->code->engine)).p;
+    const char *path = arena_json(&mem, "%s/%s-%s.cwasm", l->cache_dir, hash, exec_artefact_key(l->engine)).p;
     int rc = 0;
     if (anew || !l->cache_dir || !read_sealed(path, artefact)) {
         buf_clear(artefact);
         rc = wasm.p ? 0 : module_bytes(l, hash, &bytes, err);
         if (rc == 0)
-            rc = exec_compile_apart(l->code->engine, l->config.compiler, wasm.p ? wasm : buf_view(&bytes), artefact,
-                                    err);
+            rc = exec_compile_apart(l->engine, l->config.compiler, wasm.p ? wasm : buf_view(&bytes), artefact, err);
         if (rc == 0 && l->cache_dir) write_sealed(path, artefact);
     }
     buf_free(&bytes);
@@ -211,49 +210,21 @@ int module_artefact(struct loom *l, const char *hash, struct str wasm, bool anew
 static int module_load(struct loom *l, const char *hash, bool anew, struct exec_module **out, struct error *err) {
     struct buf artefact = {0};
     int rc = module_artefact(l, hash, STR_NONE, anew, &artefact, err);
-    if (rc == 0) rc = exec_module_load(l->code->engine, buf_view(&artefact), out, err);
+    if (rc == 0) rc = exec_module_load(l->engine, buf_view(&artefact), out, err);
     buf_free(&artefact);
     return rc;
-}
-
-struct loaded {
-    char hash[65];
-    struct exec_module *module;
-};
-
-struct code *code_new(const struct exec_config *config, struct error *err) {
-    struct exec_engine *engine = exec_engine_new(config, err);
-    if (!engine) return NULL;
-    struct code *c = mem_alloc(sizeof *c);
-    c->engine = engine;
-    return c;
-}
-
-void code_free(struct code *c) {
-    struct loaded *m;
-    for (size_t i = 0; c && (m = map_next(&c->modules, &i)) != NULL; free(m)) exec_module_free(m->module);
-    if (!c) return;
-    map_free(&c->modules);
-    exec_engine_free(c->engine);
-    free(c);
 }
 
 struct exec_module *definition_module(struct loom *l, struct definition *d, struct str pinned, struct error *err) {
     if (d->native) return d->native;
     if (!pinned.p && module_resolve(l, d, err) < 0) return NULL;
-    struct str hash = pinned.p ? pinned : str_of(d->resolved);
-    struct loaded *m = map_get(&l->code->modules, hash);
-    if (!m) {
-        m = mem_alloc(sizeof *m);
-        snprintf(m->hash, sizeof m->hash, "%.*s", (int)hash.n, hash.p);
-        /* An artefact of the cache that does not load (another processor made it) is made anew. */
-        if (module_load(l, m->hash, false, &m->module, err) < 0 && module_load(l, m->hash, true, &m->module, err) < 0) {
-            free(m);
-            return NULL;
-        }
-        map_put(&l->code->modules, str_of(m->hash), m);
-    }
-    return m->module;
+    struct str hash = say(l, "%j", pinned.p ? pinned : str_of(d->resolved));
+    struct exec_module *m = exec_module_kept(l->engine, hash);
+    if (m) return m;
+    /* An artefact of the cache that does not load (another processor made it) is made anew. */
+    if (module_load(l, hash.p, false, &m, err) < 0 && module_load(l, hash.p, true, &m, err) < 0) return NULL;
+    exec_module_keep(m, hash);
+    return m;
 }
 
 /* ---- deploying ---- */

@@ -223,7 +223,7 @@ struct resident *resident_again(struct loom *l, struct resident *r) {
 }
 
 bool residents_pressed(const struct loom *l) {
-    return l->guest_bytes > l->config.memory_budget || l->guests > exec_engine_share(l->code->engine) ||
+    return l->guest_bytes > l->config.memory_budget || l->guests > exec_engine_share(l->engine) ||
            !STAILQ_EMPTY(&l->starved);
 }
 

@@ -178,8 +178,8 @@ static int open_parts(struct loom *l, const struct loom_parts *parts, struct err
     l->open_seq = l->committed + 1;
     l->net = rc < 0 ? NULL : net_client_new(l->env, yyjson_doc_get_root(project), l->config.project_dir, err);
     yyjson_doc_free(project);
-    l->code = parts->code || !l->net ? parts->code : code_new(&(struct exec_config){0}, err);
-    if (!l->net || !l->code) return LOOM_E_INTERNAL;
+    l->engine = parts->engine || !l->net ? parts->engine : exec_engine_new(&(struct exec_config){0}, err);
+    if (!l->net || !l->engine) return LOOM_E_INTERNAL;
     l->pool = activity_pool_new(l->env, l->net, l->config.threads);
     return registry_open(l, err);
 }
@@ -200,7 +200,7 @@ static void release(struct loom *l) {
     alarms_free(l);
     registry_free(l);
     stream_free(l);
-    if (l->own_code) code_free(l->code);
+    if (l->own_engine) exec_engine_free(l->engine);
     l->store->ops->close(l->store);
     l->blobs->ops->close(l->blobs);
     pending_free(l->open);
@@ -225,7 +225,7 @@ static struct loom *engine_new(const struct loom_config *config, const struct lo
     l->env = parts->env;
     l->store = parts->store;
     l->blobs = parts->blobs;
-    l->own_code = !parts->code;
+    l->own_engine = !parts->engine;
     l->name = parts->name;
     pthread_mutex_init(&l->lock, NULL);
     pthread_mutex_init(&l->writing, NULL);

@@ -41,14 +41,6 @@ struct definition {
     struct arena mem;         /* holds all of it, the struct too */
 };
 
-/* Compiled modules and what runs them; engines of one process may share it. */
-struct code {
-    struct exec_engine *engine;
-    struct map modules; /* hash → loaded module (registry.c) */
-};
-struct code *code_new(const struct exec_config *config, struct error *err);
-void code_free(struct code *c); /* NULL is fine */
-
 /* ---- one message, waiting ---- */
 struct mail {
     struct str key; /* of its row */
@@ -101,8 +93,8 @@ struct loom {
     struct env *env;
     struct store *store;
     struct blob_store *blobs;
-    struct code *code;
-    bool own_code;
+    struct exec_engine *engine; /* with the modules by hash */
+    bool own_engine;
     struct net_client *net;
     struct activity_pool *pool;
     const char *cache_dir; /* compiled artefacts; NULL: memory only */
@@ -168,9 +160,9 @@ struct loom_parts {
     struct env *env;
     struct store *store;
     struct blob_store *blobs;
-    struct code *code;     /* NULL: the engine makes its own, with the cache folder */
-    const char *cache_dir; /* NULL: compiled artefacts are not kept */
-    int64_t name;          /* of the process: its pid */
+    struct exec_engine *engine; /* several looms of a process may share it; NULL: its own, with the cache folder */
+    const char *cache_dir;      /* NULL: compiled artefacts are not kept */
+    int64_t name;               /* of the process: its pid */
 };
 struct loom *loom_open_in(const struct loom_config *config, const struct loom_parts *parts, struct error *err);
 void loom_pass(struct loom *l);     /* one pass of the loop; never waits */

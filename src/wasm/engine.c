@@ -121,6 +121,9 @@ void exec_engine_free(struct exec_engine *e) {
     engine_enter(e);
     if (!e->config.fuel) pthread_join(e->ticker, NULL);
     sem_destroy(&e->wake);
+    struct exec_module *m;
+    for (size_t i = 0; (m = map_next(&e->modules, &i)) != NULL;) exec_module_free(m);
+    map_free(&e->modules);
     wasmtime_linker_delete(e->linker);
     wasm_engine_delete(e->wasm);
     free(e);

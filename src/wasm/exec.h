@@ -21,7 +21,7 @@ struct exec_config {
     uint32_t fuel;  /* slices of so much fuel instead of the ticker thread, so that runs repeat exactly; 0: none */
 };
 struct exec_engine *exec_engine_new(const struct exec_config *config, struct error *err);
-void exec_engine_free(struct exec_engine *e);
+void exec_engine_free(struct exec_engine *e); /* also the modules that it keeps */
 /* How many instances actors may keep while they wait: the others are for activities, or those would wait for ever. */
 uint32_t exec_engine_share(const struct exec_engine *e);
 
@@ -39,6 +39,9 @@ const char *exec_artefact_key(struct exec_engine *e);
 
 /* Loads an artefact that this machine made itself. */
 int exec_module_load(struct exec_engine *e, struct str artefact, struct exec_module **out, struct error *err);
+/* The engine keeps it, to be found under that name (copied, at most 64 bytes): NULL when there is none. */
+void exec_module_keep(struct exec_module *m, struct str name);
+struct exec_module *exec_module_kept(const struct exec_engine *e, struct str name);
 struct exec_module *exec_module_native(void (*run)(void)); /* a native guest: guest.h's loom_run_NAME */
 void exec_module_free(struct exec_module *m);              /* after all its instances; NULL is fine */
 

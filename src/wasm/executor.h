@@ -18,6 +18,7 @@ struct exec_engine {
     struct exec_config config; /* with the defaults filled in */
     wasm_engine_t *wasm;
     wasmtime_linker_t *linker;
+    struct map modules; /* that it keeps */
 
     /* The ticker raises the epoch while an instance runs, and sleeps otherwise. */
     pthread_t ticker;
@@ -29,6 +30,7 @@ struct exec_engine {
 struct exec_module {
     void (*native)(void); /* NULL: WASM, described by the rest */
     struct exec_engine *engine;
+    char name[65]; /* under which the engine keeps it */
     wasmtime_module_t *module;
     wasmtime_instance_pre_t *pre;
     const char *calls[3]; /* exports to be called: _initialize, if there is one, and `run` or `_start`; NULL ends */

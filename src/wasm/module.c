@@ -92,6 +92,15 @@ int exec_module_load(struct exec_engine *e, struct str artefact, struct exec_mod
     return module_new(e, artefact, wasmtime_module_deserialize, out, err);
 }
 
+void exec_module_keep(struct exec_module *m, struct str name) {
+    snprintf(m->name, sizeof m->name, "%.*s", (int)name.n, name.p);
+    map_put(&m->engine->modules, str_of(m->name), m);
+}
+
+struct exec_module *exec_module_kept(const struct exec_engine *e, struct str name) {
+    return map_get(&e->modules, name);
+}
+
 void exec_module_free(struct exec_module *m) {
     if (!m) return;
     if (m->pre) wasmtime_instance_pre_delete(m->pre);

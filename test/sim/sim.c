@@ -56,11 +56,11 @@ static void on_abort(int signal) {
 /* ---- what every seed begins with: the guests, deployed once ---- */
 
 /* Instances at once: as many as there are, or so few that actors and activities wait for each other's. */
-enum { CODES = 4 };
-static const uint32_t slots[CODES] = {0, 1, 2, 5};
+enum { ENGINES = 4 };
+static const uint32_t slots[ENGINES] = {0, 1, 2, 5};
 
 static struct {
-    struct code *code[CODES];
+    struct exec_engine *engine[ENGINES];
     struct blob_store *blobs;
     struct array_faults rows;
 } deployed;
@@ -97,7 +97,7 @@ static void begin(struct sim *s, uint64_t seed) {
     s->w.config = (struct loom_config){.store = "memory", .project = project, .threads = 1};
     s->w.under = on_rows;
     s->w.blobs = deployed.blobs;
-    s->w.code = deployed.code[0];
+    s->w.engine = deployed.engine[0];
     s->w.sent = load_bank;
 }
 
@@ -127,11 +127,11 @@ static void set_up(void) {
     struct error err;
     setenv("BANK_KEY", CANARY, 1);
     deployed.blobs = blob_file_open(NULL, &err);
-    for (int i = CODES - 1; i >= 0; i--) {
-        deployed.code[i] = code_new(&(struct exec_config){.fuel = 2000000, .slots = slots[i]}, &err);
+    for (int i = ENGINES - 1; i >= 0; i--) {
+        deployed.engine[i] = exec_engine_new(&(struct exec_config){.fuel = 2000000, .slots = slots[i]}, &err);
         array_free(&s.rows);
         begin(&s, 0);
-        s.w.code = deployed.code[i];
+        s.w.engine = deployed.engine[i];
         deploy_all(&s);
     }
     array_copy(&deployed.rows, &s.rows);
@@ -219,7 +219,7 @@ static uint64_t run(uint64_t seed) {
     current_seed = seed;
     current_world = &s.w;
     begin(&s, seed);
-    if (world_roll(&s.w, 2)) s.w.code = deployed.code[world_roll(&s.w, CODES)];
+    if (world_roll(&s.w, 2)) s.w.engine = deployed.engine[world_roll(&s.w, ENGINES)];
     if (seed % 4)
         array_copy(&s.rows, &deployed.rows);
     else
@@ -323,7 +323,7 @@ int main(int argc, char **argv) {
     }
     array_free(&deployed.rows);
     disk_free();
-    for (int i = 0; i < CODES; i++) code_free(deployed.code[i]);
+    for (int i = 0; i < ENGINES; i++) exec_engine_free(deployed.engine[i]);
     deployed.blobs->ops->close(deployed.blobs);
     return 0;
 }

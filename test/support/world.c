@@ -245,7 +245,7 @@ void world_init(struct world *w, uint64_t seed) {
 bool world_try(struct world *w, struct error *err) {
     w->dead = false;
     struct store *store = faulty_open(w, err);
-    struct loom_parts parts = {&w->env, store, store ? lasting_open(w->blobs) : NULL, w->code, NULL, 1};
+    struct loom_parts parts = {&w->env, store, store ? lasting_open(w->blobs) : NULL, w->engine, NULL, 1};
     drop_answers(w); /* to an engine that was */
     w->opened++;
     w->l = store ? loom_open_in(&w->config, &parts, err) : NULL;

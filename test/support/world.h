@@ -44,7 +44,7 @@ struct world {
     void *ctx;
     struct store *(*under)(struct world *w, struct error *err); /* the store that the faults are put before */
     struct blob_store *blobs;                                   /* shared, never closed by an engine */
-    struct code *code;
+    struct exec_engine *engine;
     enum fault (*fault)(struct world *w);                      /* asked at each commit */
     void (*committed)(struct world *w, const struct batch *b); /* told of each that is synced */
     void (*sent)(struct world *w, uint64_t id, struct str url, struct str key, struct str auth, struct str body);
