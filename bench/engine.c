@@ -371,7 +371,7 @@ static void seed(struct bench *b, const char *type, int first, int n) {
     double before = metric("loom_turns_started_total");
     load_run(&d);
     while (metric("loom_turns_started_total") - before < n) usleep(1000);
-    for (double ops = 0; ops < metric("loom_ops_total"); usleep(50000)) ops = metric("loom_ops_total"); /* all wait */
+    for (double ops = 0; ops < metric("loom_ops_total"); usleep(500000)) ops = metric("loom_ops_total"); /* all wait */
     load_free(&d);
 }
 
