@@ -8,8 +8,6 @@
  */
 #include "actor/actor.h"
 
-#include <assert.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

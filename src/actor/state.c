@@ -5,9 +5,6 @@
  */
 #include "actor/actor.h"
 
-#include <stdlib.h>
-#include <string.h>
-
 void state_set(struct actor *a, yyjson_val *value) {
     yyjson_mut_doc_free(a->state);
     a->state = yyjson_mut_doc_new(NULL);

@@ -9,9 +9,6 @@
  */
 #include "runtime/runtime.h"
 
-#include <stdlib.h>
-#include <string.h>
-
 /* With fewer instances than ROOMY, those that lie idle for reuse would be in the others' way. */
 enum { INTERRUPTED_MAX = 3, ROOMY = 50 };
 

@@ -9,7 +9,6 @@
 
 #include <assert.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { ENTRIES_MAX = 1000000, TURN_BYTES_MAX = 256 << 20 };

@@ -11,7 +11,6 @@
 #include "runtime/runtime.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 const char kind_activity[] = "activity", kind_actor[] = "actor-type";

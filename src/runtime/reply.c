@@ -5,9 +5,6 @@
  */
 #include "runtime/runtime.h"
 
-#include <stdlib.h>
-#include <string.h>
-
 struct reply {
     struct item item; /* while it waits, its seq is that of the batch that holds the message */
     loom_reply_fn fn;

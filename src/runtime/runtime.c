@@ -6,7 +6,6 @@
  */
 #include "runtime/runtime.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 
 enum { RUNS_PER_PASS = 256, PASS_US = 500, IDLE_MS = 60000 };

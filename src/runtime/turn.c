@@ -8,8 +8,6 @@
 #include "runtime/runtime.h"
 
 #include <assert.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum {
@@ -78,11 +76,12 @@ static bool activate(struct loom *l, struct resident *r) {
                                    : NULL;
     struct exec_limits limits = code ? r->definition->limits : (struct exec_limits){0};
     if (t->op_count > 0) limits.cpu_ms *= 10;
-    r->exec = code ? exec_new(code, limits, t->random[0], &err) : NULL;
+    bool tried = !STAILQ_EMPTY(&l->starved); /* in this pass, and there was none */
+    r->exec = code && !tried ? exec_new(code, limits, t->random[0], &err) : NULL;
     if (r->exec) {
         metric_add(METRIC_REPLAYS, t->op_count > 0);
         l->guests++;
-    } else if (strcmp(err.code, "busy") != 0) {
+    } else if (!code || (!tried && strcmp(err.code, "busy") != 0)) {
         turn_pause(l, r, &err);
     } else if (!r->queued) {
         STAILQ_INSERT_TAIL(&l->starved, r, run);
