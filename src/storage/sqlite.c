@@ -35,7 +35,7 @@
 
 /* SQLite's own 1,000 pages checkpoint every few batches when each batch touches a hundred pages; 4,000 (16 MB of WAL)
  * writes a page that changes often once instead of many times, and a recovery still reads it in a tenth of a second. */
-enum { CHECKPOINT_PAGES = 4000, REST_PAGES = 500, WAL_PAGES_MAX = 16000, FRAME_BYTES = 4096 + 24, ZEROS = 64 << 10 };
+enum { CHECKPOINT_PAGES = 4000, REST_PAGES = 500, WAL_PAGES_MAX = 16000 };
 
 enum { NAME_BYTES = 4096, PID_BYTES = 11 };
 
@@ -204,22 +204,11 @@ static void keeper_tell(struct sqlite_store *s, atomic_bool *what) {
     if (!atomic_exchange(what, true)) sem_post(&s->wake);
 }
 
-/* A commit that makes the file longer has its new size written as well when it syncs, which takes half as long again: the
- * next ones find zeros to overwrite. (SQLite writes less than 128 KB at once.) */
-static void lengthen_wal(struct sqlite_store *s, int pages) {
-    static const char zeros[ZEROS];
-    sqlite3_int64 size, end = (sqlite3_int64)pages * FRAME_BYTES;
-    if (!s->wal || s->wal->pMethods->xFileSize(s->wal, &size) != SQLITE_OK || size > end + ZEROS) return;
-    for (end += 8 * ZEROS; size < end; size += ZEROS)
-        if (s->wal->pMethods->xWrite(s->wal, zeros, ZEROS, size) != SQLITE_OK) return; /* it only helps */
-}
-
 /* Called after each commit. Ours, not SQLite's, because that one would hide a failed fsync and try it again. While commits
  * go on the keeper never has all of the WAL, and it would grow for ever: the little that is left then a commit does itself. */
 static int committed(void *ctx, sqlite3 *db, const char *name, int pages) {
     struct sqlite_store *s = ctx;
     (void)name;
-    lengthen_wal(s, pages);
     bool last = pages - s->kept < REST_PAGES || pages >= WAL_PAGES_MAX;
     if (pages >= CHECKPOINT_PAGES && last) checkpoint(s, db);
     if (pages < CHECKPOINT_PAGES || last)
