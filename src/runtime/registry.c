@@ -206,14 +206,6 @@ int module_artefact(struct loom *l, const char *hash, struct str wasm, bool anew
     return rc;
 }
 
-static int module_load(struct loom *l, const char *hash, bool anew, struct exec_module **out, struct error *err) {
-    struct buf artefact = {0};
-    int rc = module_artefact(l, hash, STR_NONE, anew, &artefact, err);
-    if (rc == 0) rc = exec_module_load(l->engine, buf_view(&artefact), out, err);
-    buf_free(&artefact);
-    return rc;
-}
-
 struct exec_module *definition_module(struct loom *l, struct definition *d, struct str pinned, struct error *err) {
     if (d->native) return d->native;
     if (!pinned.p && module_resolve(l, d, err) < 0) return NULL;
@@ -221,8 +213,13 @@ struct exec_module *definition_module(struct loom *l, struct definition *d, stru
     struct exec_module *m = exec_module_kept(l->engine, hash);
     if (m) return m;
     /* An artefact of the cache that does not load (another processor made it) is made anew. */
-    if (module_load(l, hash.p, false, &m, err) < 0 && module_load(l, hash.p, true, &m, err) < 0) return NULL;
-    exec_module_keep(m, hash);
+    for (int anew = 0; !m && anew < 2; anew++) {
+        struct buf artefact = {0};
+        if (module_artefact(l, hash.p, STR_NONE, anew, &artefact, err) == 0)
+            exec_module_load(l->engine, buf_view(&artefact), &m, err);
+        buf_free(&artefact);
+    }
+    if (m) exec_module_keep(m, hash);
     return m;
 }
 
