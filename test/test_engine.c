@@ -130,11 +130,12 @@ static void waits_in_order(void **state) {
 }
 
 static void event_timeout(void **state) {
-    (void)state; /* A wait with timeoutMs fails with `timeout`; an event that comes later waits for another wait. */
+    (void)
+        state; /* A wait with timeoutMs fails with `timeout` and says what did not come; an event that comes later waits for another wait. */
     struct loom *l = open_scripts("memory");
     expect_call(
         l, "script/a", "[['event.wait',{'type':'x','timeoutMs':5}],['await',{'promises':[1],'mode':'any'}]]",
-        "[1,{'promise':1,'error':{'code':'timeout','message':'nothing came within timeoutMs','retryable':true}}]");
+        "[1,{'promise':1,'error':{'code':'timeout','message':'waited 5 ms in vain for event x','retryable':true}}]");
     send_event(l, "script/a", "x", "1");
     expect_call(l, "script/a",
                 "[['event.wait',{'type':'x','timeoutMs':60000}],['await',{'promises':[1],'mode':'any'}]]",
@@ -236,7 +237,9 @@ static void cancelled_and_continued(void **state) {
 }
 
 static void cancel_a_run(void **state) {
-    (void)state; /* A cancelled run ends cancelled, and its parent's promise fails with `cancelled`. */
+    (void)
+        state; /* A cancelled run ends cancelled and shows the operator's reason, which its parent's promise fails with;
+                  * also one whose program fails then with an error of its own. */
     struct loom *l = open_scripts("memory");
     struct answer a;
     submit(l,
@@ -246,10 +249,23 @@ static void cancel_a_run(void **state) {
            &a);
     wait_status(l, "script/c", "suspended");
     expect_field(l, "script/p", "/suspendReason", "'child script/c'");
-    expect(l, "cancel", "script/c", NULL, 202, NULL);
+    expect(l, "cancel", "script/c", "{'reason':'no \\'letter\\''}", 202, NULL);
     await_answer(&a);
-    check(&a, 200, "[1,{'promise':1,'error':{'code':'cancelled','message':'it was cancelled','retryable':false}}]");
+    check(&a, 200, "[1,{'promise':1,'error':{'code':'cancelled','message':'no \\'letter\\'','retryable':false}}]");
     expect_field(l, "script/c", "/status", "'cancelled'");
+    expect_field(l, "script/c", "/suspendReason", "'no \\'letter\\''");
+    submit(l,
+           about("call", "script/p",
+                 "[['child.spawn',{'type':'script','key':'d','input':[['event.wait',{'type':'x'}],['must',['await',{"
+                 "'promises':[1],'mode':'any'}]]]}],['await',{'promises':[1],'mode':'any'}]]"),
+           &a);
+    wait_status(l, "script/d", "suspended");
+    expect(l, "cancel", "script/d", NULL, 202, NULL);
+    await_answer(&a);
+    assert_non_null(strstr(a.body, "the turn was cancelled; clean up"));
+    answer_free(&a);
+    expect_field(l, "script/d", "/status", "'cancelled'");
+    expect_field(l, "script/d", "/suspendReason", "'cancelled by an operator'");
     loom_close(l);
 }
 
@@ -646,10 +662,12 @@ static void calls(void **state) {
 static void call_times_out(void **state) {
     (void)state; /* A call with timeoutMs fails with `timeout`; what the other replies later is dropped. */
     struct loom *l = open_scripts("memory");
-    expect(
-        l, "call", "script/a",
-        "[['actor.call',{'to':'script/b','timeoutMs':5,'input':[" WAIT_X "]}],['await',{'promises':[1],'mode':'any'}]]",
-        200, "[1,{'promise':1,'error':{'code':'timeout','message':'nothing came within timeoutMs','retryable':true}}]");
+    expect(l, "call", "script/a",
+           "[['actor.call',{'to':'script/b','timeoutMs':5,'input':[" WAIT_X
+           "]}],['await',{'promises':[1],'mode':'any'}]]",
+           200,
+           "[1,{'promise':1,'error':{'code':'timeout','message':'waited 5 ms in vain for actor "
+           "script/b','retryable':true}}]");
     send_event(l, "script/b", "x", "1");
     wait_status(l, "script/b", "idle");
     assert_int_equal(entries_of(l, "script/a", "call_completed"), 0);
@@ -1815,7 +1833,8 @@ static void full_batch(void **state) {
         submit(l, with_id(about("send", actor[i], in), "m"), &many[i]);
     }
     await_answer(&many[MANY - 1]);
-    assert_int_equal(many[MANY - 1].status, 503);
+    check_code(&many[MANY - 1], 503, "busy");
+    many[MANY - 1].status = 503;
     assert_false(answered(&many[0]));
     pthread_mutex_unlock(&disk);
     for (int i = 0; i < MANY; i++) {
@@ -2151,7 +2170,8 @@ static void cancel_twice(void **state) {
     send_event(l, "program/a", "y", "1");
     wait_status(l, "program/a", "paused");
     char *why = looked_up(l, "program/a", "/suspendReason");
-    assert_non_null(strstr(why, "goes on with {\\\"type\\\":\\\"activity_scheduled"));
+    assert_non_null(strstr(why, "asks for {\\\"type\\\":\\\"turn_completed"));
+    assert_non_null(strstr(why, "is {\\\"type\\\":\\\"activity_scheduled"));
     free(why);
     expect(l, "cancel", "program/a", NULL, 202, NULL);
     wait_status(l, "program/a", "idle");
@@ -2367,7 +2387,8 @@ static void workflow_steps(void **state) {
     await_answer(&small);
     check(&small, 200, "{'a':{'n':1},'both':[1,7],'child':7,'kind':'small'}");
     await_answer(&large);
-    check(&large, 422, "{'code':'timeout','message':'step w (wait): nothing came within timeoutMs','retryable':false}");
+    check(&large, 422,
+          "{'code':'timeout','message':'step w (wait): waited 20 ms in vain for event never','retryable':false}");
     wait_status(l, "workflow.all/small", "completed");
     wait_status(l, "workflow.all/large", "failed");
     assert_int_equal(entries_of(l, "workflow.all/small", "activity_completed"), 3);
@@ -2501,6 +2522,50 @@ static void lost_batch_is_not_logged(void **state) {
     assert_true(read(ends[0], text, sizeof text - 1) > 0);
     char *said = strstr(text, ",\"msg\":\"said\"");
     assert_true(said && (ENGINE_EVICT || !strstr(said + 1, ",\"msg\":\"said\"")));
+    close(ends[0]);
+    close(ends[1]);
+    remove_folder(dir);
+}
+
+static void failed_turns_log(void **state) {
+    (void)
+        state; /* A turn that fails is one line of the log, which says of which actor, turn and message, with what error,
+                  * and whether it is tried again; neither a restart nor a batch that is lost makes it two. */
+    NEEDS_WASM();
+    char *dir = make_folder(), text[65536] = "";
+    int ends[2];
+    assert_int_equal(pipe(ends), 0);
+    struct loom *l = open_scripts(dir);
+    deploy_module(l, false, "patient", script_wasm(), "'retryPolicy':{'maxAttempts':2,'backoffMs':1}");
+    struct loom_request call = with_id(
+        about("call", "patient/a", "[['fail',{'code':'odd','message':'m','retryable':true}]]"), "m1");
+    call.correlation = (struct loom_str){"c7", 2};
+    log_open(ends[1], LOG_INFO);
+    fill_disk(true);
+    expect_code(l, call, 507, "disk_full");
+    fill_disk(false);
+    struct answer a = insist(l, call);
+    check_code(&a, 422, "odd");
+    loom_close(l);
+    l = open_scripts(dir);
+    expect_code(l, call, 422, "odd");
+    loom_close(l);
+    log_open(2, LOG_INFO);
+    assert_true(read(ends[0], text, sizeof text - 1) > 0);
+    int lines = 0;
+    for (const char *p = text; (p = strstr(p, "\"msg\":\"turn failed\"")) != NULL; p++) lines++;
+    if (lines != 2) fail_msg("not two: %s", text);
+    for (int turn = 1; turn <= 2; turn++) {
+        char want[300];
+        snprintf(
+            want, sizeof want,
+            "'actor':'default/patient/a','correlationId':'c7','turn':%d,'messageId':'m1','code':'odd','detail':'m'%s"
+            ",'msg':'turn failed'}",
+            turn, turn == 1 ? ",'retryInMs':1" : "");
+        char *mark = quoted(want);
+        if (!strstr(text, mark)) fail_msg("no %s in %s", mark, text);
+        free(mark);
+    }
     close(ends[0]);
     close(ends[1]);
     remove_folder(dir);
@@ -2788,6 +2853,7 @@ static int group(void) {
         cmocka_unit_test(odd_calls_of_ops),
         cmocka_unit_test(guests_log),
         cmocka_unit_test(lost_batch_is_not_logged),
+        cmocka_unit_test(failed_turns_log),
         cmocka_unit_test(cancelled_again),
         cmocka_unit_test(withdrawn_from_behind),
         cmocka_unit_test(cancelled_before_it_starts),

@@ -20,6 +20,12 @@ const char *actor_status_name(enum actor_status s) {
     return status_names[s];
 }
 
+int actor_status_of(struct str name) {
+    int s = ACTOR_CANCELLED;
+    while (s >= 0 && !str_is(name, status_names[s])) s--;
+    return s;
+}
+
 bool actor_parts(struct str id, struct str *ns, struct str *type, struct str *key) {
     const char *end = id.p + id.n, *first = id.n ? memchr(id.p, '/', id.n) : NULL,
                *second = first ? memchr(first + 1, '/', (size_t)(end - first) - 1) : NULL;
@@ -147,16 +153,15 @@ int actor_read(struct actor *a, struct str text, struct error *err) {
     yyjson_doc *doc = yyjson_read(text.p, text.n, YYJSON_READ_BIGNUM_AS_RAW);
     yyjson_val *root = yyjson_doc_get_root(doc), *journal = yyjson_obj_get(root, "journal"),
                *meta = yyjson_obj_get(root, "metadata"), *state = yyjson_obj_get(root, "state");
-    struct str status = json_str(root, "status"), reason = json_str(root, "suspendReason");
-    int i = ACTOR_CANCELLED;
-    while (i >= 0 && !str_is(status, status_names[i])) i--;
-    if (!journal || !meta || i < 0) {
+    struct str reason = json_str(root, "suspendReason");
+    int status = actor_status_of(json_str(root, "status"));
+    if (!journal || !meta || status < 0) {
         yyjson_doc_free(doc);
         return error_set(err, LOOM_E_DAMAGED,
                          "the document of actor %s is not an actor's; its bytes are kept in the store", a->id);
     }
     snprintf(a->reason, sizeof a->reason, "%.*s", (int)reason.n, reason.p ? reason.p : "");
-    a->status = (enum actor_status)i;
+    a->status = (enum actor_status)status;
     a->cursor = (uint64_t)json_int(journal, "cursor", 0);
     for (size_t n = 0; n < NUMBERS; n++)
         *number(a, n) = (uint64_t)json_int(journal, numbers[n].name, (int64_t)numbers[n].absent);

@@ -19,6 +19,7 @@ enum actor_status {
     ACTOR_CANCELLED,
 };
 const char *actor_status_name(enum actor_status s);
+int actor_status_of(struct str name); /* −1: none is called so */
 
 enum promise_kind { PROMISE_ACTIVITY = 1, PROMISE_CALL, PROMISE_CHILD, PROMISE_EVENT, PROMISE_TIMER, PROMISE_SUSPEND };
 
@@ -56,9 +57,9 @@ struct turn {
     uint64_t promises_given; /* promise ids that the guest has seen so far; fewer than there are while it replays */
     struct promise *promises;
     size_t promise_count;
-    uint64_t cancel_at; /* entry of a cancel request that no blocking op has taken yet; ENTRY_NEVER: none */
-    int64_t cancel_ms;  /* and its `at` */
-    bool cancelled;     /* a cancel was requested in this turn */
+    uint64_t cancel_at;   /* entry of a cancel request that no blocking op has taken yet; ENTRY_NEVER: none */
+    int64_t cancel_ms;    /* and its `at` */
+    struct str cancelled; /* why a cancel was requested in this turn, JSON text; malloc'd; .p NULL: it was not */
     uint64_t entries;
     size_t bytes; /* of journal text */
     /* Replay: ops still to be repeated. Empty when the guest is live. */

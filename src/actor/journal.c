@@ -159,6 +159,7 @@ void turn_free(struct turn *t) {
     buf_free(&t->before);
     arena_free(&t->op_text);
     free((char *)t->started.p);
+    free((char *)t->cancelled.p);
     free(t);
 }
 
@@ -205,8 +206,9 @@ static void promise_retry(struct promise *p, struct str entry) {
     p->due = field_int(entry, "due", 0);
 }
 
-static void cancel_all(struct turn *t, uint64_t number, int64_t at) {
-    t->cancelled = true;
+static void cancel_all(struct turn *t, struct str reason, uint64_t number, int64_t at) {
+    free((char *)t->cancelled.p);
+    t->cancelled = malloced(reason.p ? reason : STR("null"));
     t->cancel_at = number;
     t->cancel_ms = at;
     for (size_t i = 0; i < t->promise_count; i++)
@@ -245,7 +247,7 @@ static void fold(struct actor *a, struct str entry, uint64_t number, int64_t at,
     case ACT_ERROR: promise_settle(p, false, entry_field(entry, "error"), number, at); break;
     case ACT_DROP: promise_settle(p, false, str_of(error_cancelled), number, at); break;
     case ACT_SUSPEND: t->suspended = number; break;
-    case ACT_CANCEL: cancel_all(t, number, at); break;
+    case ACT_CANCEL: cancel_all(t, entry_field(entry, "reason"), number, at); break;
     case ACT_END: turn_close(a, loading); break;
     case ACT_NONE:
     case ACT_START: break;
@@ -286,10 +288,10 @@ int journal_repeat(struct actor *a, struct str body, struct error *err) {
     struct recorded *op = &t->ops[t->op_next];
     if (!str_eq(op->text, body))
         return error_set(err, LOOM_E_MISMATCH,
-                         "entry %" PRIu64 " of %s is %.*s} but the program now asks for %.*s}; deploy the version that "
-                         "wrote it, then resume, or cancel",
-                         op->number, a->id, (int)(op->text.n < 350 ? op->text.n : 350), op->text.p,
-                         (int)(body.n < 350 ? body.n : 350), body.p);
+                         "the program of %s asks for %.*s} where its entry %" PRIu64
+                         " is %.*s}; deploy the version that wrote it, then resume, or cancel",
+                         a->id, (int)(body.n < 350 ? body.n : 350), body.p, op->number,
+                         (int)(op->text.n < 350 ? op->text.n : 350), op->text.p);
     if (++t->op_next == t->op_count) {
         t->op_next = t->op_count = 0;
         arena_free(&t->op_text);

@@ -306,7 +306,8 @@ static void do_journal(struct loom *l, const struct loom_request *req) {
 struct query {
     struct loom *l;
     struct buf out;
-    struct str type, status, last;
+    struct str type, last;
+    int status; /* −1: any */
     int64_t limit, count;
     bool more;
 };
@@ -316,7 +317,7 @@ static bool read_actor(void *ctx, struct str key, struct str value) {
     if (memchr(key.p, '\0', key.n)) return true; /* a large state's row */
     struct actor *a = actor_new(key);
     bool wanted = a && actor_read(a, value, NULL) == 0 && (!q->type.p || str_eq(q->type, a->type)) &&
-                  (!q->status.p || str_is(q->status, actor_status_name(a->status)));
+                  (q->status < 0 || q->status == (int)a->status);
     q->more = wanted && q->count == q->limit;
     if (wanted && !q->more) {
         buf_json(&q->out, "%s{\"id\":%q,\"actorType\":%q,\"status\":%z,\"suspendReason\":%Q,\"metadata\":",
@@ -330,24 +331,19 @@ static bool read_actor(void *ctx, struct str key, struct str value) {
     return !q->more;
 }
 
-static int check_status(struct str name, struct error *err) {
-    for (int s = 0; s <= ACTOR_CANCELLED; s++)
-        if (str_is(name, actor_status_name((enum actor_status)s))) return 0;
-    return error_set(err, LOOM_E_INVALID_ARGUMENT,
-                     "the status is \"%.*s\"; use idle, running, suspended, paused, completed, failed or cancelled",
-                     (int)name.n, name.p);
-}
-
 static void do_actors(struct loom *l, const struct loom_request *req) {
     struct query q = {.l = l,
                       .type = lent(req->type),
-                      .status = lent(req->status),
+                      .status = actor_status_of(lent(req->status)),
                       .limit = req->limit <= 0     ? 100
                                : req->limit < 1000 ? req->limit
                                                    : 1000};
     struct error err;
     int rc = actor_check_name(ns_of(req), "the namespace", &err);
-    if (rc == 0 && q.status.p) rc = check_status(q.status, &err);
+    if (rc == 0 && req->status.p && q.status < 0)
+        rc = error_set(&err, LOOM_E_INVALID_ARGUMENT,
+                       "the status is \"%.*s\"; use idle, running, suspended, paused, completed, failed or cancelled",
+                       (int)req->status.n, req->status.p);
     struct str prefix = q.type.p ? say(l, "%j/%j", ns_of(req), q.type) : ns_of(req);
     /* Behind the last one seen and its state row; '0' is what follows '/'. */
     struct str from = req->after.p ? say(l, "%j/%j\1", ns_of(req), lent(req->after)) : say(l, "%j/", prefix);
@@ -422,7 +418,7 @@ static void do_resume(struct loom *l, const struct loom_request *req) {
     if (r->a->status == ACTOR_PAUSED)
         unpause(l, r);
     else
-        promise_done(l, r, promise, true, data);
+        promise_done(l, r, promise, true, data, STR_NONE);
     done(l, req, r);
 }
 
@@ -546,30 +542,18 @@ static const struct operator_row {
 };
 enum { OPERATOR_OPS = sizeof operator_ops / sizeof *operator_ops };
 
-/* At once: it rests on nothing that is not durable, and the disk may be long in coming. */
-static void refuse(struct loom *l, const struct loom_request *req, const struct error *err) {
-    struct str body = error_text(l, err);
-    struct loom_reply reply = {error_kind(str_of(err->code))->status, {body.p, body.n}, {0}};
-    if (req->reply) req->reply(req->ctx, &reply);
-    l->released = true;
-}
-
 static void operate(struct loom *l, const struct loom_request *req) {
     const struct operator_row *row = operator_ops;
     struct error err;
     while (row < operator_ops + OPERATOR_OPS && strcmp(row->name, req->op) != 0) row++;
-    if (row == operator_ops + OPERATOR_OPS)
+    if (row == operator_ops + OPERATOR_OPS) {
         error_set(&err, LOOM_E_NOT_FOUND, "there is no operator op \"%s\"", req->op);
-    else if (l->failed && !row->reads)
-        error_set(&err, l->failed,
-                  "the store takes no batch at the moment; repeat the request with the same message id");
-    else if (!row->reads && !batch_ready(l) && batch_full(l))
-        error_set(&err, LOOM_E_BUSY, "the disk is behind; try again");
-    else {
+        reply_error(l, req, &err);
+    } else if (l->stop || (!row->reads && (l->failed || (!batch_ready(l) && batch_full(l))))) {
+        reply_refuse(l, req);
+    } else {
         row->fn(l, req);
-        return;
     }
-    refuse(l, req, &err);
 }
 
 static const struct loom_op_doc *operator_op_docs(void) {
@@ -598,13 +582,7 @@ struct loom_request request_copy(struct arena *mem, const struct loom_request *r
 
 static void submitted(struct loom *l, struct item *item) {
     struct submission *s = (struct submission *)item;
-    if (l->stop) {
-        struct error err;
-        error_set(&err, LOOM_E_STOPPING, "Loom stops; repeat the request with the same message id after its restart");
-        reply_error(l, &s->req, &err);
-    } else {
-        operate(l, &s->req);
-    }
+    operate(l, &s->req);
     item_free(item);
 }
 

@@ -110,10 +110,12 @@ static void deadline_passed(struct loom *l, struct resident *r, uint64_t id) {
     struct promise *p = turn_promise(r->a->turn, id);
     if (!p || p->done_at != ENTRY_NEVER) return;
     bool ok = p->kind == PROMISE_TIMER;
+    struct error late;
+    if (!ok)
+        error_set(&late, LOOM_E_TIMEOUT, "waited %" PRId64 " ms in vain for %s",
+                  json_int(look(l, p->entry), "timeoutMs", 0), promise_name(l, p).p);
     promise_abandon(l, r, id);
-    promise_done(l, r, id, ok,
-                 ok ? STR("null")
-                    : STR("{\"code\":\"timeout\",\"message\":\"nothing came within timeoutMs\",\"retryable\":true}"));
+    promise_done(l, r, id, ok, ok ? STR("null") : error_text(l, &late), STR_NONE);
 }
 
 static void fire(struct loom *l, const char *key) {

@@ -65,7 +65,7 @@ static void attempt_failed(struct loom *l, struct resident *r, uint64_t id, stru
         same ? 0 : retry_next(&policy, p->attempt, json_bool(why, "retryable", false), (double)(dice >> 11) * 0x1p-53);
     metric_add(METRIC_ACTIVITIES_FAILED, 1);
     if (wait < 0) {
-        promise_done(l, r, id, false, error);
+        promise_done(l, r, id, false, error, STR_NONE);
         return;
     }
     journal_append(
@@ -103,7 +103,7 @@ static void attempt_done(struct loom *l, struct item *item) {
     if (r) {
         resident_touch(l, r, false);
         if (a->run.ok && definition_check(a->definition, false, result, &err) == 0)
-            promise_done(l, r, a->promise, true, result);
+            promise_done(l, r, a->promise, true, result, STR_NONE);
         else
             attempt_failed(l, r, a->promise, a->run.ok ? error_text(l, &err) : result);
     }
@@ -176,7 +176,7 @@ void attempt_schedule(struct loom *l, struct resident *r, uint64_t id, yyjson_va
                            (int)r->a->ns.n, r->a->ns.p);
     struct exec_module *code = rc == 0 ? definition_module(l, d, STR_NONE, &err) : NULL;
     if (!code) {
-        promise_done(l, r, id, false, error_text(l, &err));
+        promise_done(l, r, id, false, error_text(l, &err), STR_NONE);
         return;
     }
     struct attempt *a = attempt_new(l, r, id, d, key);

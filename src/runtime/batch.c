@@ -170,7 +170,6 @@ bool batch_idle(const struct loom *l) {
 
 static void effect_release(struct loom *l, struct item *e, bool committed) {
     STAILQ_REMOVE_HEAD(&l->effects, next);
-    l->released = true;
     e->committed = committed;
     e->fn(l, e);
 }
@@ -261,7 +260,7 @@ static void commit_failed(struct loom *l, enum commit_outcome outcome, const str
     l->probe_at = l->env->mono_ms(l->env) + 500;
     registry_forget(l);
     batch_forget(l);
-    waiters_fail(l, false);
+    waiters_sift(l, WAITERS_UNCOMMITTED);
 }
 
 /* They come back in any order. After a failure both must be back, for the writers read their rows. */

@@ -100,8 +100,7 @@ struct mail *mail_next(struct loom *l, struct resident *r, struct str event) {
 bool mail_bind(struct loom *l, struct resident *r, uint64_t promise, struct str type) {
     struct mail *m = mail_next(l, r, type);
     if (!m) return false;
-    yyjson_val *data = yyjson_obj_get(yyjson_obj_get(m->doc, "payload"), "data");
-    promise_event(l, r, promise, m->id, json_text_of(data, &l->scratch));
+    promise_done(l, r, promise, true, json_text_of(yyjson_ptr_get(m->doc, "/payload/data"), &l->scratch), m->id);
     mail_remove(l, r, m);
     return true;
 }
@@ -226,7 +225,7 @@ int mail_deliver(struct loom *l, struct message *m, struct error *err) {
     }
     if (wait) {
         promise_abandon(l, r, wait);
-        promise_event(l, r, wait, m->id, m->data);
+        promise_done(l, r, wait, true, m->data, m->id);
     } else {
         mail_put(l, r, m);
     }
@@ -285,7 +284,7 @@ static void reply_to_actor(struct loom *l, yyjson_val *to, bool ok, struct str j
     struct turn *t = caller ? caller->a->turn : NULL;
     uint64_t id = (uint64_t)json_int(to, "promise", 0);
     struct promise *p = t && t->number == (uint64_t)json_int(to, "turn", 0) ? turn_promise(t, id) : NULL;
-    if (p && (p->kind == PROMISE_CALL || p->kind == PROMISE_CHILD)) promise_done(l, caller, id, ok, json);
+    if (p && (p->kind == PROMISE_CALL || p->kind == PROMISE_CHILD)) promise_done(l, caller, id, ok, json, STR_NONE);
 }
 
 void reply_to(struct loom *l, struct resident *r, yyjson_val *message, struct str message_id, bool ok,

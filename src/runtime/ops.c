@@ -159,13 +159,11 @@ static enum op_outcome op_state_get(struct op_call *c) {
 
 static enum op_outcome op_state_patch(struct op_call *c) {
     struct buf inverse = {0};
-    if (state_patch(c->r->a, c->value, &inverse, &c->err) < 0) {
-        buf_free(&inverse);
-        return refuse(c);
-    }
+    int rc = state_patch(c->r->a, c->value, &inverse, &c->err);
     struct str body = say(c->l, "{\"type\":\"state_patches\",\"patches\":%v,\"inversePatches\":%j", c->value,
                           buf_view(&inverse));
     buf_free(&inverse);
+    if (rc < 0) return refuse(c);
     c->r->a->patch_bytes += body.n;
     return journaled(c, body, "", NULL, STR("null"));
 }
@@ -241,7 +239,7 @@ static void deliver(struct op_call *c) {
         log_event(LOG_WARN, "message not delivered", "\"actor\":%q,\"to\":%q,\"code\":%z,\"detail\":%z", a->full, c->to,
                   c->err.code, c->err.message);
     else if (rc < 0)
-        promise_done(c->l, c->r, c->id, false, error_text(c->l, &c->err));
+        promise_done(c->l, c->r, c->id, false, error_text(c->l, &c->err), STR_NONE);
     if (p) begin_deadline(c);
 }
 
@@ -366,17 +364,20 @@ static void line_release(struct loom *l, struct item *item) {
     item_free(item);
 }
 
-static enum op_outcome op_log(struct op_call *c) {
-    enum log_level level = log_level_of(json_str(c->value, "level"));
-    struct str msg = json_str(c->value, "msg");
-    if (journal_replaying(c->r->a) || !log_on(level)) return answer(c, STR("null"));
+void turn_log(struct loom *l, const struct resident *r, enum log_level level, struct str msg, struct str more) {
+    if (!log_on(level)) return;
     struct line *line = item_new(sizeof *line);
     line->level = level;
-    line->msg = arena_dup(&line->item.mem, msg.p ? msg : STR("guest"));
-    line->fields = arena_json(&line->item.mem, "\"actor\":%q,\"correlationId\":%Q,\"guest\":%j", c->r->a->full,
-                              json_str(message_of(c), "correlationId"),
-                              or_null(json_text_of(c->value, &line->item.mem)));
-    effect_add(c->l, &line->item, line_release);
+    line->msg = arena_dup(&line->item.mem, msg);
+    line->fields = arena_json(&line->item.mem, "\"actor\":%q,\"correlationId\":%Q,%j", r->a->full,
+                              json_str(look(l, r->a->turn->message), "correlationId"), more);
+    effect_add(l, &line->item, line_release);
+}
+
+static enum op_outcome op_log(struct op_call *c) {
+    struct str msg = json_str(c->value, "msg"), level = json_str(c->value, "level"),
+               fields = say(c->l, "\"guest\":%j", or_null(json_text_of(c->value, &c->l->scratch)));
+    if (!journal_replaying(c->r->a)) turn_log(c->l, c->r, log_level_of(level), msg.p ? msg : STR("guest"), fields);
     return answer(c, STR("null"));
 }
 

@@ -35,10 +35,9 @@ static void count_start(struct loom *l, struct resident *r) {
     r->starts = still ? (int32_t)json_int(row, "starts", 0) : 0;
     if (r->starts++ < 3) return;
     static const char why[] = "the worker died 3 times while this message ran; it was given up";
-    log_event(LOG_ERROR, "poison message given up", "\"actor\":%q", r->a->full);
-    metric_add(METRIC_DEAD_LETTERS, 1);
     r->starts = 0;
     if (r->a->turn) {
+        metric_add(METRIC_DEAD_LETTERS, 1);
         state_patch_rest(r->a, true);
         turn_end(l, r, END_FAIL, say(l, "{\"code\":\"poison\",\"message\":%z,\"retryable\":false}", why));
     } else if (mail_next(l, r, STR_NONE)) {

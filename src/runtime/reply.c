@@ -18,8 +18,6 @@ struct reply {
     int64_t deadline;   /* monotonic */
 };
 
-static const char safe_to_repeat[] = "the store did not take the batch; repeat the request with the same message id";
-
 static struct reply *reply_new(const struct loom_request *req, struct str message_id) {
     struct reply *r = item_new(sizeof *r);
     r->fn = req->reply;
@@ -32,13 +30,23 @@ static void reply_release(struct loom *l, struct item *item) {
     struct reply *r = (struct reply *)item;
     struct error err;
     if (!item->committed) {
-        error_set(&err, l->failed ? l->failed : LOOM_E_NOT_COMMITTED, "%s", safe_to_repeat);
+        error_set(&err,
+                  l->failed ? l->failed
+                  : l->stop ? LOOM_E_STOPPING
+                            : LOOM_E_BUSY,
+                  l->stop ? "Loom stops; repeat the request with the same message id after its restart"
+                          : "the store does not take it now; repeat the request with the same message id");
         r->status = error_kind(str_of(err.code))->status;
         r->body = error_text(l, &err);
     }
     struct loom_reply out = {r->status, {r->body.p, r->body.n}, {r->message_id.p, r->message_id.n}};
     if (r->fn) r->fn(r->ctx, &out);
+    l->released = true;
     item_free(item);
+}
+
+void reply_refuse(struct loom *l, const struct loom_request *req) {
+    reply_release(l, &reply_new(req, STR_NONE)->item);
 }
 
 static void reply_give(struct loom *l, struct reply *r, int status, struct str body) {
@@ -91,33 +99,21 @@ void waiters_answer(struct loom *l, struct str key, bool ok, struct str json) {
     }
 }
 
-enum waiters_why { WAITERS_LATE, WAITERS_UNCOMMITTED, WAITERS_ALL };
-
-/* Answers the waiters that `why` concerns; the others stay. */
-static void waiters_sift(struct loom *l, enum waiters_why why, int status, struct str body) {
+void waiters_sift(struct loom *l, enum waiters_why why) {
     struct map old = l->waiters;
     struct reply *w, *next;
     int64_t now = l->env->mono_ms(l->env);
+    if (why == WAITERS_LATE && (old.count == 0 || now < l->waiters_due)) return;
     l->waiters = (struct map){0};
     for (size_t i = 0; (w = map_next(&old, &i)) != NULL;)
         for (; w; w = next) {
             next = w->next;
-            if (why == WAITERS_LATE) body = say(l, "{\"messageId\":%q,\"actorId\":%q}", w->message_id, w->actor);
-            if (why == WAITERS_LATE ? w->deadline <= now : why == WAITERS_ALL || w->item.seq > l->committed)
-                reply_give(l, w, status, body);
-            else
+            if (why == WAITERS_LATE ? w->deadline > now : why == WAITERS_UNCOMMITTED && w->item.seq <= l->committed)
                 waiter_put(l, w);
+            else if (why == WAITERS_LATE)
+                reply_give(l, w, 202, say(l, "{\"messageId\":%q,\"actorId\":%q}", w->message_id, w->actor));
+            else
+                reply_release(l, &w->item);
         }
     map_free(&old);
-}
-
-void waiters_timeout(struct loom *l) {
-    if (l->waiters.count > 0 && l->env->mono_ms(l->env) >= l->waiters_due) waiters_sift(l, WAITERS_LATE, 202, STR_NONE);
-}
-
-void waiters_fail(struct loom *l, bool all) {
-    struct error err;
-    error_set(&err, all ? LOOM_E_STOPPING : l->failed, "%s",
-              all ? "Loom stops; the message is safe, ask for its reply after the restart" : safe_to_repeat);
-    waiters_sift(l, all ? WAITERS_ALL : WAITERS_UNCOMMITTED, error_kind(str_of(err.code))->status, error_text(l, &err));
 }

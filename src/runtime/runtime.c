@@ -127,7 +127,7 @@ static void tell(struct loom *l) {
 
 void loom_pass(struct loom *l) {
     size_t count = run_inbox(l);
-    waiters_timeout(l);
+    waiters_sift(l, WAITERS_LATE);
     if (l->failed) {
         batch_probe(l);
     } else {
@@ -191,7 +191,7 @@ static void release(struct loom *l) {
     l->pool = NULL;
     if (l->net) net_client_free(l->net);
     run_inbox(l);
-    waiters_fail(l, true);
+    waiters_sift(l, WAITERS_ALL);
     effects_release(l);
     tell(l);
     batch_forget(l);

@@ -117,7 +117,7 @@ struct loom {
     bool settle;                        /* no batch is closed until the disk has all that was written */
     uint32_t arrivals;                  /* within the open batch */
     struct items effects;
-    bool released;      /* effects went out since the last flush callback */
+    bool released;      /* replies went out since the last flush callback */
     int failed;         /* the last commit did, as which error: nothing runs until the store takes a batch again */
     struct error fault; /* a read that failed since the last batch; code "": none */
     int faults;
@@ -217,13 +217,15 @@ void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str 
 /* Fails a live turn, pauses a replaying one. */
 void turn_trapped(struct loom *l, struct resident *r, const struct error *err);
 void turn_pause(struct loom *l, struct resident *r, const struct error *why);
-/* An entry that settles a promise, and what follows: the guest goes on. json: result or error. */
-void promise_done(struct loom *l, struct resident *r, uint64_t promise, bool ok, struct str json);
-void promise_event(struct loom *l, struct resident *r, uint64_t promise, struct str message_id, struct str data);
+/* An entry that settles a promise, and what follows: the guest goes on. json: result or error; event: id of one that came. */
+void promise_done(struct loom *l, struct resident *r, uint64_t promise, bool ok, struct str json, struct str event);
 void turn_cancel(struct loom *l, struct resident *r, struct str reason);
 /* Undoes what an open promise started outside the journal. */
 void promise_abandon(struct loom *l, struct resident *r, uint64_t id);
 bool turn_resumable(struct resident *r); /* its await is settled */
+/* A log line about the open turn, once its batch has committed. more: JSON fields. */
+void turn_log(struct loom *l, const struct resident *r, enum log_level level, struct str msg, struct str more);
+struct str promise_name(struct loom *l, const struct promise *p); /* what an open one waits for: "event TYPE" */
 
 /* ---- ops.c: the guest's op table ---- */
 enum op_outcome { OP_OK, OP_ERROR, OP_WAIT, OP_ENDED };
@@ -307,12 +309,14 @@ void reply_to(struct loom *l, struct resident *r, yyjson_val *message, struct st
 /* ---- reply.c ---- */
 void reply_send(struct loom *l, const struct loom_request *req, int status, struct str body, struct str message_id);
 void reply_error(struct loom *l, const struct loom_request *req, const struct error *err);
-struct str error_text(struct loom *l, const struct error *err); /* {"code","message","retryable"} in the scratch */
+void reply_refuse(struct loom *l, const struct loom_request *req); /* at once, as if its batch had not committed */
+struct str error_text(struct loom *l, const struct error *err);    /* {"code","message","retryable"} in the scratch */
 int reply_status(bool ok, yyjson_val *error);
 void waiter_add(struct loom *l, const struct loom_request *req, struct str full_id, struct str message_id);
 void waiters_answer(struct loom *l, struct str key, bool ok, struct str json);
-void waiters_timeout(struct loom *l);
-void waiters_fail(struct loom *l, bool all); /* those whose message has not committed, or all: Loom stops */
+/* Answers those whose time is over, those whose message has not committed, or all: Loom stops. */
+enum waiters_why { WAITERS_LATE, WAITERS_UNCOMMITTED, WAITERS_ALL };
+void waiters_sift(struct loom *l, enum waiters_why why);
 
 /* ---- alarms.c ---- */
 void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise);

@@ -117,19 +117,21 @@ bool turn_resumable(struct resident *r) {
     return r->a->turn && (r->a->turn->await_count == 0 || turn_settled(r->a->turn) != ENTRY_NEVER);
 }
 
+struct str promise_name(struct loom *l, const struct promise *p) {
+    static const char *const kinds[] = {"", "activity ", "actor ", "child ", "event ", "timer", ""};
+    static const char *const fields[] = {"", "name", "to", "childId", "event", "", "reason"};
+    struct str what = json_str(look(l, p->entry), fields[p->kind]);
+    return say(l, "%s%j", kinds[p->kind], what.p ? what : STR(""));
+}
+
 /* The guest waits: name the reason, account for its memory. */
 static void suspend(struct loom *l, struct resident *r) {
-    static const char *const waits[] = {
-        [PROMISE_EVENT] = "event ", [PROMISE_TIMER] = "timer", [PROMISE_CHILD] = "child ", [PROMISE_SUSPEND] = ""};
-    static const char *const fields[] = {
-        [PROMISE_EVENT] = "event", [PROMISE_TIMER] = "", [PROMISE_CHILD] = "childId", [PROMISE_SUSPEND] = "reason"};
     struct turn *t = r->a->turn;
     exec_suspended(r->exec);
     for (size_t i = 0; i < t->await_count && !t->suspended; i++) {
         struct promise *p = turn_promise(t, t->await[i]);
         if (p->done_at != ENTRY_NEVER || p->kind < PROMISE_CHILD) continue;
-        struct str what = json_str(look(l, p->entry), fields[p->kind]);
-        struct str reason = say(l, "%s%j", waits[p->kind], what.p ? what : STR(""));
+        struct str reason = promise_name(l, p);
         journal_append(r->a, loom_now(l), say(l, "{\"type\":\"suspended\",\"reason\":%q", reason));
         resident_status(l, r, ACTOR_SUSPENDED, reason);
     }
@@ -206,19 +208,13 @@ static void wake(struct loom *l, struct resident *r) {
     if (turn_resumable(r) && r->a->status != ACTOR_PAUSED) resident_queue(l, r);
 }
 
-void promise_done(struct loom *l, struct resident *r, uint64_t id, bool ok, struct str json) {
+void promise_done(struct loom *l, struct resident *r, uint64_t id, bool ok, struct str json, struct str event) {
     struct promise *p = r->a->turn ? turn_promise(r->a->turn, id) : NULL;
     if (!p || p->done_at != ENTRY_NEVER) return;
+    struct str from = event.p ? say(l, ",\"messageId\":%q", event) : STR("");
     journal_append(r->a, loom_now(l),
-                   say(l, "{\"type\":%z,\"%s\":%u,\"%s\":%j", entry_settling(p->kind, ok), promise_field(p->kind), id,
-                       ok ? "result" : "error", json));
-    wake(l, r);
-}
-
-void promise_event(struct loom *l, struct resident *r, uint64_t id, struct str message_id, struct str data) {
-    journal_append(
-        r->a, loom_now(l),
-        say(l, "{\"type\":\"event_received\",\"promise\":%u,\"messageId\":%q,\"result\":%j", id, message_id, data));
+                   say(l, "{\"type\":%z,\"%s\":%u%j,\"%s\":%j", entry_settling(p->kind, ok), promise_field(p->kind), id,
+                       from, ok ? "result" : "error", json));
     wake(l, r);
 }
 
@@ -263,7 +259,7 @@ void turn_cancel(struct loom *l, struct resident *r, struct str reason) {
         return;
     }
     bool paused = r->a->status == ACTOR_PAUSED;
-    if (r->a->turn->cancelled && !paused) return;
+    if (r->a->turn->cancelled.p && !paused) return;
     abandon_all(l, r);
     journal_append(r->a, loom_now(l), say(l, "{\"type\":\"cancel_requested\",\"reason\":%Q", reason));
     if (paused) {
@@ -325,54 +321,50 @@ static void forget_entries(struct loom *l, struct actor *a, uint64_t keep) {
                   journal_key(&l->scratch, a->full, limit + 1), forget_row, &f, &err);
 }
 
-/* A program that ends before it has repeated its journal is another program. */
-static bool ended_early(struct loom *l, struct resident *r) {
-    struct turn *t = r->a->turn;
-    struct error err;
-    if (!journal_replaying(r->a)) return false;
-    struct str next = t->ops[t->op_next].text;
-    error_set(&err, LOOM_E_MISMATCH,
-              "the program of %s ended although its journal goes on with %.*s}; deploy the version that wrote it, then "
-              "resume, or cancel",
-              r->a->id, (int)(next.n < 350 ? next.n : 350), next.p);
-    turn_pause(l, r, &err);
-    return true;
-}
-
 void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str value) {
     static const char *const types[] = {"turn_completed", "turn_finished", "turn_continued", "turn_failed"};
     static const char *const fields[] = {"result", "result", "input", "error"};
     struct turn *t = r->a->turn;
-    if (ended_early(l, r)) return;
-    bool fail = how == END_FAIL, goes_on = how == END_CONTINUE, cancelled = t->cancelled && !goes_on;
+    struct error err;
+    if (journal_replaying(r->a)) { /* a program that ends before its journal does is another program */
+        journal_repeat(r->a, say(l, "{\"type\":%z", types[how]), &err);
+        turn_pause(l, r, &err);
+        return;
+    }
+    bool fail = how == END_FAIL, goes_on = how == END_CONTINUE, cancelled = t->cancelled.p && !goes_on;
     bool over = r->a->run || how == END_FINISH, retries = fail && !cancelled && r->definition;
-    yyjson_val *started = look(l, t->started), *error = fail ? look(l, value) : NULL;
-    bool retryable = json_bool(error, "retryable", false);
-    int64_t wait = retries ? retry_next(&r->definition->retry, t->attempt, retryable, 1.0) : -1;
-    int32_t attempt = goes_on ? 1 : t->attempt + 1;
+    struct str failure = value;
+    if (cancelled) failure = say(l, "{\"code\":\"cancelled\",\"message\":%j,\"retryable\":false}", t->cancelled);
+    yyjson_val *started = look(l, t->started), *error = fail || cancelled ? look(l, failure) : NULL;
+    int64_t wait = retries ? retry_next(&r->definition->retry, t->attempt, json_bool(error, "retryable", false), 1.0)
+                           : -1;
+    struct str retry = wait >= 0 ? say(l, ",\"retryInMs\":%d", wait) : STR("");
     struct buf rollback = {0};
     resident_touch(l, r, true);
     abandon_all(l, r);
     if (fail) state_rollback(r->a, &rollback);
     if (rollback.n) journal_append(r->a, loom_now(l), buf_view(&rollback));
     buf_free(&rollback);
-    journal_append(r->a, loom_now(l),
-                   say(l, "{\"type\":%z,\"%s\":%j%j", cancelled ? "turn_cancelled" : types[how], fields[how], value,
-                       wait >= 0 ? say(l, ",\"retryInMs\":%d", wait) : STR("")));
-    metric_add(fail || cancelled ? METRIC_TURNS_FAILED : METRIC_TURNS_COMPLETED, 1);
+    if (fail && !cancelled)
+        turn_log(l, r, LOG_WARN, STR("turn failed"),
+                 say(l, "\"turn\":%u,\"messageId\":%q,\"code\":%q,\"detail\":%q%j", t->number,
+                     json_str(started, "messageId"), json_str(error, "code"), json_str(error, "message"), retry));
+    journal_append(
+        r->a, loom_now(l),
+        say(l, "{\"type\":%z,\"%s\":%j%j", cancelled ? "turn_cancelled" : types[how], fields[how], value, retry));
+    metric_add(error ? METRIC_TURNS_FAILED : METRIC_TURNS_COMPLETED, 1);
     if (r->definition) forget_entries(l, r->a, (uint64_t)json_int(r->definition->doc, "journalRetention", INT64_MAX));
     resident_drop_guest(l, r);
     r->definition = NULL;
     if (goes_on || wait >= 0) {
         resident_status(l, r, ACTOR_IDLE, STR_NONE);
-        again(l, r, started, goes_on ? value : json_text_of(yyjson_obj_get(started, "input"), &l->scratch),
-              wait > 0 ? wait : 0, attempt);
+        again(l, r, started, goes_on ? value : json_text_of(yyjson_obj_get(started, "input"), &l->scratch), wait,
+              goes_on ? 1 : (int32_t)json_int(started, "attempt", 1) + 1);
     } else {
         enum actor_status end = cancelled ? ACTOR_CANCELLED : fail ? ACTOR_FAILED : ACTOR_COMPLETED;
-        struct str given_up = STR("{\"code\":\"cancelled\",\"message\":\"it was cancelled\",\"retryable\":false}");
         resident_status(l, r, over ? end : ACTOR_IDLE, over ? json_str(error, "message") : STR_NONE);
-        reply_to(l, r, yyjson_obj_get(started, "message"), json_str(started, "messageId"), !fail && !cancelled,
-                 cancelled && !fail ? given_up : value);
+        reply_to(l, r, yyjson_obj_get(started, "message"), json_str(started, "messageId"), !error,
+                 fail ? value : failure);
     }
     if (r->mail_count > 0) resident_queue(l, r);
 }
