@@ -32,7 +32,7 @@ static void append(struct actor *a, int64_t at, const char *body) {
 static void close_row(struct actor *a, struct buf *key, struct buf *row) {
     struct arena mem = {0};
     buf_str(key, journal_key(&mem, a->full, a->row));
-    buf_str(row, journal_row(a, &mem));
+    buf_str(row, journal_row(a));
     arena_free(&mem);
     buf_clear(&a->tail);
 }

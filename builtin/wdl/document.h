@@ -345,9 +345,7 @@ static inline loom_json template_fill(struct expr *e, loom_json template) {
     if (!end || template_find(template.p, end, "{{") == end) return template;
     struct loom_out o = {0};
     template_put(e, &o, template);
-    o = (struct loom_out){.p = e->code ? NULL : loom_alloc(o.n)};
-    if (o.p) template_put(e, &o, template);
-    return (loom_json){o.p, o.n};
+    return e->code ? (loom_json){0} : (loom_json){o.p, o.n};
 }
 
 #endif

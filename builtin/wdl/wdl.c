@@ -244,24 +244,18 @@ static void compensate(struct run *run) {
         run->message = loom_text(loom_format("'%t; %t'", run->message, loom_text(why)));
     }
 }
-static void outputs_put(struct loom_out *o, const struct name *outputs) {
-    loom_put(o, "{", 1);
-    for (const struct name *n = outputs; n; n = n->next) {
-        loom_put(o, ",", n != outputs);
-        loom_put(o, "\"", 1);
-        loom_put(o, n->name.p, n->name.n);
-        loom_put(o, "\":", 2);
-        loom_put(o, n->value.p, n->value.n);
-    }
-    loom_put(o, "}", 1);
-}
 /* The document's `output`, or an object of all outputs. */
 static loom_result run_output(struct run *run, loom_json template) {
     if (template.n) return fill(run, template);
     struct loom_out o = {0};
-    outputs_put(&o, run->names->next->next);
-    o = (struct loom_out){.p = loom_alloc(o.n)};
-    outputs_put(&o, run->names->next->next);
+    const struct name *outputs = run->names->next->next;
+    for (const struct name *n = outputs; n; n = n->next) {
+        loom_put(&o, n == outputs ? "{\"" : ",\"", 2);
+        loom_put(&o, n->name.p, n->name.n);
+        loom_put(&o, "\":", 2);
+        loom_put(&o, n->value.p, n->value.n);
+    }
+    loom_put(&o, outputs ? "}" : "{}", outputs ? 1 : 2);
     return (loom_result){.ok = true, .value = {o.p, o.n}};
 }
 

@@ -198,23 +198,35 @@ static inline const char *loom_blank(const char *p, const char *end) {
     while (p < end && (*p == ' ' || *p == '\n' || *p == '\r' || *p == '\t')) p++;
     return p;
 }
+/* Do eight bytes hold neither " nor \\ nor a control character? (Bytes found by arithmetic: Bit Twiddling Hacks, Anderson.) */
+static inline bool loom_plain(const char *p) {
+    const uint64_t ones = 0x0101010101010101;
+    uint64_t bytes, quote, slash;
+    __builtin_memcpy(&bytes, p, sizeof(bytes));
+    quote = bytes ^ ones * '"';
+    slash = bytes ^ ones * '\\';
+    return !((((quote - ones) & ~quote) | ((slash - ones) & ~slash) | ((bytes - ones * ' ') & ~bytes)) & ones * 0x80);
+}
 static inline const char *loom_string_end(const char *p, const char *end) {
-    for (p++; p < end && *p != '"'; p++)
-        if (*p == '\\') p++;
-    return p < end ? p + 1 : end;
+    for (p++;; p += 2) { /* over an escape */
+        while (end - p > 8 && loom_plain(p)) p += 8;
+        while (p < end && *p != '"' && *p != '\\') p++;
+        if (p >= end) return end;
+        if (*p == '"') return p + 1;
+    }
 }
 /* The value at p (white space before it is skipped). */
 static inline loom_json loom_value(const char *p, const char *end) {
     const char *start = loom_blank(p, end);
     size_t depth = 0;
     for (p = start; p < end;) {
-        bool stop = *p == ',' || *p == ':' || *p == ']' || *p == '}' || loom_blank(p, end) != p;
-        if (depth == 0 && stop) break;
-        depth += *p == '{' || *p == '[';
-        depth -= *p == '}' || *p == ']';
-        bool closed = depth == 0 && (*p == '"' || *p == '}' || *p == ']');
-        p = *p == '"' ? loom_string_end(p, end) : p + 1;
-        if (closed) break;
+        unsigned char c = (unsigned char)*p;
+        bool opens = c == '{' || c == '[', closes = c == '}' || c == ']';
+        if (depth == 0 && (c == ',' || c == ':' || c <= ' ' || closes)) break;
+        p = c == '"' ? loom_string_end(p, end) : p + 1;
+        depth += opens;
+        depth -= closes;
+        if (depth == 0 && (closes || c == '"')) break;
     }
     return (loom_json){start, (size_t)(p - start)};
 }
@@ -388,18 +400,32 @@ static inline int64_t loom_int(loom_json v) {
     return d >= 9223372036854775808.0 ? INT64_MAX : d <= -9223372036854775808.0 ? INT64_MIN : (int64_t)d;
 }
 
-/* ---- building JSON: every template is gone through twice, to measure and to write ---- */
+/* ---- building JSON ---- */
 
 struct loom_out {
-    char *p; /* NULL: only count */
-    size_t n;
+    char *p;
+    size_t n, cap;
 };
+/* Room for n more bytes. */
+static inline char *loom_room(struct loom_out *o, size_t n) {
+    if (o->cap - o->n < n) {
+        char *from = o->p;
+        o->cap = 2 * o->cap > o->n + n ? 2 * o->cap : o->n + n + 128;
+        o->p = loom_alloc(o->cap);
+        if (o->n) __builtin_memcpy(o->p, from, o->n);
+    }
+    return o->p + o->n;
+}
 static inline void loom_put(struct loom_out *o, const char *p, size_t n) {
-    if (o->p && n) __builtin_memcpy(o->p + o->n, p, n);
+    if (n) __builtin_memcpy(loom_room(o, n), p, n);
     o->n += n;
 }
 static inline void loom_put_escaped(struct loom_out *o, const char *p, size_t n) {
     for (size_t i = 0; i < n; i++) {
+        size_t run = i;
+        while (n - i >= 8 && loom_plain(p + i)) i += 8;
+        loom_put(o, p + run, i - run);
+        if (i == n) break;
         unsigned char c = (unsigned char)p[i];
         char escape[] = {'\\', 'u', '0', '0', "01"[c >> 4 & 1], "0123456789abcdef"[c & 15]};
         if (c < 0x20)
@@ -478,23 +504,22 @@ static inline void loom_put_argument(struct loom_out *o, char directive, __built
 }
 static inline void loom_put_template(struct loom_out *o, const char *template, __builtin_va_list *args) {
     for (const char *p = template; *p; p++) {
-        if (*p == '%' && p[1])
+        if (*p == '%' && p[1]) {
             loom_put_argument(o, *++p, args);
-        else
-            loom_put(o, *p == '\'' ? "\"" : p, 1);
+        } else {
+            *loom_room(o, 1) = *p == '\'' ? '"' : *p;
+            o->n++;
+        }
     }
 }
 static inline loom_json loom_vformat(const char *template, __builtin_va_list args) {
     struct loom_out o = {0};
-    __builtin_va_list again;
-    __builtin_va_copy(again, args);
-    loom_put_template(&o, template, &again);
-    __builtin_va_end(again);
-    o = (struct loom_out){.p = loom_alloc(o.n + 1)};
-    __builtin_va_copy(again, args);
-    loom_put_template(&o, template, &again);
-    __builtin_va_end(again);
-    o.p[o.n] = 0;
+    __builtin_va_list copy; /* of which a pointer may be taken */
+    __builtin_va_copy(copy, args);
+    loom_put_template(&o, template, &copy);
+    __builtin_va_end(copy);
+    *loom_room(&o, 1) = 0;
+    loom_release(o.p + o.n + 1);
     return (loom_json){o.p, o.n};
 }
 /* The template with its arguments, see the top of this file. */
@@ -607,19 +632,18 @@ static inline loom_result loom_suspend(const char *reason) {
 
 /* A settled promise as await gives it: {promise, ok} or {promise, error}. */
 static inline loom_result loom_settled(loom_json settled) {
-    loom_json ok = loom_get(settled, "/ok");
-    int promise = (int)loom_int(loom_get(settled, "/promise"));
-    return (loom_result){.ok = ok.n > 0, .promise = promise, .value = ok.n ? ok : loom_get(settled, "/error")};
+    loom_json ok = loom_member(settled, "ok", 2);
+    int promise = (int)loom_int(loom_member(settled, "promise", 7));
+    return (loom_result){.ok = ok.n > 0, .promise = promise, .value = ok.n ? ok : loom_member(settled, "error", 5)};
 }
 static inline loom_result loom_await_list(const int *promises, size_t n, const char *mode) {
-    char *list = loom_alloc(n * 12 + 2);
-    struct loom_out o = {.p = list};
+    struct loom_out o = {0};
     for (size_t i = 0; i < n; i++) {
         loom_put(&o, i ? "," : "[", 1);
         loom_put_int(&o, promises[i]);
     }
     loom_put(&o, n ? "]" : "[]", n ? 1 : 2);
-    return loom_op("await", "{'promises':%j,'mode':'%s'}", (loom_json){list, o.n}, mode);
+    return loom_op("await", "{'promises':%j,'mode':'%s'}", (loom_json){o.p, o.n}, mode);
 }
 /* Waits for the first of them. When the turn is cancelled the result is the error `cancelled` of no promise. */
 static inline loom_result loom_await_any(const int *promises, size_t n) {

@@ -98,7 +98,7 @@ struct actor {
     int64_t at;                 /* highest `at` of its entries */
     /* bookkeeping */
     struct turn *turn; /* open turn or NULL */
-    struct buf tail;   /* entries that are in no row yet, comma-separated */
+    struct buf tail;   /* the row of the entries that are in none yet, without its end; empty: there are none */
     uint64_t row;      /* first entry number of the row being written or read */
 };
 
@@ -131,8 +131,8 @@ struct str entry_field(struct str entry, const char *name);
 struct str entry_word(struct str entry, const char *name); /* of a string without escapes, what stands in its quotes */
 const char *entry_settling(enum promise_kind kind, bool ok); /* the type of the entry that does */
 const char *promise_field(enum promise_kind kind);           /* where an entry names its promise */
-/* The row of the tail, {"prev":HEX,"entries":[…]}, now the last one of the chain; journal_key: a row's key. In the arena. */
-struct str journal_row(struct actor *a, struct arena *mem);
+/* Ends the tail, which is then the chain's last row, {"prev":HEX,"entries":[…]}; the caller clears it. */
+struct str journal_row(struct actor *a);
 struct str journal_key(struct arena *mem, struct str actor_id, uint64_t number);
 uint64_t journal_key_number(struct str key);
 /* Loads one row (in order): checks chain and density, folds the entries; patches before the open turn change the state.

@@ -268,10 +268,12 @@ uint64_t turn_settled(const struct turn *t) {
 
 void journal_append(struct actor *a, int64_t now_ms, struct str body) {
     int64_t at = now_ms > a->at ? now_ms : a->at;
-    if (a->tail.n == 0)
-        a->row = a->cursor + 1;
-    else
+    if (a->tail.n > 0) {
         buf_char(&a->tail, ',');
+    } else {
+        a->row = a->cursor + 1;
+        buf_json(&a->tail, a->chain ? "{\"prev\":\"%x\",\"entries\":[" : "{\"entries\":[", a->chain);
+    }
     size_t start = a->tail.n;
     buf_json(&a->tail, "%j,\"at\":%d}", body, at);
     a->cursor++;
@@ -307,11 +309,10 @@ uint64_t journal_key_number(struct str key) {
     return key.n > 16 ? hex_word(key, key.n - 16) : 0;
 }
 
-struct str journal_row(struct actor *a, struct arena *mem) {
-    struct str prev = a->chain ? arena_json(mem, "\"prev\":\"%x\",", a->chain) : STR("");
-    struct str row = arena_json(mem, "{%j\"entries\":[%j]}", prev, buf_view(&a->tail));
-    a->chain = hash64(row, 0);
-    return row;
+struct str journal_row(struct actor *a) {
+    buf_str(&a->tail, STR("]}"));
+    a->chain = hash64(buf_view(&a->tail), 0);
+    return buf_view(&a->tail);
 }
 
 int journal_load(struct actor *a, struct str key, struct str row, struct error *err) {

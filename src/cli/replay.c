@@ -73,9 +73,14 @@ static struct str without_at(struct str text) {
     return comma ? (struct str){text.p, (size_t)(comma - text.p)} : text;
 }
 
+/* Those that are in no row yet; NULL: there are none. */
+static yyjson_val *tail_entries(const struct actor *a, struct arena *mem) {
+    return a->tail.n ? yyjson_obj_get(json_in(mem, arena_json(mem, "%j]}", buf_view(&a->tail))), "entries") : NULL;
+}
+
 /* Takes back what the guest did beyond the recorded entries, when its turn is still open. */
 static void take_back(struct actor *a, struct arena *mem) {
-    yyjson_val *tail = json_in(mem, arena_json(mem, "[%j]", buf_view(&a->tail)));
+    yyjson_val *tail = tail_entries(a, mem);
     for (size_t i = yyjson_arr_size(tail); i-- > 0;) {
         yyjson_val *inverse = yyjson_obj_get(yyjson_arr_get(tail, i), "inversePatches");
         if (inverse) patch_apply(a->state, inverse, NULL, NULL);
@@ -87,7 +92,7 @@ static void compare(struct replay *p, struct resident *r, struct str expected) {
     struct actor *a = r->a;
     struct buf state = {0};
     uint64_t turn = (uint64_t)json_int(entry_at(p, p->from, mem), "turn", 0);
-    yyjson_val *tail = json_in(mem, arena_json(mem, "[%j]", buf_view(&a->tail)));
+    yyjson_val *tail = tail_entries(a, mem);
     if (a->status == ACTOR_PAUSED) {
         image_fault(p->im, "turn %u of %s: %s", turn, a->id, a->reason);
         return;

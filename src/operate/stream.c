@@ -61,7 +61,7 @@ static void publish(struct loom *l, struct str full, int64_t cursor, struct str 
 /* One batch's entries of one actor. */
 struct tail {
     struct item item;
-    struct str full, entries;
+    struct str full, row;
     int64_t first;
 };
 
@@ -74,7 +74,7 @@ static void tail_release(struct loom *l, struct item *item) {
     size_t i, n;
     pthread_mutex_lock(&l->stream_lock);
     if (item->committed)
-        yyjson_arr_foreach(json_in(mem, t->entries), i, n, entry)
+        yyjson_arr_foreach(yyjson_obj_get(json_in(mem, t->row), "entries"), i, n, entry)
             publish(l, t->full, t->first + (int64_t)i, event_text(mem, name, t->first + (int64_t)i, entry));
     pthread_mutex_unlock(&l->stream_lock);
     item_free(item);
@@ -83,7 +83,7 @@ static void tail_release(struct loom *l, struct item *item) {
 static void publish_tail(struct loom *l, struct resident *r) {
     struct tail *t = item_new(sizeof *t);
     t->full = arena_dup(&t->item.mem, r->a->full);
-    t->entries = arena_json(&t->item.mem, "[%j]", buf_view(&r->a->tail));
+    t->row = arena_dup(&t->item.mem, buf_view(&r->a->tail));
     t->first = (int64_t)r->a->row;
     effect_add(l, &t->item, tail_release);
 }

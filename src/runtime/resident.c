@@ -127,6 +127,8 @@ struct resident *resident_by_id(struct loom *l, struct str full) {
 
 /* ---- writing ---- */
 
+enum { TAIL_KEPT_BYTES = 4096 }; /* for an actor's next entries */
+
 /* The state goes into the document while small; else into a row of its own, written only when the patches outweigh half
  * of it. Answers the text for the document, or STR_NONE. */
 static struct str flush_state(struct loom *l, struct actor *a) {
@@ -164,9 +166,9 @@ static void flush_outbox(struct loom *l, struct resident *r) {
 void resident_flush_tail(struct loom *l, struct resident *r) {
     struct actor *a = r->a;
     if (a->tail.n == 0) return;
+    rows_put(l, ROW_JOURNAL, journal_key(&l->scratch, a->full, a->row), journal_row(a), true);
     if (l->publish) l->publish(l, r);
-    rows_put(l, ROW_JOURNAL, journal_key(&l->scratch, a->full, a->row), journal_row(a, &l->scratch), true);
-    buf_clear(&a->tail);
+    a->tail.cap > TAIL_KEPT_BYTES ? buf_free(&a->tail) : buf_clear(&a->tail);
 }
 
 static void flush_document(struct loom *l, struct resident *r) {
