@@ -170,8 +170,7 @@ struct promise *turn_promise(struct turn *t, uint64_t id) {
 /* The text of an entry without its last field, `at`, and its closing brace. */
 static struct str without_at(struct str text) {
     const char *at = memrchr(text.p, ',', text.n);
-    size_t n = at && strncmp(at, ",\"at\":", 6) == 0 ? (size_t)(at - text.p) : text.n - 1;
-    return (struct str){text.p, n};
+    return (struct str){text.p, at && strncmp(at, ",\"at\":", 6) == 0 ? (size_t)(at - text.p) : text.n - 1};
 }
 
 static struct str malloced(struct str s) {
@@ -268,12 +267,8 @@ uint64_t turn_settled(const struct turn *t) {
 
 void journal_append(struct actor *a, int64_t now_ms, struct str body) {
     int64_t at = now_ms > a->at ? now_ms : a->at;
-    if (a->tail.n > 0) {
-        buf_char(&a->tail, ',');
-    } else {
-        a->row = a->cursor + 1;
-        buf_json(&a->tail, a->chain ? "{\"prev\":\"%x\",\"entries\":[" : "{\"entries\":[", a->chain);
-    }
+    if (a->tail.n == 0) a->row = a->cursor + 1;
+    buf_json(&a->tail, a->tail.n ? "," : a->chain ? "{\"prev\":\"%x\",\"entries\":[" : "{\"entries\":[", a->chain);
     size_t start = a->tail.n;
     buf_json(&a->tail, "%j,\"at\":%d}", body, at);
     a->cursor++;

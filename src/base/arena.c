@@ -28,23 +28,19 @@ static struct arena_chunk *chunk_new(struct arena *a, size_t n) {
     return c;
 }
 
-static char *take(struct arena *a, size_t n) {
+void *arena_alloc(struct arena *a, size_t n) {
     n = (n + 15) & ~(size_t)15;
     struct arena_chunk *c = a->head;
     if (!c || c->cap - c->used < n) c = chunk_new(a, n);
     c->used += n;
-    return c->data + c->used - n;
-}
-
-void *arena_alloc(struct arena *a, size_t n) {
-    return memset(take(a, n), 0, n);
+    return memset(c->data + c->used - n, 0, n);
 }
 
 struct str arena_dup(struct arena *a, struct str s) {
     if (!s.p) return s;
-    char *p = take(a, s.n + 1);
-    p[s.n] = '\0';
-    return (struct str){memcpy(p, s.p, s.n), s.n};
+    char *p = arena_alloc(a, s.n + 1);
+    memcpy(p, s.p, s.n);
+    return (struct str){p, s.n};
 }
 
 struct str arena_json(struct arena *a, const char *fmt, ...) {

@@ -127,8 +127,6 @@ struct resident *resident_by_id(struct loom *l, struct str full) {
 
 /* ---- writing ---- */
 
-enum { TAIL_KEPT_BYTES = 4096 }; /* for an actor's next entries */
-
 /* The state goes into the document while small; else into a row of its own, written only when the patches outweigh half
  * of it. Answers the text for the document, or STR_NONE. */
 static struct str flush_state(struct loom *l, struct actor *a) {
@@ -168,7 +166,7 @@ void resident_flush_tail(struct loom *l, struct resident *r) {
     if (a->tail.n == 0) return;
     rows_put(l, ROW_JOURNAL, journal_key(&l->scratch, a->full, a->row), journal_row(a), true);
     if (l->publish) l->publish(l, r);
-    a->tail.cap > TAIL_KEPT_BYTES ? buf_free(&a->tail) : buf_clear(&a->tail);
+    buf_free(&a->tail); /* it may be large, and an actor that waits has none */
 }
 
 static void flush_document(struct loom *l, struct resident *r) {

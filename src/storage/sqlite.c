@@ -34,8 +34,11 @@
 #include <unistd.h>
 
 /* SQLite's own 1,000 pages checkpoint every few batches when each batch touches a hundred pages; 4,000 (16 MB of WAL)
- * writes a page that changes often once instead of many times, and a recovery still reads it in a tenth of a second. */
+ * writes a page that changes often once instead of many times, and a recovery still reads it in a tenth of a second. Small
+ * batches gain nothing from that, and wait: until a checkpoint lets the WAL begin anew each makes its file longer, and a sync
+ * that has a new length to write takes twice as long. */
 enum { CHECKPOINT_PAGES = 4000, REST_PAGES = 500, WAL_PAGES_MAX = 16000 };
+enum { SMALL_BATCH_PAGES = 16, SMALL_CHECKPOINT_PAGES = 1000 };
 
 enum { NAME_BYTES = 4096, PID_BYTES = 11 };
 
@@ -73,6 +76,7 @@ struct sqlite_store {
     uint64_t seq;    /* the last seq on the disk; as the next, under sync_lock */
     int64_t seen_at; /* when write_seen wrote; -1: it may not yet */
     int lock_fd;
+    int pages;               /* of the WAL, after the last commit */
     atomic_bool sync_failed; /* also of a checkpoint: the next commit says FATAL */
     struct side writer, file_reader, *reader;
 
@@ -209,9 +213,11 @@ static void keeper_tell(struct sqlite_store *s, atomic_bool *what) {
 static int committed(void *ctx, sqlite3 *db, const char *name, int pages) {
     struct sqlite_store *s = ctx;
     (void)name;
+    bool due = pages >= (pages - s->pages < SMALL_BATCH_PAGES ? SMALL_CHECKPOINT_PAGES : CHECKPOINT_PAGES);
     bool last = pages - s->kept < REST_PAGES || pages >= WAL_PAGES_MAX;
-    if (pages >= CHECKPOINT_PAGES && last) checkpoint(s, db);
-    if (pages < CHECKPOINT_PAGES || last)
+    s->pages = pages;
+    if (due && last) checkpoint(s, db);
+    if (!due || last)
         s->kept = 0;
     else
         keeper_tell(s, &s->due);
