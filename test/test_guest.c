@@ -60,6 +60,34 @@ static void test_text(void **state) {
     host_play(run_text, (const char *const[]){NULL});
 }
 
+/* Text of any length with an odd character at any place goes out as JSON and comes back, and cut off it is not read past its end. */
+static void run_places(void) {
+    static const char odd[] = "\"\\\n\x01 ~";
+    char raw[140];
+    for (size_t n = 1; n < sizeof raw; n += n == 20 ? 100 : 1)
+        for (size_t at = 0; at < n; at++)
+            for (size_t i = 0; odd[i]; i++) {
+                memset(raw, 'x', n);
+                raw[at] = odd[i];
+                loom_string text = {raw, n};
+                loom_json v = loom_format("['%t','%t',%d]", text, text, 7);
+                loom_string back = loom_text(loom_item(v, 1));
+                yyjson_doc *doc = yyjson_read(v.p, v.n, 0);
+                assert_non_null(doc);
+                yyjson_doc_free(doc);
+                assert_int_equal(loom_int(loom_item(v, 2)), 7);
+                assert_int_equal(back.n, n);
+                assert_memory_equal(back.p, raw, n);
+                char *cut = memcpy(malloc(at + 2), v.p, at + 2);
+                assert_true(loom_value(cut + 1, cut + at + 2).n <= at + 1);
+                free(cut);
+            }
+}
+static void test_places(void **state) {
+    (void)state;
+    host_play(run_places, (const char *const[]){NULL});
+}
+
 static void run_numbers(void) {
     static const struct {
         const char *text;
@@ -275,11 +303,11 @@ static void test_http_request(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_read),         cmocka_unit_test(test_text),         cmocka_unit_test(test_numbers),
-        cmocka_unit_test(test_format),       cmocka_unit_test(test_agent),        cmocka_unit_test(test_ops),
-        cmocka_unit_test(test_activity_ops), cmocka_unit_test(test_hello),        cmocka_unit_test(test_review),
-        cmocka_unit_test(test_yyjson),       cmocka_unit_test(test_email_sender), cmocka_unit_test(test_echo),
-        cmocka_unit_test(test_http_request),
+        cmocka_unit_test(test_read),    cmocka_unit_test(test_text),         cmocka_unit_test(test_places),
+        cmocka_unit_test(test_numbers), cmocka_unit_test(test_format),       cmocka_unit_test(test_agent),
+        cmocka_unit_test(test_ops),     cmocka_unit_test(test_activity_ops), cmocka_unit_test(test_hello),
+        cmocka_unit_test(test_review),  cmocka_unit_test(test_yyjson),       cmocka_unit_test(test_email_sender),
+        cmocka_unit_test(test_echo),    cmocka_unit_test(test_http_request),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
