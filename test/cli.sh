@@ -114,7 +114,13 @@ check "a Rust guest that cannot be built says what it needs" 1 'rustup target ad
 rm -r activities/rusty
 
 # A worker with the project: dev
+cp actors/counter/counter.c counter.c
+echo 'int syntax(' >>actors/counter/counter.c
 start "$tmp/dev.log" dev
+check "dev whose first build fails shows the compiler's error" 0 'counter.c:[0-9]+:[0-9]+: error' cat "$tmp/dev.log"
+check "says that it waits for a change" 0 'waits for a change' cat "$tmp/dev.log"
+mv counter.c actors/counter/counter.c
+within 30 grep -q 'deploy.*counter' "$tmp/dev.log"
 check "dev serves what it built" 0 '"count": 2' "$LOOM" call counter/ada '{"add": 2}'
 check "input against the schema is refused" 1 'invalid_input' "$LOOM" call counter/ada '{"add": "x"}'
 check "an unknown actor type is named" 1 'not_found' "$LOOM" call nobody/a 1

@@ -3,7 +3,7 @@
  * One thread: it waits for signals, for changes of files, and for the feed. The feed is a pipe into which the engine's
  * threads write lines (log lines and journal entries made readable) without ever waiting: when the terminal is slower
  * than the engine, lines are lost, not time. A change of any file builds and deploys everything anew; what is up to date
- * costs nothing.
+ * costs nothing. What cannot be built or deployed, at the start too, leaves what was deployed as it was.
  */
 #include "cli/cli.h"
 #include "http/http.h"
@@ -30,6 +30,7 @@ struct served {
     struct buf keys, config, feed_text;
     int64_t started;
     int signals, changes, feed[2];
+    bool built; /* what the project holds now */
     uint64_t subscription;
 };
 
@@ -164,19 +165,18 @@ static bool changed(struct served *s) {
     return any;
 }
 
-static bool build_and_deploy(struct served *s) {
+static void deploy(struct served *s) {
+    if (!s->built || !project_deploy(&s->project, &(struct door){.loom = s->loom}, true, SHOW_CHANGES))
+        fail("waits for a change; what was deployed before stays");
+}
+
+static void build(struct served *s) {
     project_close(&s->project);
-    bool ok = project_open(&s->project, s->dir, true) && project_build(&s->project, false);
-    if (ok && s->loom) ok = project_deploy(&s->project, &(struct door){.loom = s->loom}, true, SHOW_CHANGES);
-    if (ok && s->config.n && !str_eq(buf_view(&s->config), s->project.config))
+    s->built = project_open(&s->project, s->dir, true) && project_build(&s->project, false);
+    if (s->built && s->loom && !str_eq(buf_view(&s->config), s->project.config))
         printf("%sloom.json has changed; it counts from the next start%s\n", paint(YELLOW), paint(PLAIN));
-    if (ok) {
-        buf_clear(&s->config);
-        buf_str(&s->config, s->project.config);
-    }
+    if (s->loom) deploy(s);
     watch(s);
-    fflush(stdout);
-    return ok;
 }
 
 /* ---- life ---- */
@@ -197,7 +197,9 @@ static bool serve_start(struct served *s, bool dev) {
                                  .flushed_ctx = &s->http};
     if (o->keys && !path_read(o->keys, &s->keys))
         return fail("cannot read %s: %s", o->keys, strerror(errno)) == EXIT_OK;
-    if (dev ? !build_and_deploy(s) : !project_open(&s->project, s->dir, false)) return false;
+    if (dev) build(s);
+    if (dev ? !s->project.config.p : !project_open(&s->project, s->dir, false)) return false;
+    buf_str(&s->config, s->project.config);
     s->started = env_system()->now_ms(env_system());
     if (!(s->loom = project_engine(&s->project, config))) return false;
     if (dev) {
@@ -205,7 +207,7 @@ static bool serve_start(struct served *s, bool dev) {
         show_all_recovered(s, "suspended");
         s->subscription = loom_subscribe(s->loom, (struct loom_str){0}, (struct loom_str){0}, 0, on_event, s);
     }
-    if (dev && !project_deploy(&s->project, &(struct door){.loom = s->loom}, true, SHOW_CHANGES)) return false;
+    if (dev) deploy(s);
     struct http_config http = {.listen = o->listen ? o->listen : "127.0.0.1:7100",
                                .loom = s->loom,
                                .keys = s->keys.n ? buf_view(&s->keys) : STR_NONE,
@@ -219,7 +221,7 @@ static void serve_until_signal(struct served *s, bool dev) {
     while (!(polled[0].revents & POLLIN)) {
         poll(polled, dev ? 3 : 1, -1);
         if (polled[1].revents) show_feed(s);
-        if (polled[2].revents && changed(s)) build_and_deploy(s);
+        if (polled[2].revents && changed(s)) build(s);
     }
     struct signalfd_siginfo taken;
     if (read(s->signals, &taken, sizeof taken) < 0) fail("cannot read the signal: %s", strerror(errno));

@@ -89,6 +89,7 @@ static bool read_config(struct project *p, bool needed) {
                  yyjson_get_str(key)),
                 ok = false;
     }
+    if (!ok) p->config = STR_NONE;
     yyjson_doc_free(doc);
     return ok;
 }
