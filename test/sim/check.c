@@ -208,11 +208,11 @@ static void check_history(struct sim *s, const char *name, struct str state, uin
     struct history h = {.s = s, .name = name, .at = 1 + world_roll(&s->w, cursor)};
     struct buf again = {0};
     struct image im = {0};
-    struct str full = arena_json(&h.mem, "default/%s", name);
     yyjson_doc *doc = yyjson_read(state.p, state.n, 0);
     h.state = yyjson_doc_mut_copy(doc, NULL);
     yyjson_doc_free(doc);
-    image_scan(&im, ROW_JOURNAL, journal_key(&h.mem, full, 0), journal_key(&h.mem, full, UINT64_MAX), history_row, &h);
+    image_scan(&im, ROW_JOURNAL, journal_key(&h.mem, str_of(name), 0), journal_key(&h.mem, str_of(name), UINT64_MAX),
+               history_row, &h);
     for (size_t i = h.count; i-- > 0;) {
         yyjson_val *inverse = yyjson_obj_get(h.entries[i], "inversePatches");
         if (inverse) patch_apply(h.state, inverse, NULL, NULL);
@@ -232,31 +232,56 @@ static void check_history(struct sim *s, const char *name, struct str state, uin
     arena_free(&h.mem);
 }
 
+/* Somebody has asked it, or made it. */
+static bool is_there(const struct who *who) {
+    return who->bits || strcmp(who->status, "idle") != 0;
+}
+
 static void check_who(struct sim *s, struct who *who) {
     struct buf doc = {0}, text = {0};
     struct arena mem = {0};
-    if (!who->bits && strncmp(who->name, "node/", 5) == 0) return; /* nobody has asked it */
-    if (load_ask(s, "get", who->name, -1, &doc) != 200) sim_fails(s, "%s: %.*s", who->name, (int)doc.n, doc.p);
+    if (!is_there(who)) return;
+    if (load_ask(s, "get", who->full, -1, &doc) != 200) sim_fails(s, "%s: %.*s", who->full, (int)doc.n, doc.p);
     yyjson_val *v = json_in(&mem, buf_view(&doc)), *state = yyjson_obj_get(v, "state");
     struct str status = json_str(v, "status");
     uint64_t total = (uint64_t)json_int(state, "total", 0), seen = 0;
     size_t i, n;
     yyjson_val *bit;
     if (!str_is(status, who->status))
-        sim_fails(s, "%s is %.*s and should be %s", who->name, (int)status.n, status.p, who->status);
+        sim_fails(s, "%s is %.*s and should be %s", who->full, (int)status.n, status.p, who->status);
     yyjson_arr_foreach(yyjson_obj_get(state, "seen"), i, n, bit) {
         uint64_t one = (uint64_t)1 << yyjson_get_sint(bit);
-        if (seen & one) sim_fails(s, "%s has done %d twice", who->name, (int)yyjson_get_sint(bit));
+        if (seen & one) sim_fails(s, "%s has done %d twice", who->full, (int)yyjson_get_sint(bit));
         seen |= one;
     }
     if (total != seen || (seen ^ who->total) & ~who->maybe)
-        sim_fails(s, "%s has done %" PRIx64 " (total %" PRIx64 ") and should have done %" PRIx64, who->name, seen,
+        sim_fails(s, "%s has done %" PRIx64 " (total %" PRIx64 ") and should have done %" PRIx64, who->full, seen,
                   total, who->total);
     json_write(state, &text);
     if (who->bits && json_int(yyjson_obj_get(v, "metadata"), "activationCount", 0))
-        check_history(s, who->name, buf_view(&text), (uint64_t)json_int(yyjson_obj_get(v, "journal"), "cursor", 0));
+        check_history(s, who->full, buf_view(&text), (uint64_t)json_int(yyjson_obj_get(v, "journal"), "cursor", 0));
     buf_free(&doc);
     buf_free(&text);
+    arena_free(&mem);
+}
+
+/* A namespace lists its own actors and no others. */
+static void check_space(struct sim *s, const char *ns) {
+    struct buf list = {0};
+    struct arena mem = {0};
+    int there = 0;
+    if (load_ask(s, "actors", ns, -1, &list) != 200) sim_fails(s, "%s: %.*s", ns, (int)list.n, list.p);
+    size_t n = yyjson_arr_size(yyjson_obj_get(json_in(&mem, buf_view(&list)), "actors"));
+    for (int i = 0; i < s->who_count; i++) {
+        struct who *who = &s->who[i];
+        struct str quoted = arena_json(&mem, "{\"id\":%z", who->name);
+        if (!is_there(who) || !str_is(arena_json(&mem, "%s/%s", ns, who->name), who->full)) continue;
+        if (!memmem(list.p, list.n, quoted.p, quoted.n)) sim_fails(s, "%s is not listed", who->full);
+        there++;
+    }
+    there += memmem(list.p, list.n, "{\"id\":\"poison/p\"", 16) != NULL;
+    if ((size_t)there != n) sim_fails(s, "%s lists %zu actors and has %d: %.*s", ns, n, there, (int)list.n, list.p);
+    buf_free(&list);
     arena_free(&mem);
 }
 
@@ -283,16 +308,15 @@ void check_end(struct sim *s) {
     image_scan(&im, ROW_MAILBOX, STR("d"), STR("e"), count_expired, &expired);
     if (expired != s->expired) sim_fails(s, "%d messages have expired, and %d should have", expired, s->expired);
     for (int i = 0; i < s->who_count; i++) check_who(s, &s->who[i]);
+    for (int i = 0; i < SPACES; i++) check_space(s, namespaces[i]);
     check_bank(s);
 }
 
 void check_damage(struct sim *s) {
     struct who *who = &s->who[world_roll(&s->w, (uint64_t)s->who_count)];
-    struct buf key = {0}, doc = {0};
-    buf_json(&key, "default/%s", who->name);
-    if (!s->on_disk && array_damage(&s->rows, ROW_ACTOR, buf_view(&key), STR("\"total\":")) &&
-        load_ask(s, "get", who->name, -1, &doc) == 200)
-        sim_fails(s, "%s was changed on the disk, and is now %.*s", who->name, (int)doc.n, doc.p);
-    buf_free(&key);
+    struct buf doc = {0};
+    if (!s->on_disk && array_damage(&s->rows, ROW_ACTOR, str_of(who->full), STR("\"total\":")) &&
+        load_ask(s, "get", who->full, -1, &doc) == 200)
+        sim_fails(s, "%s was changed on the disk, and is now %.*s", who->full, (int)doc.n, doc.p);
     buf_free(&doc);
 }

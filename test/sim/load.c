@@ -11,18 +11,23 @@ static uint64_t roll(struct sim *s, uint64_t n) {
 
 /* ---- what is asked for, and what must come of it ---- */
 
+/* One is the beginning of the other. */
+const char *const namespaces[SPACES] = {"default", "default-2"};
+
 static struct who *new_who(struct sim *s, const char *type, const char *key) {
     struct who *who = &s->who[s->who_count++];
     *who = (struct who){.status = "idle"};
-    snprintf(who->name, sizeof who->name, "%s/%s", type, key);
+    snprintf(who->full, sizeof who->full, "%s/%s/%s", s->in->name, type, key);
+    who->name = strchr(who->full, '/') + 1;
     return who;
 }
 
 static struct request *new_request(struct sim *s, const char *op, const char *target) {
     struct request *r = &s->requests[s->request_count];
-    *r = (struct request){.s = s, .op = op, .after = -1};
+    *r = (struct request){.s = s, .op = op, .ns = s->in->name, .after = -1};
     snprintf(r->target, sizeof r->target, "%s", target);
-    snprintf(r->id, sizeof r->id, "r%d", s->request_count++);
+    snprintf(r->id, sizeof r->id, "r%d", s->in->requests++);
+    s->request_count++;
     s->open_requests++;
     return r;
 }
@@ -91,24 +96,24 @@ static int64_t in_vain(struct sim *s, struct buf *out, struct who *other, const 
 
 /* One step of a program; what it adds to the program's sum. A program that is tried again does only what may be repeated. */
 static int64_t step(struct sim *s, struct buf *out, struct who *who, int level, int depth, bool repeats) {
-    char name[24];
+    char name[24], id[40];
     bool fails = false;
-    int token = ++s->tokens,
+    int token = ++s->in->tokens,
         other = level + 1 < NODES ? level + 1 + (int)roll(s, (uint64_t)(NODES - level - 1)) : NODES;
     uint64_t what = roll(s, 16);
-    if (repeats || depth > 2 || !room(s, &s->who[0])) what = 6 + what % 3;
-    if (what < 2 && (other == NODES || !room(s, &s->who[other]))) what = 6;
+    if (repeats || depth > 2 || !room(s, s->in->peers)) what = 6 + what % 3;
+    if (what < 2 && (other == NODES || !room(s, &s->in->peers[other]))) what = 6;
     snprintf(name, sizeof name, "t%d", token);
     if (what < 2) {
-        buf_json(out, "[\"call\",%z,", s->who[other].name);
-        int64_t n = program(s, out, &s->who[other], other, depth + 1, &fails);
+        buf_json(out, "[\"call\",%z,", s->in->peers[other].name);
+        int64_t n = program(s, out, &s->in->peers[other], other, depth + 1, &fails);
         buf_str(out, STR("]"));
         return fails ? 0 : n;
     }
     if (what == 2) {
         other = (int)roll(s, NODES);
-        buf_json(out, "[\"send\",%z,", s->who[other].name);
-        program(s, out, &s->who[other], other, depth + 1, &fails);
+        buf_json(out, "[\"send\",%z,", s->in->peers[other].name);
+        program(s, out, &s->in->peers[other], other, depth + 1, &fails);
         buf_json(out, ",0,%d,%d,%d]", (int64_t)roll(s, 2) * (int64_t)roll(s, 3000), (int64_t)roll(s, 2) * LATE_MS * 9,
                  (int64_t)roll(s, 5) - 2);
         return 0;
@@ -122,11 +127,12 @@ static int64_t step(struct sim *s, struct buf *out, struct who *who, int level, 
         return fails ? 0 : n;
     }
     if (what == 4 || what == 5) {
-        must_pay(s, name, false);
-        buf_json(out, "[\"pay\",{\"id\":%z,\"n\":%d}]", name, (int64_t)token);
+        snprintf(id, sizeof id, "%s.%s", s->in->name, name);
+        must_pay(s, id, false);
+        buf_json(out, "[\"pay\",{\"id\":%z,\"n\":%d}]", id, (int64_t)token);
         return token;
     }
-    if (what == 9 && who < &s->who[NODES]) {
+    if (what == 9 && who < s->in->peers + NODES) {
         struct request *r = new_request(s, "event", who->name);
         snprintf(r->id, sizeof r->id, "%s", name);
         buf_json(&r->body, "%d", (int64_t)token);
@@ -134,7 +140,7 @@ static int64_t step(struct sim *s, struct buf *out, struct who *who, int level, 
         return token;
     }
     if (what == 10 || what == 11)
-        return in_vain(s, out, other < NODES && room(s, &s->who[other]) ? &s->who[other] : NULL, name);
+        return in_vain(s, out, other < NODES && room(s, &s->in->peers[other]) ? &s->in->peers[other] : NULL, name);
     if (what == 12) {
         bool fat = s->on_disk && !s->fat; /* beyond 256 KiB: a blob */
         size_t n = fat ? (300 << 10) + roll(s, 999) : 0;
@@ -165,7 +171,7 @@ static int64_t step(struct sim *s, struct buf *out, struct who *who, int level, 
 }
 
 static int64_t program(struct sim *s, struct buf *out, struct who *who, int level, int depth, bool *fails) {
-    int64_t token = ++s->tokens, sum = token;
+    int64_t token = ++s->in->tokens, sum = token;
     int bit = who->bits++;
     uint64_t how = roll(s, 12);
     bool repeats = how == 0;
@@ -187,12 +193,13 @@ static int64_t program(struct sim *s, struct buf *out, struct who *who, int leve
 
 static void new_message(struct sim *s) {
     int to = (int)roll(s, NODES);
-    if (!room(s, &s->who[to])) return;
-    struct request *r = new_request(s, roll(s, 3) ? "call" : "send", s->who[to].name);
+    struct who *who = &s->in->peers[to];
+    if (!room(s, who)) return;
+    struct request *r = new_request(s, roll(s, 3) ? "call" : "send", who->name);
     r->delay_ms = roll(s, 4) ? 0 : (int64_t)roll(s, 3000);
     r->timeout_ms = roll(s, 4) ? 0 : 1 + (int64_t)roll(s, 3000);
     r->priority = (int32_t)roll(s, 5) - 2;
-    int64_t sum = program(s, &r->body, &s->who[to], to, 0, &r->fails);
+    int64_t sum = program(s, &r->body, who, to, 0, &r->fails);
     if (roll(s, 3) == 0) { /* its reply is there to be asked for, whatever has died since */
         struct request *looks = new_request(s, "message", r->target);
         snprintf(looks->id, sizeof looks->id, "%s", r->id);
@@ -228,7 +235,7 @@ static void new_cancel(struct sim *s, const char *actor) {
 /* A call to an actor of its own; what: its program's steps. */
 static struct request *new_lonely(struct sim *s, struct who **who, const char *steps) {
     char key[24];
-    snprintf(key, sizeof key, "t%d", ++s->tokens);
+    snprintf(key, sizeof key, "t%d", ++s->in->tokens);
     *who = new_who(s, "node", key);
     struct request *r = new_request(s, "call", (*who)->name);
     buf_json(&r->body, "{\"n\":0,\"bit\":%d,\"do\":[%s]}", (int64_t)(*who)->bits++, steps);
@@ -260,8 +267,8 @@ static void new_suspended(struct sim *s) {
     struct who *who;
     struct request *r = new_lonely(s, &who, "[\"echo\",3],[\"suspend\"]");
     who->total = 1;
-    snprintf(r->want, sizeof r->want, "%d", 3 + s->tokens);
-    buf_json(&new_look(s, who->name, "resume")->body, "%d", (int64_t)s->tokens);
+    snprintf(r->want, sizeof r->want, "%d", 3 + s->in->tokens);
+    buf_json(&new_look(s, who->name, "resume")->body, "%d", (int64_t)s->in->tokens);
 }
 
 /* A fork from somewhere near the start of a turn that is over, and mail to it: one of them comes first. */
@@ -289,12 +296,12 @@ static void new_deployment(struct sim *s) {
     bool node = roll(s, 2);
     struct request *r = new_request(s, node ? "actor-type.put" : "activity.put", node ? "node/" : "pay/1");
     if (node) snprintf(r->target, sizeof r->target, "node/%d", 1 + (int)roll(s, 2));
-    buf_json(&r->body, node ? NODE : PAY, node ? r->target + 5 : "1", (int64_t)s->tokens);
+    buf_json(&r->body, node ? NODE : PAY, node ? r->target + 5 : "1", (int64_t)s->in->tokens);
 }
 
 static void pays(struct sim *s, const char *key, const char *what, bool refused) {
     char id[40];
-    snprintf(id, sizeof id, "%s%s", key, what);
+    snprintf(id, sizeof id, "%s.%s%s", s->in->name, key, what);
     must_pay(s, id, refused);
 }
 
@@ -302,14 +309,14 @@ static void pays(struct sim *s, const char *key, const char *what, bool refused)
  * while it waits, it pays back, the last one first. */
 static void new_order(struct sim *s) {
     char key[24];
-    if (!room(s, &s->who[0])) return;
+    if (!room(s, s->in->peers)) return;
     bool refused = roll(s, 2), cancelled = roll(s, 3) == 0;
-    snprintf(key, sizeof key, "w%d%s", ++s->tokens, refused ? "-no" : "");
+    snprintf(key, sizeof key, "w%d%s", ++s->in->tokens, refused ? "-no" : "");
     struct who *run = new_who(s, "workflow.order", key);
     run->status = cancelled ? "cancelled" : refused ? "failed" : "completed";
     struct request *r = new_request(s, "run", "order/"), *approval;
     snprintf(r->target, sizeof r->target, "order/%s", key);
-    buf_json(&r->body, "{\"id\":%z}", key);
+    buf_json(&r->body, "{\"id\":\"%s.%s\"}", s->in->name, key);
     pays(s, key, "", false);
     pays(s, key, "-deposit", false);
     if (cancelled) {
@@ -328,13 +335,19 @@ static void new_order(struct sim *s) {
 
 void load_make(struct sim *s) {
     static const char *const keys[NODES] = {"a", "b", "c", "d", "e"};
-    for (int i = 0; i < NODES; i++) new_who(s, "node", keys[i]);
+    uint64_t spaces = 1 + roll(s, SPACES);
+    for (uint64_t n = spaces; n-- > 0;) {
+        s->in = &s->spaces[n];
+        *s->in = (struct space){.name = namespaces[n], .peers = &s->who[s->who_count]};
+        for (int i = 0; i < NODES; i++) new_who(s, "node", keys[i]);
+    }
     if (roll(s, 8) == 0) new_poison(s);
     static void (*const others[])(struct sim * s) = {new_order,     new_order,  new_order,       new_cancelled,
                                                      new_suspended, new_forked, new_interrupted, new_deployment};
     for (uint64_t i = 0, n = 4 + roll(s, 10); i < n; i++) {
         uint64_t what = roll(s, 24);
-        if (!room(s, &s->who[0])) break;
+        s->in = &s->spaces[roll(s, spaces)];
+        if (!room(s, s->in->peers)) break;
         (what < sizeof others / sizeof *others ? others[what] : new_message)(s);
     }
 }
@@ -381,7 +394,7 @@ static void answered(void *ctx, const struct loom_reply *reply) {
     /* An earlier one had come, its answer was lost; or the actor is done, or not there yet. */
     if (!lasting(r)) right |= reply->status == 409 || (strcmp(r->op, "cancel") == 0 && reply->status == 404);
     if (!right)
-        sim_fails(s, "%s to %s (%s): expected %s, got %d %.*s", r->op, r->target, r->id,
+        sim_fails(s, "%s to %s/%s (%s): expected %s, got %d %.*s", r->op, r->ns, r->target, r->id,
                   r->fails     ? "the failure"
                   : r->want[0] ? r->want
                                : "success",
@@ -398,6 +411,7 @@ static void ask(struct sim *s, struct request *r) {
     for (char *p = id; *p; p++) *p = *p == '/' ? '.' : *p;
     bool event = strcmp(r->op, "event") == 0;
     struct loom_request req = {.op = r->op,
+                               .ns = lend(r->ns, strlen(r->ns)),
                                .type = lend(r->target, (size_t)(slash - r->target)),
                                .key = lend(slash + 1, strlen(slash + 1)),
                                .id = lend(r->id, strlen(r->id)),
@@ -411,7 +425,7 @@ static void ask(struct sim *s, struct request *r) {
                                .ctx = r};
     if (event) req.event_id = lend(id, strlen(id));
     r->flying = true;
-    sim_says(s, "%s %s to %s: %.*s", r->op, r->id, r->target, (int)r->body.n, r->body.p);
+    sim_says(s, "%s %s to %s/%s: %.*s", r->op, r->id, r->ns, r->target, (int)r->body.n, r->body.p);
     r->asked++;
     loom_submit(s->w.l, &req);
 }
@@ -433,12 +447,15 @@ static void asked(void *ctx, const struct loom_reply *reply) {
     buf_add(&r->answer, reply->body.p, reply->body.n);
 }
 
-int load_ask(struct sim *s, const char *op, const char *actor, int64_t at, struct buf *out) {
+int load_ask(struct sim *s, const char *op, const char *what, int64_t at, struct buf *out) {
     struct request r = {.s = s};
-    const char *slash = strchr(actor, '/');
+    struct str ns = str_of(what), type = STR_NONE, key = STR_NONE;
+    actor_parts(ns, &ns, &type, &key);
     struct loom_request req = {.op = op,
-                               .type = lend(actor, (size_t)(slash - actor)),
-                               .key = lend(slash + 1, strlen(slash + 1)),
+                               .ns = lend(ns.p, ns.n),
+                               .type = lend(type.p, type.n),
+                               .key = lend(key.p, key.n),
+                               .limit = 1000,
                                .at = at,
                                .reply = asked,
                                .ctx = &r};

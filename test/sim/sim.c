@@ -73,13 +73,16 @@ static void ok(void *ctx, const struct loom_reply *reply) {
 }
 
 static void deploy(struct world *w, const char *op, const char *name, struct str body) {
-    struct loom_request req = {.op = op,
-                               .type = {name, strlen(name)},
-                               .key = {"1", 1},
-                               .body = {body.p, body.n},
-                               .reply = ok,
-                               .ctx = (void *)(uintptr_t)name};
-    loom_submit(w->l, &req);
+    for (int i = 0; i < SPACES; i++) {
+        struct loom_request req = {.op = op,
+                                   .ns = {namespaces[i], strlen(namespaces[i])},
+                                   .type = {name, strlen(name)},
+                                   .key = {"1", 1},
+                                   .body = {body.p, body.n},
+                                   .reply = ok,
+                                   .ctx = (void *)(uintptr_t)name};
+        loom_submit(w->l, &req);
+    }
     while (world_step(w)) continue;
 }
 

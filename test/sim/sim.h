@@ -11,7 +11,7 @@
 #include "support/sim_disk.h"
 #include "support/world.h"
 
-enum { NODES = 5, WHO_MAX = 64, BITS_MAX = 50, REQUESTS_MAX = 128, PAID_MAX = 256 };
+enum { NODES = 5, SPACES = 2, WHO_MAX = 72, BITS_MAX = 50, REQUESTS_MAX = 128, PAID_MAX = 256 };
 #define CANARY "sk-canary-7f3a"
 
 /* What is deployed: %z version, %d any number. */
@@ -26,16 +26,24 @@ enum { NODES = 5, WHO_MAX = 64, BITS_MAX = 50, REQUESTS_MAX = 128, PAID_MAX = 25
 
 /* An actor, and what it must hold at the end. */
 struct who {
-    char name[48];         /* type/key */
+    char full[64];         /* namespace/type/key */
+    const char *name;      /* type/key, in it */
     int bits;              /* given so far */
     uint64_t total, maybe; /* maybe: bits that need not be there */
     const char *status;
 };
 
+/* A namespace. In all of them actors, messages and events are called the same; what is paid is not. */
+struct space {
+    const char *name;
+    struct who *peers; /* its nodes, that call each other; NULL: nothing is done in it */
+    int tokens, requests;
+};
+
 /* What a client wants, until it has a definite answer. */
 struct request {
     struct sim *s;
-    const char *op;
+    const char *op, *ns;
     char target[48], id[24];
     struct buf body;
     int after;      /* not before this one is answered; −1: at once */
@@ -69,7 +77,8 @@ struct sim {
     int crash_every;          /* steps, on average */
     bool spared;              /* not now */
     uint64_t steps, deaths, seq;
-    struct loom *zombie; /* a process that does not know yet that another has its store */
+    struct loom *zombie;              /* a process that does not know yet that another has its store */
+    struct space spaces[SPACES], *in; /* the one for which something is thought of */
     struct who who[WHO_MAX];
     int who_count;
     struct request requests[REQUESTS_MAX];
@@ -81,9 +90,9 @@ struct sim {
         bool refused;
     } due[PAID_MAX]; /* payments that must be there at the end */
     int due_count;
-    int tokens, expired; /* the latter become dead letters */
-    bool fat;            /* there is a message beyond 256 KiB */
-    struct map journal;  /* key → hash of the row: it never changes */
+    int expired;        /* messages that become dead letters */
+    bool fat;           /* there is a message beyond 256 KiB */
+    struct map journal; /* key → hash of the row: it never changes */
 };
 
 /* Ends the process with the seed and why. */
@@ -95,8 +104,9 @@ void sim_says(struct sim *s, const char *fmt, ...) __attribute__((format(printf,
 void load_make(struct sim *s);
 void load_step(struct sim *s); /* a client asks, perhaps */
 void load_bank(struct world *w, uint64_t id, struct str url, struct str key, struct str auth, struct str body);
-/* And waits for the answer: the status. at: a moment, -1: now. */
-int load_ask(struct sim *s, const char *op, const char *actor, int64_t at, struct buf *out);
+extern const char *const namespaces[SPACES];
+/* And waits for the answer: the status. what: an actor's full id, or a namespace. at: a moment, -1: now. */
+int load_ask(struct sim *s, const char *op, const char *what, int64_t at, struct buf *out);
 void load_free(struct sim *s);
 
 /* disk.c */
