@@ -14,10 +14,8 @@
  *         loom_json answer = loom_must(loom_await(draft));
  *         loom_set("/answer", "%j", answer);
  *
- *         loom_result review = loom_await(loom_wait_event("approved", 24 * 3600 * 1000));
- *         if (!review.ok)
- *             loom_fail("not_approved", false, "'nobody approved the answer within a day'");
- *         loom_return("{'answer': %j, 'by': %j}", answer, loom_get(review.value, "/user"));
+ *         loom_json review = loom_must(loom_await(loom_wait_event("approved", 24 * 3600 * 1000)));
+ *         loom_return("{'answer': %j, 'by': %j}", answer, loom_get(review, "/user"));
  *     }
  *
  * A kill, a deploy or a month between two of these lines changes nothing: the turn is replayed to where it was. So an
