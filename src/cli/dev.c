@@ -258,9 +258,9 @@ static int serve(const struct cli *c, bool dev) {
         const char *listen = c->o.listen ? c->o.listen : "127.0.0.1:7100", *colon = strrchr(listen, ':');
         int host = (int)(colon ? colon - listen : 0);
         if (dev)
-            printf("%sLoom %s%s serves %s on %shttp://%.*s:%d%s, store %s; Ctrl-C stops\n", paint(BOLD), LOOM_VERSION,
+            printf("%sLoom %s%s serves %s on %shttp://%.*s:%d%s, store %s%s; Ctrl-C stops\n", paint(BOLD), LOOM_VERSION,
                    paint(PLAIN), s.dir, paint(CYAN), host, listen, http_port(s.http), paint(PLAIN),
-                   c->o.store ? c->o.store : ".loom/store");
+                   c->o.store ? "" : s.dir, c->o.store ? c->o.store : "/.loom/store");
         else
             log_event(LOG_INFO, "serving", "\"address\":%q,\"port\":%d,\"version\":%z,\"project\":%z,\"store\":%z",
                       (struct str){listen, (size_t)host}, (int64_t)http_port(s.http), LOOM_VERSION, s.dir,

@@ -85,7 +85,7 @@ int command_run(struct cli *c) {
     bool refused = !there && !c->o.store && (c->o.url || a.status);
     if (refused) print_problem(&d, NULL, a.status, a.root);
     answer_free(&a);
-    log_open(2, LOG_WARN);
+    log_open(2, LOG_ERROR);
     if (refused) return EXIT_FAILED;
     return there ? run_through(c, &d) : run_here(c);
 }
@@ -165,7 +165,7 @@ static bool test_unit(struct tested *t, const struct unit *u) {
 int command_test(struct cli *c) {
     struct project p;
     struct tested t = {0};
-    log_open(2, LOG_WARN);
+    log_open(2, LOG_ERROR);
     bool ok = project_open(&p, c->arg_count ? c->args[0] : ".", true) && project_build(&p, false);
     if (ok && (t.door.loom = project_engine(&p, (struct loom_config){.store = "memory"})))
         ok = project_deploy(&p, &t.door, true, SHOW_NOTHING);

@@ -236,8 +236,8 @@ static void deliver(struct op_call *c) {
                                 (int)c->to.n, c->to.p)
                     : mail_deliver(c->l, &m, &c->err);
     if (rc < 0 && !p)
-        log_event(LOG_WARN, "message not delivered", "\"actor\":%q,\"to\":%q,\"code\":%z,\"detail\":%z", a->full, c->to,
-                  c->err.code, c->err.message);
+        turn_log(c->l, c->r, LOG_ERROR, STR("message not delivered"),
+                 say(c->l, "\"to\":%q,\"code\":%z,\"detail\":%z", c->to, c->err.code, c->err.message));
     else if (rc < 0)
         promise_done(c->l, c->r, c->id, false, error_text(c->l, &c->err), STR_NONE);
     if (p) begin_deadline(c);
