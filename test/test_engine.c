@@ -2527,12 +2527,12 @@ static void lost_batch_is_not_logged(void **state) {
     remove_folder(dir);
 }
 
+/* A turn that fails is one line of the log: of which actor, turn and message, with what error, and when it is tried
+ * again; neither a restart nor a batch that is lost makes it two. A dead letter's line has the correlation id as well. */
 static void failed_turns_log(void **state) {
-    (void)
-        state; /* A turn that fails is one line of the log, which says of which actor, turn and message, with what error,
-                  * and whether it is tried again; neither a restart nor a batch that is lost makes it two. */
+    (void)state;
     NEEDS_WASM();
-    char *dir = make_folder(), text[65536] = "";
+    char *dir = make_folder(), said[65536] = "";
     int ends[2];
     assert_int_equal(pipe(ends), 0);
     struct loom *l = open_scripts(dir);
@@ -2549,12 +2549,19 @@ static void failed_turns_log(void **state) {
     loom_close(l);
     l = open_scripts(dir);
     expect_code(l, call, 422, "odd");
+    call.id = text("m2");
+    call.ttl_ms = 1;
+    call.delay_ms = 5;
+    expect_code(l, call, 422, "expired");
     loom_close(l);
     log_open(2, LOG_INFO);
-    assert_true(read(ends[0], text, sizeof text - 1) > 0);
+    assert_true(read(ends[0], said, sizeof said - 1) > 0);
     int lines = 0;
-    for (const char *p = text; (p = strstr(p, "\"msg\":\"turn failed\"")) != NULL; p++) lines++;
-    if (lines != 2) fail_msg("not two: %s", text);
+    for (const char *p = said; (p = strstr(p, "\"msg\":\"turn failed\"")) != NULL; p++) lines++;
+    if (lines != 2) fail_msg("not two: %s", said);
+    char *dead = quoted("'correlationId':'c7','messageId':'m2','reason':'expired'");
+    if (!strstr(said, dead)) fail_msg("no %s in %s", dead, said);
+    free(dead);
     for (int turn = 1; turn <= 2; turn++) {
         char want[300];
         snprintf(
@@ -2563,7 +2570,7 @@ static void failed_turns_log(void **state) {
             ",'msg':'turn failed'}",
             turn, turn == 1 ? ",'retryInMs':1" : "");
         char *mark = quoted(want);
-        if (!strstr(text, mark)) fail_msg("no %s in %s", mark, text);
+        if (!strstr(said, mark)) fail_msg("no %s in %s", mark, said);
         free(mark);
     }
     close(ends[0]);

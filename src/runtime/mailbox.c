@@ -66,14 +66,13 @@ void mail_remove(struct loom *l, struct resident *r, struct mail *m) {
 }
 
 void mail_dead_letter(struct loom *l, struct resident *r, struct mail *m, const char *code, const char *why) {
-    struct str error = say(l, "{\"code\":%z,\"message\":%z,\"retryable\":false}", code, why);
     rows_put(l, ROW_MAILBOX, say(l, "d%j", (struct str){m->key.p + 1, m->key.n - 1}),
              say(l, "{\"reason\":%z,\"at\":%d,\"message\":%v}", code, loom_now(l), m->doc), true);
-    log_event(LOG_WARN, "dead letter", "\"actor\":%q,\"messageId\":%q,\"reason\":%z,\"detail\":%z", r->a->full, m->id,
-              code, why);
+    log_event(LOG_WARN, "dead letter", "\"actor\":%q,\"correlationId\":%Q,\"messageId\":%q,\"reason\":%z,\"detail\":%z",
+              r->a->full, json_str(m->doc, "correlationId"), m->id, code, why);
     metric_add(METRIC_DEAD_LETTERS, 1);
     resident_touch(l, r, false);
-    reply_to(l, r, m->doc, m->id, false, error);
+    reply_to(l, r, m->doc, m->id, false, say(l, "{\"code\":%z,\"message\":%z,\"retryable\":false}", code, why));
     mail_remove(l, r, m);
 }
 

@@ -273,7 +273,7 @@ void turn_cancel(struct loom *l, struct resident *r, struct str reason) {
 }
 
 void turn_pause(struct loom *l, struct resident *r, const struct error *why) {
-    log_event(LOG_ERROR, "actor paused", "\"actor\":%q,\"code\":%z,\"detail\":%z", r->a->full, why->code, why->message);
+    turn_log(l, r, LOG_ERROR, STR("actor paused"), say(l, "\"code\":%z,\"detail\":%z", why->code, why->message));
     resident_drop_guest(l, r);
     r->definition = NULL;
     resident_status(l, r, ACTOR_PAUSED, say(l, "%s: %s", why->code, why->message));
