@@ -254,18 +254,26 @@ static void cancel_a_run(void **state) {
     check(&a, 200, "[1,{'promise':1,'error':{'code':'cancelled','message':'no \\'letter\\'','retryable':false}}]");
     expect_field(l, "script/c", "/status", "'cancelled'");
     expect_field(l, "script/c", "/suspendReason", "'no \\'letter\\''");
-    submit(l,
-           about("call", "script/p",
-                 "[['child.spawn',{'type':'script','key':'d','input':[['event.wait',{'type':'x'}],['must',['await',{"
-                 "'promises':[1],'mode':'any'}]]]}],['await',{'promises':[1],'mode':'any'}]]"),
-           &a);
-    wait_status(l, "script/d", "suspended");
-    expect(l, "cancel", "script/d", NULL, 202, NULL);
-    await_answer(&a);
-    assert_non_null(strstr(a.body, "the turn was cancelled; clean up"));
-    answer_free(&a);
-    expect_field(l, "script/d", "/status", "'cancelled'");
-    expect_field(l, "script/d", "/suspendReason", "'cancelled by an operator'");
+    static const char *const ends[][3] = {
+        {"['must',['await',{'promises':[1],'mode':'any'}]]", "cancelled", "cancelled by an operator"},
+        {"['await',{'promises':[1],'mode':'any'}],['fail',{'code':'odd','message':'m'}]", "odd", "m"}};
+    for (int i = 0; i < 2; i++) {
+        char in[400], child[] = "script/d0", want[200];
+        child[8] = (char)('0' + i);
+        snprintf(in, sizeof in,
+                 "[['child.spawn',{'type':'script','key':'%s','input':[['event.wait',{'type':'x'}],%s]}],"
+                 "['await',{'promises':[1],'mode':'any'}]]",
+                 child + 7, ends[i][0]);
+        snprintf(want, sizeof want, "[1,{'promise':1,'error':{'code':'%s','message':'%s','retryable':false}}]",
+                 ends[i][1], ends[i][2]);
+        submit(l, about("call", "script/p", in), &a);
+        wait_status(l, child, "suspended");
+        expect(l, "cancel", child, NULL, 202, NULL);
+        await_answer(&a);
+        check(&a, 200, want);
+        expect_field(l, child, "/status", "'cancelled'");
+        expect_field(l, child, "/suspendReason", "'cancelled by an operator'");
+    }
     loom_close(l);
 }
 
