@@ -131,7 +131,7 @@ struct str entry_field(struct str entry, const char *name);
 struct str entry_word(struct str entry, const char *name); /* of a string without escapes, what stands in its quotes */
 const char *entry_settling(enum promise_kind kind, bool ok); /* the type of the entry that does */
 const char *promise_field(enum promise_kind kind);           /* where an entry names its promise */
-/* Ends the tail, which is then the chain's last row, {"prev":HEX,"entries":[…]}; the caller clears it. */
+/* Ends the tail (there is one), which is then the chain's last row, {"prev":HEX,"entries":[…]}; the caller clears it. */
 struct str journal_row(struct actor *a);
 struct str journal_key(struct arena *mem, struct str actor_id, uint64_t number);
 uint64_t journal_key_number(struct str key);

@@ -299,7 +299,7 @@ static void fold_twice(struct str entries) {
         struct str text = arena_json(&mem, "%v", entry);
         journal_append(live, (int64_t)i, (struct str){text.p, text.n - 1});
     }
-    must(journal_load(loaded, journal_key(&mem, loaded->full, 1), journal_row(live), &err) == 0);
+    if (live->tail.n > 0) must(journal_load(loaded, journal_key(&mem, loaded->full, 1), journal_row(live), &err) == 0);
     must(live->cursor == loaded->cursor && live->at == loaded->at && live->turns == loaded->turns);
     same_turns(live->turn, loaded->turn);
     while (loaded->turn && journal_replaying(loaded)) {
