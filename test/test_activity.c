@@ -486,6 +486,42 @@ static void more_attempts_than_slots(void **state) {
     buf_free(&artefact);
 }
 
+static bool no_thread(struct env *env, unsigned long *id, void *(*fn)(void *), void *arg) {
+    (void)env, (void)id, (void)fn, (void)arg;
+    return false;
+}
+
+static void waiting_for_an_instance(void **state) {
+    (void)state; /* Attempts that wait for an instance are not in the way of one that has its own. */
+    NEEDS_WASM();
+    static struct outcome o[20];
+    struct env one_thread = *env_system();
+    struct error err;
+    one_thread.thread = no_thread;
+    struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 1}, &err), *all = engine;
+    engine = e;
+    struct exec_module *m = module_of(attempt_wasm());
+    engine = all;
+    struct activity_pool *p = activity_pool_new(&one_thread, net, 1);
+    char input[200];
+    snprintf(input, sizeof input, "[[\"http\",{\"url\":\"http://127.0.0.1:%d/echo\"}]]", server_port);
+    for (int i = 0; i < 20; i++) {
+        struct activity *a = prepare(&o[i], i ? "[]" : input);
+        a->module = m;
+        a->policy = policy;
+        activity_start(p, a, false);
+    }
+    for (int i = 0; i < 20; i++) activity_step(p, false);
+    while (__atomic_load_n(&o[0].run.parked, __ATOMIC_ACQUIRE)) usleep(100);
+    activity_step(p, false);
+    assert_int_equal(o[0].ended, 1);
+    while (activity_step(p, false)) continue;
+    for (int i = 0; i < 20; i++) assert_string_equal(o[i].error.code, "");
+    activity_pool_free(p);
+    exec_module_free(m);
+    exec_engine_free(e);
+}
+
 /* Counts its attempts in a static variable; takes much heap, and stack in a call that does not come back. */
 static const char counter_source[] =
     "#include <loom/guest.h>\n"
@@ -597,6 +633,7 @@ int main(void) {
         cmocka_unit_test(cancelling),
         cmocka_unit_test(shutdown_ends_all),
         cmocka_unit_test(more_attempts_than_slots),
+        cmocka_unit_test(waiting_for_an_instance),
         cmocka_unit_test(reuse),
         cmocka_unit_test(reuse_without_sdk),
         cmocka_unit_test(op_table),

@@ -42,14 +42,12 @@ static void heap_push(struct loom *l, struct str key) {
 static char *heap_pop(struct loom *l) {
     char *top = l->alarms[0];
     l->alarms[0] = l->alarms[--l->alarm_count];
-    for (size_t i = 0;;) {
-        size_t least = i, left = 2 * i + 1, right = left + 1;
-        if (left < l->alarm_count && earlier(l, left, least)) least = left;
-        if (right < l->alarm_count && earlier(l, right, least)) least = right;
-        if (least == i) return top;
-        heap_swap(l, i, least);
-        i = least;
+    for (size_t i = 0, child; (child = 2 * i + 1) < l->alarm_count; i = child) {
+        if (child + 1 < l->alarm_count && earlier(l, child + 1, child)) child++;
+        if (!earlier(l, child, i)) break;
+        heap_swap(l, i, child);
     }
+    return top;
 }
 
 static bool durable(enum alarm_kind kind) {

@@ -9,8 +9,8 @@
  */
 #include "runtime/runtime.h"
 
-/* With fewer instances than ROOMY, those that lie idle for reuse would be in the others' way. */
-enum { INTERRUPTED_MAX = 3, ROOMY = 50 };
+/* With fewer instances than ROOMY, those that lie idle for reuse could be all that are left to activities. */
+enum { INTERRUPTED_MAX = 3, ROOMY = 800 };
 
 struct attempt {
     struct item item;    /* comes back through the inbox */

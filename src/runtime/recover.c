@@ -55,6 +55,7 @@ static void run_alone(struct loom *l, struct resident *r) {
         if (!r->a->turn || r->a->status >= ACTOR_PAUSED || !turn_resumable(r)) break;
     }
     if (l->failed) return;
+    resident_drop_guest(l, r); /* it is queued as one that has none */
     r->starts = 0;
     resident_put_outbox(l, r);
 }

@@ -9,17 +9,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-void resident_touch(struct loom *l, struct resident *r, bool document) {
-    r->document_dirty |= document;
+static void used_now(struct loom *l, struct resident *r) {
     r->used_at = l->env->mono_ms(l->env);
     TAILQ_REMOVE(&l->lru, r, lru);
     TAILQ_INSERT_TAIL(&l->lru, r, lru);
+}
+
+void resident_touch(struct loom *l, struct resident *r, bool document) {
+    r->document_dirty |= document;
+    used_now(l, r);
     if (!r->dirty) STAILQ_INSERT_TAIL(&l->dirty, r, flush);
     r->dirty = true;
 }
 
 void resident_queue(struct loom *l, struct resident *r) {
-    if (!r->queued) STAILQ_INSERT_TAIL(&l->runnable, r, run);
+    if (!r->queued) STAILQ_INSERT_TAIL(r->exec ? &l->runnable : &l->guestless, r, run);
     r->queued = true;
 }
 
@@ -191,7 +195,8 @@ void residents_flush(struct loom *l) {
 
 /* ---- leaving memory ---- */
 
-enum { EVICT_STEPS = 1024 };
+/* What was used within PATIENCE_MS stays: otherwise guests that are about to go on would evict each other, in turn. */
+enum { EVICT_STEPS = 1024, PATIENCE_MS = 10 };
 
 void resident_drop_guest(struct loom *l, struct resident *r) {
     if (!r->exec) return;
@@ -223,8 +228,7 @@ struct resident *resident_again(struct loom *l, struct resident *r) {
 }
 
 bool residents_pressed(const struct loom *l) {
-    return l->guest_bytes > l->config.memory_budget || l->guests > exec_engine_share(l->engine) ||
-           !STAILQ_EMPTY(&l->starved);
+    return l->guest_bytes > l->config.memory_budget || l->guests >= l->guests_max;
 }
 
 void residents_evict(struct loom *l) {
@@ -233,17 +237,18 @@ void residents_evict(struct loom *l) {
     bool pressed = residents_pressed(l);
     if (!pressed && now < l->idle_at) return; /* most passes: nothing became idle since the last look */
     l->idle_at = now + IDLE_CHECK_MS;
+    struct resident *waits = pressed ? STAILQ_FIRST(&l->guestless) : NULL; /* a guest goes for each of them */
     for (struct resident *r = TAILQ_FIRST(&l->lru), *next; r && steps > 0; r = next) {
+        bool over = waits || residents_pressed(l);
         next = TAILQ_NEXT(r, lru);
-        steps -= pressed; /* else only drops count, so that idle actors behind waiting guests are reached */
-        bool over = residents_pressed(l);
-        if (r->used_at > idle && !over) break;
-        if (!droppable(l, r)) continue;
-        if (r->exec ? !over : r->used_at > idle) continue; /* a suspended guest stays until its room is needed */
+        if (r->used_at > (over ? now - PATIENCE_MS : idle)) break;
+        steps -= over || !r->exec; /* so that idle actors are reached behind guests, which stay until room is needed */
+        if (!droppable(l, r)) used_now(l, r);
+        if (!droppable(l, r) || (r->exec && !over)) continue;
         metric_add(METRIC_EVICTIONS, r->exec != NULL);
+        if (r->exec && waits) waits = STAILQ_NEXT(waits, run);
         drop(l, r);
         l->idle_at = now; /* there may be more */
-        steps -= !pressed;
     }
 }
 
@@ -252,7 +257,7 @@ void resident_drop_all(struct loom *l) {
     while ((r = TAILQ_FIRST(&l->lru)) != NULL) drop(l, r);
     map_free(&l->actors);
     STAILQ_INIT(&l->runnable);
-    STAILQ_INIT(&l->starved);
+    STAILQ_INIT(&l->guestless);
     STAILQ_INIT(&l->dirty);
     TAILQ_INIT(&l->lru);
 }

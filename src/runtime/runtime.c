@@ -80,8 +80,14 @@ static bool inbox_empty(struct loom *l) {
 
 /* ---- one pass ---- */
 
+/* Whose first actor runs next: those without a guest take turns with the others, while there is room for one. */
+static struct actors *next_queue(struct loom *l, int i) {
+    bool room = l->guests < l->guests_max && !STAILQ_EMPTY(&l->guestless);
+    return room && (i % 2 == 0 || STAILQ_EMPTY(&l->runnable)) ? &l->guestless : &l->runnable;
+}
+
 int64_t loom_rests(struct loom *l) {
-    bool runs = !STAILQ_EMPTY(&l->runnable) && (batch_ready(l) || !batch_full(l));
+    bool runs = !STAILQ_EMPTY(next_queue(l, 0)) && (batch_ready(l) || !batch_full(l));
     int64_t wait = alarms_next(l) - loom_now(l), late = l->waiters_due - l->env->mono_ms(l->env),
             check = residents_pressed(l) ? 10 : IDLE_CHECK_MS;
     if (!inbox_empty(l)) return 0;
@@ -108,11 +114,12 @@ static size_t run_inbox(struct loom *l) {
 
 static void run_actors(struct loom *l) {
     int64_t from = l->env->mono_us(l->env);
-    STAILQ_CONCAT(&l->runnable, &l->starved);
-    for (int i = 0; i < RUNS_PER_PASS && !STAILQ_EMPTY(&l->runnable) && !batch_full(l); i++) {
+    struct actors *queue;
+    l->guests_max = exec_engine_share(l->engine);
+    for (int i = 0; i < RUNS_PER_PASS && !STAILQ_EMPTY(queue = next_queue(l, i)) && !batch_full(l); i++) {
         if (batch_ready(l) && l->env->mono_us(l->env) - from > PASS_US) return; /* the disk waits for a batch */
-        struct resident *r = STAILQ_FIRST(&l->runnable);
-        STAILQ_REMOVE_HEAD(&l->runnable, run);
+        struct resident *r = STAILQ_FIRST(queue);
+        STAILQ_REMOVE_HEAD(queue, run);
         r->queued = false;
         turn_step(l, r);
         arena_reset(&l->scratch);
@@ -135,7 +142,7 @@ void loom_pass(struct loom *l) {
         mail_forget(l);
         run_actors(l);
         /* A lone request commits on this thread: a hop to the writer and back would cost more than it hides. */
-        batch_close(l, count <= 1 && STAILQ_EMPTY(&l->runnable) && inbox_empty(l));
+        batch_close(l, count <= 1 && STAILQ_EMPTY(next_queue(l, 0)) && inbox_empty(l));
         residents_evict(l);
     }
     metric_set(METRIC_ACTORS_LOADED, (int64_t)l->actors.count);

@@ -57,7 +57,7 @@ struct resident {
     struct definition *definition; /* of the open turn */
     struct mail *mail;             /* sorted by key: events, then the others, each by priority and arrival */
     size_t mail_count;
-    bool queued; /* runnable or starved */
+    bool queued; /* runnable or guestless */
     bool dirty;  /* tail or document go into the open batch */
     bool document_dirty;
     bool reload; /* its guest is gone in mid-turn: it must leave memory and be loaded before it runs again */
@@ -124,11 +124,11 @@ struct loom {
     int64_t probe_at;
 
     struct map actors; /* full id → struct resident */
-    STAILQ_HEAD(, resident)
-    runnable, starved, dirty;            /* starved: no instance was free; they try again in the next pass */
-    TAILQ_HEAD(residents, resident) lru; /* the least recently used one first */
-    int64_t idle_at;                     /* monotonic: when idle actors are looked for again */
-    size_t guests, guest_bytes;
+    STAILQ_HEAD(actors, resident)
+    runnable, guestless, dirty;             /* guestless: runnable, when there is room for their guest */
+    TAILQ_HEAD(residents, resident) lru;    /* the least recently used one first */
+    int64_t idle_at;                        /* monotonic: when idle actors are looked for again */
+    size_t guests, guest_bytes, guests_max; /* max: less when a guest of this pass found no instance */
 
     char **alarms; /* heap of keys: due time, actor, kind, turn, promise (alarms.c) */
     size_t alarm_count;
@@ -193,8 +193,8 @@ void resident_status(struct loom *l, struct resident *r, enum actor_status statu
 /* Journal and document rows of all that are dirty, into the open batch, which ends. */
 void residents_flush(struct loom *l);
 void resident_flush_tail(struct loom *l, struct resident *r); /* its entries so far, as a row of the open batch */
-bool residents_pressed(const struct loom *l); /* too many guests or too large ones, or an actor finds no instance */
-void residents_evict(struct loom *l);         /* then those guests go that were used least recently */
+bool residents_pressed(const struct loom *l); /* there is no room for another guest, or those here are too large */
+void residents_evict(struct loom *l);         /* then those go that were used least recently */
 void resident_drop_guest(struct loom *l, struct resident *r);
 /* The actor loaded anew, or NULL: not yet, it is queued. */
 struct resident *resident_again(struct loom *l, struct resident *r);

@@ -46,6 +46,7 @@ static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
     if (!d) error_set(&err, LOOM_E_NOT_FOUND, "the actor type is not deployed any more");
     if (!code) {
         mail_dead_letter(l, r, m, err.code, err.message);
+        resident_queue(l, r);
         return false;
     }
     if (r->a->turns == 0) state_set(r->a, yyjson_obj_get(d->doc, "defaultState"));
@@ -76,16 +77,15 @@ static bool activate(struct loom *l, struct resident *r) {
                                    : NULL;
     struct exec_limits limits = code ? r->definition->limits : (struct exec_limits){0};
     if (t->op_count > 0) limits.cpu_ms *= 10;
-    bool tried = !STAILQ_EMPTY(&l->starved); /* in this pass, and there was none */
-    r->exec = code && !tried ? exec_new(code, limits, t->random[0], &err) : NULL;
+    r->exec = code ? exec_new(code, limits, t->random[0], &err) : NULL;
     if (r->exec) {
         metric_add(METRIC_REPLAYS, t->op_count > 0);
         l->guests++;
-    } else if (!code || (!tried && strcmp(err.code, "busy") != 0)) {
+    } else if (strcmp(err.code, "busy") != 0) {
         turn_pause(l, r, &err);
-    } else if (!r->queued) {
-        STAILQ_INSERT_TAIL(&l->starved, r, run);
-        r->queued = true;
+    } else {
+        l->guests_max = l->guests;
+        resident_queue(l, r);
     }
     return r->exec;
 }
@@ -189,11 +189,7 @@ void turn_step(struct loom *l, struct resident *r) {
     if (a->status >= ACTOR_PAUSED || (a->turn && !turn_resumable(r))) return;
     if (!a->turn) {
         struct mail *m = mail_next(l, r, STR_NONE);
-        if (!m) return;
-        if (!turn_start(l, r, m)) {
-            resident_queue(l, r);
-            return;
-        }
+        if (!m || !turn_start(l, r, m)) return;
     }
     assert(a->turn && "turn_started opens a turn");
     resident_touch(l, r, false);

@@ -39,8 +39,8 @@ struct activity_pool {
     atomic_bool stopping;
     pthread_mutex_t mutex; /* guards what follows, and the last part of each attempt */
     pthread_cond_t wake;
-    TAILQ_HEAD(, activity) queued, parked;
-    struct idle idle[IDLE_MAX + 1]; /* the oldest first */
+    TAILQ_HEAD(, activity) queued[2], parked; /* of queued the second: those for whom no instance was free */
+    struct idle idle[IDLE_MAX + 1];           /* the oldest first */
     unsigned idle_count;
 };
 
@@ -49,7 +49,7 @@ static void enqueue(struct activity *a) {
     pthread_mutex_lock(&p->mutex);
     if (a->parked) TAILQ_REMOVE(&p->parked, a, link);
     a->parked = false;
-    TAILQ_INSERT_TAIL(&p->queued, a, link);
+    TAILQ_INSERT_TAIL(&p->queued[a->deadline && !a->exec], a, link);
     pthread_cond_signal(&p->wake);
     pthread_mutex_unlock(&p->mutex);
 }
@@ -330,10 +330,11 @@ static bool run(struct activity *a) {
 bool activity_step(struct activity_pool *p, bool wait) {
     struct activity *a;
     pthread_mutex_lock(&p->mutex);
-    while (!(a = TAILQ_FIRST(&p->queued)) && wait && !(atomic_load(&p->stopping) && TAILQ_EMPTY(&p->parked)))
+    while (!(a = TAILQ_FIRST(&p->queued[0])) && !(a = TAILQ_FIRST(&p->queued[1])) && wait &&
+           !(atomic_load(&p->stopping) && TAILQ_EMPTY(&p->parked)))
         pthread_cond_wait(&p->wake, &p->mutex);
     if (a)
-        TAILQ_REMOVE(&p->queued, a, link);
+        TAILQ_REMOVE(&p->queued[a->deadline && !a->exec], a, link);
     else
         pthread_cond_signal(&p->wake); /* the next thread may end, too */
     pthread_mutex_unlock(&p->mutex);
@@ -354,7 +355,8 @@ struct activity_pool *activity_pool_new(struct env *env, struct net_client *net,
     env->random(env, &p->seed, sizeof p->seed);
     if (!threads) threads = (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
     p->threads = mem_alloc(threads * sizeof *p->threads);
-    TAILQ_INIT(&p->queued);
+    TAILQ_INIT(&p->queued[0]);
+    TAILQ_INIT(&p->queued[1]);
     TAILQ_INIT(&p->parked);
     pthread_mutex_init(&p->mutex, NULL);
     pthread_cond_init(&p->wake, NULL);
@@ -386,7 +388,7 @@ bool activity_start(struct activity_pool *p, struct activity *a, bool here) {
     if (here) return run(a);
     p->started = true;
     pthread_mutex_lock(&p->mutex);
-    TAILQ_INSERT_TAIL(&p->queued, a, link);
+    TAILQ_INSERT_TAIL(&p->queued[0], a, link);
     pthread_mutex_unlock(&p->mutex);
     return false;
 }

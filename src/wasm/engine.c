@@ -50,10 +50,6 @@ void engine_enter(struct exec_engine *e) {
     if (atomic_load(&e->asleep) && atomic_exchange(&e->asleep, false)) sem_post(&e->wake);
 }
 
-void engine_leave(struct exec_engine *e) {
-    atomic_fetch_sub(&e->running, 1);
-}
-
 /* Wasmtime aborts when it cannot reserve its pool, so try that first. */
 static bool room_for(uint32_t slots) {
     size_t bytes = (slots + 1) * (RESERVE_BYTES + GUARD_BYTES);
@@ -130,7 +126,7 @@ void exec_engine_free(struct exec_engine *e) {
 }
 
 uint32_t exec_engine_share(const struct exec_engine *e) {
-    return e->config.slots - e->config.slots / 24 - 1;
+    return e->config.slots - e->config.slots / 24 - (e->config.slots > 1);
 }
 
 const char *exec_artefact_key(struct exec_engine *e) {

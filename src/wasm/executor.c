@@ -125,7 +125,7 @@ static bool poll_call(struct exec *x) {
     wasmtime_context_set_epoch_deadline(x->context, 2);
     engine_enter(e);
     bool done = wasmtime_call_future_poll(x->future);
-    engine_leave(e);
+    atomic_fetch_sub(&e->running, 1);
     int64_t used_us = (int64_t)(atomic_load(&e->ticks) - before) * TICK_US;
     if (e->config.fuel) used_us = done || x->asked ? 0 : e->config.fuel / FUEL_PER_US;
     x->used_us += used_us < SLICE_US ? used_us : SLICE_US;

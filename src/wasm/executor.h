@@ -75,7 +75,6 @@ struct exec {
 
 /* ---- engine.c ---- */
 void engine_enter(struct exec_engine *e); /* an instance runs: the epoch must rise */
-void engine_leave(struct exec_engine *e);
 
 /* ---- executor.c ---- */
 void exec_ask(struct exec *x, struct str name, struct str arg); /* suspends the guest with an op */

@@ -111,9 +111,8 @@ void exec_module_free(struct exec_module *m) {
 /* ---- compiling ---- */
 
 int exec_compile(struct exec_engine *e, struct str wasm, struct buf *artefact, struct error *err) {
-    if (!str_starts(wasm, STR("\0asm"))) {
+    if (!str_starts(wasm, STR("\0asm")))
         return error_set(err, LOOM_E_INVALID_MODULE, "not a WASM module: it must begin with the bytes 00 61 73 6d");
-    }
     struct exec_module *m;
     wasm_byte_vec_t bytes;
     int rc = module_new(e, wasm, wasmtime_module_new, &m, err);

@@ -87,9 +87,8 @@ static int as_abort(struct exec *x, host_args args) {
     char text[200] = "";
     const uint8_t *head = U32(0) >= 4 ? host_memory(x, U32(0) - 4, 4) : NULL;
     const uint8_t *p = head ? host_memory(x, U32(0), get32(head)) : NULL;
-    for (size_t i = 0; p && i < get32(head) / 2 && i < sizeof text - 1; i++) {
+    for (size_t i = 0; p && i < get32(head) / 2 && i < sizeof text - 1; i++)
         text[i] = p[2 * i + 1] == 0 && p[2 * i] >= ' ' && p[2 * i] < 127 ? (char)p[2 * i] : '?';
-    }
     error_set(exec_trapping(x), LOOM_E_TRAP, "abort: %s at line %u:%u", text, U32(2), U32(3));
     return 0;
 }
