@@ -107,6 +107,8 @@ static void failed(void) {
 #define must(condition, ...) \
     if (!(condition)) fprintf(stderr, __VA_ARGS__), failed()
 
+static int64_t answer_ms = 5; /* what the provider takes */
+
 static bool gone(void) {
     return !w.l || w.dead || (now.disk == FILES && sim_dead());
 }
@@ -149,7 +151,7 @@ static void sent(struct world *world, uint64_t id, struct str url, struct str ke
     must(!known || str_eq(str_of(known), url), "one key for two effects: %s and %.*s", known, (int)url.n, url.p);
     if (!known) map_put(&effects, arena_dup(&effect_mem, key), (char *)(uintptr_t)arena_dup(&effect_mem, url).p);
     bool refused = memmem(url.p, url.n, "refused", 7);
-    world_answer(world, id, 5, true,
+    world_answer(world, id, answer_ms, true,
                  refused ? STR("{\"status\":400,\"headers\":{},\"body\":null}")
                          : STR("{\"status\":200,\"headers\":{},\"body\":{\"ok\":true}}"));
 }
@@ -566,6 +568,39 @@ static void more_guests_than_slots(void **state) {
     }
 }
 
+#define STEP(n) HTTP(n) "," AWAIT(n)
+
+/* Guests that only wait for an activity do not evict each other at each step, although they are more than the slots. */
+static void more_working_guests_than_slots(void **state) {
+    (void)state;
+    enum { GUESTS = 8 };
+    struct error err;
+    struct request calls[GUESTS];
+    char names[GUESTS][2];
+    begin(ARRAY);
+    answer_ms = 0;
+    w.engine = exec_engine_new(&(struct exec_config){.slots = 5, .fuel = 2000000}, &err);
+    world_open(&w);
+    int64_t replays = metric_get(METRIC_REPLAYS);
+    for (int i = 0; i < GUESTS; i++) {
+        strcpy(names[i], (char[]){(char)('a' + i), '\0'});
+        calls[i] = (struct request){.op = "call", .type = "script", .key = names[i], .id = names[i]};
+        calls[i].body = "[" STEP("1") "," STEP("2") "," STEP("3") "," STEP("4") "," STEP("5") "," STEP("6") "]";
+        ask(&calls[i]);
+    }
+    for (int i = 0; i < GUESTS; i++) {
+        settle(&calls[i]);
+        must(calls[i].status == 200, "%d %s", calls[i].status, calls[i].answer);
+        free(calls[i].answer);
+    }
+    replays = metric_get(METRIC_REPLAYS) - replays;
+    must(replays <= 2 * GUESTS, "%lld replays", (long long)replays);
+    struct exec_engine *own = w.engine;
+    world_end();
+    exec_engine_free(own);
+    answer_ms = 5;
+}
+
 /* ---- poison ---- */
 
 static bool deadly;
@@ -741,6 +776,7 @@ int main(void) {
         cmocka_unit_test(fault_04_and_05_large_values),
         cmocka_unit_test(far_timer),
         cmocka_unit_test(more_guests_than_slots),
+        cmocka_unit_test(more_working_guests_than_slots),
         cmocka_unit_test(fault_16_poison),
         cmocka_unit_test(fault_03_faults_in_pairs),
     };
