@@ -365,7 +365,6 @@ static void line_release(struct loom *l, struct item *item) {
 }
 
 void turn_log(struct loom *l, const struct resident *r, enum log_level level, struct str msg, struct str more) {
-    if (!log_on(level)) return;
     struct line *line = item_new(sizeof *line);
     line->level = level;
     line->msg = arena_dup(&line->item.mem, msg);
@@ -375,9 +374,11 @@ void turn_log(struct loom *l, const struct resident *r, enum log_level level, st
 }
 
 static enum op_outcome op_log(struct op_call *c) {
-    struct str msg = json_str(c->value, "msg"), level = json_str(c->value, "level"),
-               fields = say(c->l, "\"guest\":%j", or_null(json_text_of(c->value, &c->l->scratch)));
-    if (!journal_replaying(c->r->a)) turn_log(c->l, c->r, log_level_of(level), msg.p ? msg : STR("guest"), fields);
+    enum log_level level = log_level_of(json_str(c->value, "level"));
+    struct str msg = json_str(c->value, "msg");
+    if (!journal_replaying(c->r->a) && log_on(level))
+        turn_log(c->l, c->r, level, msg.p ? msg : STR("guest"),
+                 say(c->l, "\"guest\":%j", or_null(json_text_of(c->value, &c->l->scratch))));
     return answer(c, STR("null"));
 }
 
