@@ -35,7 +35,7 @@ static void reply_release(struct loom *l, struct item *item) {
                   : l->stop ? LOOM_E_STOPPING
                             : LOOM_E_BUSY,
                   l->stop ? "Loom stops; repeat the request with the same message id after its restart"
-                          : "the store does not take it now; repeat the request with the same message id");
+                          : "the disk does not take it now; repeat the request with the same message id");
         r->status = error_kind(str_of(err.code))->status;
         r->body = error_text(l, &err);
     }

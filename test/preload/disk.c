@@ -1,7 +1,7 @@
 /* disk.c: a disk that fails, put before the C library of a real process by LD_PRELOAD. What it does stands in the file that
  * LOOM_DISK names, read at each write, sync, truncation and removal beneath the folder LOOM_DISK_DIR: "kill N" ends the
  * process before the N-th of these, "tear N" after half of it; "full" and "sync" fail with ENOSPC and EIO; "slow MS" takes
- * so long for each sync. Without the file all is well.
+ * so long for each sync, or until it does not stand there any more. Without the file all is well.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -74,7 +74,7 @@ static int fails(int fd, const char *path, int sync) {
     long ms = 0;
     enum fault f = fault(fd, path, &ms);
     if (f == KILL || f == TEAR) die();
-    if (f == SLOW && sync) usleep((useconds_t)ms * 1000);
+    for (long waited = 0; f == SLOW && sync && waited < ms; waited += 10, f = fault(fd, path, &ms)) usleep(10000);
     errno = EIO;
     return f == SYNC && sync;
 }
