@@ -359,9 +359,9 @@ void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str 
     } else {
         enum actor_status end = cancelled ? ACTOR_CANCELLED : fail ? ACTOR_FAILED : ACTOR_COMPLETED;
         resident_status(l, r, over ? end : ACTOR_IDLE, over ? json_str(error, "message") : STR_NONE);
-        bool own = fail && !str_is(json_str(look(l, value), "code"), "cancelled"); /* not just handed on */
+        /* A program that fails with the cancellation only hands it on. */
         reply_to(l, r, yyjson_obj_get(started, "message"), json_str(started, "messageId"), !error,
-                 own ? value : failure);
+                 fail && !str_is(json_str(look(l, value), "code"), "cancelled") ? value : failure);
     }
     if (r->mail_count > 0) resident_queue(l, r);
 }
