@@ -364,8 +364,8 @@ static void measure_replay(struct bench *b) {
     loom_close(b->loom);
 }
 
-static void seed(struct bench *b, const char *type, int first, int n) {
-    struct load d = {.loom = b->loom, .op = "send", .type = type, .body = "null", .total = n, .at_once = 1024};
+static void seed(struct bench *b, const char *type, int first, int n, int at_once) {
+    struct load d = {.loom = b->loom, .op = "send", .type = type, .body = "null", .total = n, .at_once = at_once};
     d.named = true;
     d.first = first;
     double before = metric("loom_turns_started_total");
@@ -376,7 +376,7 @@ static void seed(struct bench *b, const char *type, int first, int n) {
 }
 
 /* suspended TYPE N BUDGET: memory of N actors that wait for an event, and the time to let them all go on. With a budget
- * as many have waited and gone before, twice: what the pool of instances and malloc keep for the next ones is there. */
+ * as many have waited and gone before, twice, and more of them at a time: what the pool of instances and malloc keep is there. */
 static void measure_suspended(struct bench *b) {
     int n = arg(b, 1);
     b->config.memory_budget = b->args[2] ? strtoull(b->args[2], NULL, 10) : 0;
@@ -386,11 +386,11 @@ static void measure_suspended(struct bench *b) {
     load_run(&warm);
     load_free(&warm);
     for (int i = 1; b->args[2] && i <= 2; i++) {
-        seed(b, b->args[0], i * n, n);
+        seed(b, b->args[0], i * n, n, 2048);
         usleep(2500000);
     }
     double before = rss_bytes();
-    seed(b, b->args[0], 0, n);
+    seed(b, b->args[0], 0, n, 1024);
     usleep(b->args[2] ? 2500000 : 300000);
     print("bytes", (rss_bytes() - before) / n);
     print("guests", metric("loom_guests_resident"));
@@ -411,7 +411,7 @@ static void measure_seed(struct bench *b) {
     b->config.idle_ms = 100;
     start_new(b);
     double empty = store_bytes(b);
-    seed(b, "waiter", 0, arg(b, 0));
+    seed(b, "waiter", 0, arg(b, 0), 1024);
     loom_close(b->loom);
     print("seed_s", (now_us() - from) / 1e6);
     print("disk_bytes", (store_bytes(b) - empty) / arg(b, 0));
