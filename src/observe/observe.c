@@ -65,14 +65,9 @@ int64_t metric_get(enum metric m) {
 }
 
 void metrics_write(struct buf *out) {
-    static const struct {
-        const char *name, *type, *help;
-    } rows[] = {
-#define X(id, name, type, help) {name, type, help},
-        METRICS(X)
+#define X(id, name, type, help)                                                                                   \
+    buf_json(out, "# HELP " name " " help "\n# TYPE " name " " type "\n" name " %d%s\n", metric_get(METRIC_##id), \
+             METRIC_##id == METRIC_COMMIT_US ? "e-6" : "");
+    METRICS(X)
 #undef X
-    };
-    for (int m = 0; m < METRIC_END; m++)
-        buf_json(out, "# HELP %s %s\n# TYPE %s %s\n%s %d%s\n", rows[m].name, rows[m].help, rows[m].name, rows[m].type,
-                 rows[m].name, metric_get((enum metric)m), m == METRIC_COMMIT_US ? "e-6" : "");
 }

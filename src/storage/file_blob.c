@@ -24,17 +24,12 @@ struct file_blobs {
 
 /* ---- files ---- */
 
-/* DIR/ab and DIR/ab/cdef… */
-static void place(const struct file_blobs *s, const char *hex, char folder[4096], char path[4200]) {
-    snprintf(folder, 4096, "%s/%.2s", s->dir, hex);
-    snprintf(path, 4200, "%s/%s", folder, hex + 2);
-}
-
 static int file_put(struct blob_store *base, struct str bytes, char hex[65], struct error *err) {
     struct file_blobs *s = (struct file_blobs *)base;
     char folder[4096], path[4200];
     sha256_hex(bytes, hex);
-    place(s, hex, folder, path);
+    snprintf(folder, sizeof folder, "%s/%.2s", s->dir, hex);
+    snprintf(path, sizeof path, "%s/%s", folder, hex + 2);
     mkdir(folder, 0700);
     /* Also when the file is there: whoever made it may have died before its folders were synced. */
     if ((access(path, F_OK) == 0 || path_write(path, bytes)) && path_sync(folder) && path_sync(s->dir)) return LOOM_OK;
@@ -43,11 +38,11 @@ static int file_put(struct blob_store *base, struct str bytes, char hex[65], str
 }
 
 static int file_get(struct blob_store *base, const char *hex, struct buf *out, struct error *err) {
-    char folder[4096], path[4200], found[65];
+    char path[4200], found[65];
     size_t before = out->n;
     if (strspn(hex, "0123456789abcdef") != 64 || hex[64] != 0)
         return error_set(err, LOOM_E_NOT_FOUND, "%.70s is no name of a blob; expected a SHA-256 in hex", hex);
-    place((struct file_blobs *)base, hex, folder, path);
+    snprintf(path, sizeof path, "%s/%.2s/%s", ((struct file_blobs *)base)->dir, hex, hex + 2);
     bool whole = path_read(path, out);
     if (!whole && errno == ENOENT) return error_set(err, LOOM_E_NOT_FOUND, "there is no blob %s", hex);
     sha256_hex((struct str){out->p + before, out->n - before}, found);
