@@ -68,7 +68,7 @@ static struct buf trace(struct exec_module *m, struct host h) {
     for (bool goes_on = true; goes_on;) {
         do state = exec_run(x, 1234);
         while (state == EXEC_SLICE);
-        if (state == EXEC_TRAP) exec_trap(x, &err);
+        if (state == EXEC_TRAP) err = *exec_trap(x);
         if (state != EXEC_OP) fail_msg("the guest ended without a word: %s", err.message);
         struct str name, arg,
             memory = {(char *)wasmtime_memory_data(x->context, &x->memory),

@@ -173,7 +173,7 @@ static void run_slice(struct loom *l, struct resident *r) {
         case EXEC_SLICE: resident_queue(l, r); return;
         case EXEC_END: turn_end(l, r, END_RETURN, STR("null")); return;
         case EXEC_TRAP:
-            exec_trap(r->exec, &err);
+            err = *exec_trap(r->exec); /* the guest goes before it has been told */
             turn_trapped(l, r, &err);
             return;
         }

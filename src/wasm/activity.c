@@ -44,13 +44,14 @@ struct activity_pool {
     unsigned idle_count;
 };
 
+/* Who begins wakes nobody, see activity_wake(). */
 static void enqueue(struct activity *a) {
     struct activity_pool *p = a->pool; /* once queued, `a` is another thread's */
     pthread_mutex_lock(&p->mutex);
     if (a->parked) TAILQ_REMOVE(&p->parked, a, link);
     a->parked = false;
     TAILQ_INSERT_TAIL(&p->queued[a->deadline && !a->exec], a, link);
-    pthread_cond_signal(&p->wake);
+    if (a->deadline) pthread_cond_signal(&p->wake);
     pthread_mutex_unlock(&p->mutex);
 }
 
@@ -283,7 +284,6 @@ static enum phase get_instance(struct activity *a) {
 }
 
 static enum phase step(struct activity *a, int64_t now_ms) {
-    struct error why;
     if (!a->exec) return get_instance(a);
     enum exec_state state = exec_run(a->exec, now_ms);
     a->ok = true;
@@ -294,8 +294,7 @@ static enum phase step(struct activity *a, int64_t now_ms) {
     case EXEC_END: buf_str(&a->text, STR("null")); return ENDED;
     case EXEC_TRAP: break;
     }
-    exec_trap(a->exec, &why);
-    return fail(a, ENDED, &why);
+    return fail(a, ENDED, exec_trap(a->exec));
 }
 
 /* Until the attempt ends, is parked, or has had its share of the thread. */
@@ -387,9 +386,7 @@ bool activity_start(struct activity_pool *p, struct activity *a, bool here) {
     a->pool = p;
     if (here) return run(a);
     p->started = true;
-    pthread_mutex_lock(&p->mutex);
-    TAILQ_INSERT_TAIL(&p->queued[0], a, link);
-    pthread_mutex_unlock(&p->mutex);
+    enqueue(a);
     return false;
 }
 

@@ -45,11 +45,6 @@ static void *ticker_main(void *arg) {
     return NULL;
 }
 
-void engine_enter(struct exec_engine *e) {
-    atomic_fetch_add(&e->running, 1);
-    if (atomic_load(&e->asleep) && atomic_exchange(&e->asleep, false)) sem_post(&e->wake);
-}
-
 /* Wasmtime aborts when it cannot reserve its pool, so try that first. */
 static bool room_for(uint32_t slots) {
     size_t bytes = (slots + 1) * (RESERVE_BYTES + GUARD_BYTES);
@@ -114,7 +109,7 @@ struct exec_engine *exec_engine_new(const struct exec_config *config, struct err
 void exec_engine_free(struct exec_engine *e) {
     if (!e) return;
     atomic_store(&e->stop, true);
-    engine_enter(e);
+    sem_post(&e->wake);
     if (!e->config.fuel) pthread_join(e->ticker, NULL);
     sem_destroy(&e->wake);
     struct exec_module *m;

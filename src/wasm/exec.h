@@ -67,9 +67,9 @@ void exec_answer(struct exec *x, bool ok, struct str json);
 /* After EXEC_END, or at an op of a module that exports `again`: the run begins anew, with the memory as it is. False: it
  * cannot (native guests, programs, one that exited). */
 bool exec_again(struct exec *x);
-void exec_suspended(struct exec *x); /* it will wait long: the CPU time of the stretch begins anew */
-void exec_trap(const struct exec *x, struct error *err);
-size_t exec_bytes(const struct exec *x); /* resident memory, estimated: stack and linear memory in use */
+void exec_suspended(struct exec *x);                 /* it will wait long: the CPU time of the stretch begins anew */
+const struct error *exec_trap(const struct exec *x); /* valid until exec_free() */
+size_t exec_bytes(const struct exec *x);             /* resident memory, estimated: stack and linear memory in use */
 
 /* ---- activities: stateless guests that run off the loop ---- */
 struct net_client;

@@ -26,19 +26,15 @@ void exec_ask(struct exec *x, struct str name, struct str arg) {
     x->asked = true;
 }
 
-static size_t log_n(const struct exec *x) {
-    return (size_t)((char *)memchr(x->logs.p + x->logged, '\n', x->logs.n - x->logged) - x->logs.p) - x->logged;
-}
-
 /* What the guest has written comes before what it asks. */
 void exec_op(const struct exec *x, struct str *name, struct str *arg) {
     *name = x->logs.n ? STR("log") : x->name;
-    *arg = x->logs.n ? (struct str){x->logs.p + x->logged, log_n(x)} : x->arg;
+    *arg = x->logs.n ? str_of(x->logs.p + x->logged) : x->arg;
 }
 
 void exec_answer(struct exec *x, bool ok, struct str json) {
     if (x->logs.n) {
-        x->logged += log_n(x) + 1;
+        x->logged += strlen(x->logs.p + x->logged) + 1;
         if (x->logged < x->logs.n) return;
         buf_free(&x->logs);
         x->logged = 0;
@@ -118,12 +114,14 @@ static void call_ended(struct exec *x) {
     if (more) call_next(x);
 }
 
-/* One poll of the call, and its CPU time: the ticks within it, by fuel its whole slices; true when the call has ended. */
+/* One poll of the call, and its CPU time: the ticks within it, by fuel its whole slices; true when the call has ended.
+ * The ticker must not sleep meanwhile. */
 static bool poll_call(struct exec *x) {
     struct exec_engine *e = x->module->engine;
     unsigned before = atomic_load(&e->ticks);
     wasmtime_context_set_epoch_deadline(x->context, 2);
-    engine_enter(e);
+    atomic_fetch_add(&e->running, 1);
+    if (atomic_load(&e->asleep) && atomic_exchange(&e->asleep, false)) sem_post(&e->wake);
     bool done = wasmtime_call_future_poll(x->future);
     atomic_fetch_sub(&e->running, 1);
     int64_t used_us = (int64_t)(atomic_load(&e->ticks) - before) * TICK_US;
@@ -133,27 +131,21 @@ static bool poll_call(struct exec *x) {
 }
 
 /* Until the guest wants something, has used its slice or is over. */
-static enum exec_state go_on(struct exec *x) {
-    while (x->state == EXEC_SLICE) {
-        if (x->asked) return EXEC_OP;
+enum exec_state exec_run(struct exec *x, int64_t now_ms) {
+    x->now_ms = now_ms;
+    while (x->state == EXEC_SLICE && !x->asked && !x->logs.n) {
         if (x->native ? native_poll(x) : poll_call(x)) {
             call_ended(x);
         } else if (x->limits.cpu_ms && x->used_us > (int64_t)x->limits.cpu_ms * 1000) {
             error_set(exec_trapping(x), LOOM_E_LIMIT_TIME, "the guest ran for its limit of %u ms without a pause",
                       x->limits.cpu_ms);
             leave(x, EXEC_TRAP);
-        } else if (!x->asked) {
-            return EXEC_SLICE;
+        } else {
+            break;
         }
     }
-    wasi_log_lines(x, true);
-    return x->state;
-}
-
-enum exec_state exec_run(struct exec *x, int64_t now_ms) {
-    x->now_ms = now_ms;
-    enum exec_state state = x->logs.n ? EXEC_OP : go_on(x);
-    return x->logs.n ? EXEC_OP : state;
+    if (x->state != EXEC_SLICE) wasi_log_lines(x, true);
+    return x->asked || x->logs.n ? EXEC_OP : x->state;
 }
 
 /* ---- instances ---- */
@@ -178,7 +170,7 @@ static bool instantiate(struct exec *x) {
     x->future = wasmtime_instance_pre_instantiate_async(x->module->pre, x->context, &x->instance, &x->trap_ret,
                                                         &x->error_ret);
     if (!poll_call(x)) return true; /* the module's start function wants more */
-    if (x->error_ret) exec_wasm_error(x->error_ret, NULL, why, sizeof why);
+    if (x->error_ret && !x->trap) exec_wasm_error(x->error_ret, NULL, why, sizeof why); /* not in a guest's words */
     if (strstr(why, "maximum concurrent") || strstr(why, "os error 12")) return false;
     call_ended(x);
     return true;
@@ -228,8 +220,8 @@ void exec_suspended(struct exec *x) {
     buf_free(&x->result);
 }
 
-void exec_trap(const struct exec *x, struct error *err) {
-    *err = *x->trap;
+const struct error *exec_trap(const struct exec *x) {
+    return x->trap;
 }
 
 /* Linear memory counts as far as its pages are there. */

@@ -9,7 +9,6 @@
 #include "wasm/exec.h"
 #include <pthread.h>
 #include <semaphore.h>
-#include <stdatomic.h>
 #include <wasmtime.h>
 
 enum { TABLE_ELEMENTS = 100000, MEMORY_MB = 256 /* at most, of a guest */, SLICE_US = 2000, TICK_US = SLICE_US / 2 };
@@ -65,16 +64,13 @@ struct exec {
     wasmtime_memory_t memory; /* once the guest has called the host; else of store 0 */
     int64_t used_us;          /* CPU time of this stretch */
 
-    /* WASI: clock, state of its randomness; output up to the next newline; arguments of the op `log`, a line each, and how
-     * many bytes of them were logged. */
+    /* WASI: clock, state of its randomness; output up to the next newline; arguments of the op `log`, each with its NUL,
+     * and how many bytes of them were logged. */
     int64_t now_ms;
     uint64_t seed;
     struct buf line, logs;
     size_t logged;
 };
-
-/* ---- engine.c ---- */
-void engine_enter(struct exec_engine *e); /* an instance runs: the epoch must rise */
 
 /* ---- executor.c ---- */
 void exec_ask(struct exec *x, struct str name, struct str arg); /* suspends the guest with an op */
@@ -86,7 +82,8 @@ struct error *exec_trapping(struct exec *x);
 typedef const wasmtime_val_raw_t *host_args;
 #define U32(k) ((uint32_t)args[k].i32)
 struct host_row {
-    const char *names, *params, *results; /* names between spaces; types a letter each: i is i32, I is i64 */
+    /* Names between spaces; types a letter each: i is i32, I is i64; module NULL: WASI's. */
+    const char *names, *params, *results, *module;
     int (*fn)(struct exec *x, host_args args);
     int code; /* what it answers when it does nothing: fn NULL */
 };
@@ -99,7 +96,7 @@ uint8_t *host_memory(struct exec *x, uint32_t ptr, uint64_t len);
 void exec_wasm_error(const wasmtime_error_t *error, const wasm_trap_t *trap, char *out, size_t cap);
 
 /* ---- wasi.c ---- */
-extern const struct host_row wasi_rows[], wasi_env_rows[]; /* each ends with a NULL name */
+extern const struct host_row wasi_rows[]; /* ends with a NULL name */
 void wasi_log_lines(struct exec *x, bool all);
 
 /* ---- native.c ---- */

@@ -27,10 +27,6 @@ static struct exec *exec_of(wasmtime_caller_t *caller) {
     return x;
 }
 
-static wasm_trap_t *trap_of(const struct exec *x) {
-    return x->trap ? wasmtime_trap_new(x->trap->message, strlen(x->trap->message)) : NULL;
-}
-
 static void *op(wasmtime_caller_t *caller, uint32_t name, uint32_t name_n, uint32_t arg, uint32_t arg_n) {
     struct exec *x = exec_of(caller);
     struct str what = {(const char *)host_memory(x, name, name_n), name_n};
@@ -54,17 +50,14 @@ static int take(struct exec *x, host_args args) {
     return 0;
 }
 
-static const struct host_row loom_rows[] = {
-    {"take", "i", "", .fn = take},
-    {.names = NULL},
-};
+static const struct host_row take_row = {"take", "i", "", "loom", take};
 
 static wasm_trap_t *call(void *env, wasmtime_caller_t *caller, wasmtime_val_raw_t *values, size_t n) {
     const struct host_row *row = env;
     struct exec *x = exec_of(caller);
     int code = row->fn ? row->fn(x, values) : row->code;
     if (n) values[0].i32 = code;
-    return trap_of(x);
+    return x->trap ? wasmtime_trap_new(x->trap->message, strlen(x->trap->message)) : NULL;
 }
 
 static wasm_functype_t *type_of(const char *params, const char *results) {
@@ -78,22 +71,20 @@ static wasm_functype_t *type_of(const char *params, const char *results) {
     return wasm_functype_new(&types[0], &types[1]);
 }
 
-static void link_rows(wasmtime_linker_t *linker, const char *module, const struct host_row *row) {
-    for (; row->names; row++) {
-        wasm_functype_t *type = type_of(row->params, row->results);
-        for (const char *name = row->names; *name;) {
-            size_t n = strcspn(name, " ");
-            wasmtime_linker_define_func_unchecked(linker, module, strlen(module), name, n, type, call,
-                                                  (void *)(uintptr_t)row, NULL);
-            name += n + strspn(name + n, " ");
-        }
-        wasm_functype_delete(type);
+static void link_row(wasmtime_linker_t *linker, const struct host_row *row) {
+    const char *module = row->module ? row->module : "wasi_snapshot_preview1";
+    wasm_functype_t *type = type_of(row->params, row->results);
+    for (const char *name = row->names; *name;) {
+        size_t n = strcspn(name, " ");
+        wasmtime_linker_define_func_unchecked(linker, module, strlen(module), name, n, type, call,
+                                              (void *)(uintptr_t)row, NULL);
+        name += n + strspn(name + n, " ");
     }
+    wasm_functype_delete(type);
 }
 
 void host_link(wasmtime_linker_t *linker) {
     loom_link_op(linker, op, op_state);
-    link_rows(linker, "loom", loom_rows);
-    link_rows(linker, "wasi_snapshot_preview1", wasi_rows);
-    link_rows(linker, "env", wasi_env_rows);
+    link_row(linker, &take_row);
+    for (const struct host_row *row = wasi_rows; row->names; row++) link_row(linker, row);
 }

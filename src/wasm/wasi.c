@@ -13,9 +13,9 @@
 
 enum { WASI_OK = 0, WASI_BADF = 8, WASI_INVAL = 28, LINE_MAX_BYTES = 65536, RANDOM_MAX_BYTES = 65536 };
 
-static void put32(uint8_t *to, size_t value) {
-    uint32_t bytes = (uint32_t)value;
-    if (to) memcpy(to, &bytes, sizeof bytes);
+/* The n lower bytes of the value. */
+static void put(uint8_t *to, uint64_t value, size_t n) {
+    if (to) memcpy(to, &value, n);
 }
 
 static uint32_t get32(const uint8_t *from) {
@@ -33,7 +33,8 @@ void wasi_log_lines(struct exec *x, bool all) {
         const char *line = x->line.p + from, *end = memchr(line, '\n', x->line.n - from);
         if (!end && !all) break;
         size_t n = end ? (size_t)(end - line) : x->line.n - from;
-        buf_json(&x->logs, "{\"level\":%z,\"msg\":%q}\n", x->line_error ? "error" : "info", (struct str){line, n});
+        buf_json(&x->logs, "{\"level\":%z,\"msg\":%q}", x->line_error ? "error" : "info", (struct str){line, n});
+        buf_char(&x->logs, '\0');
         from += end ? n + 1 : n;
     }
     x->line.n -= from;
@@ -55,16 +56,14 @@ static int fd_write(struct exec *x, host_args args) {
         wasi_log_lines(x, x->line.n == LINE_MAX_BYTES);
         sum += n;
     }
-    put32(written, sum);
+    put(written, sum, 4);
     return WASI_OK;
 }
 
 /* ---- clock, randomness, end ---- */
 
 static int clock_time_get(struct exec *x, host_args args) {
-    uint8_t *to = host_memory(x, U32(2), 8);
-    uint64_t ns = (uint64_t)x->now_ms * 1000000;
-    if (to) memcpy(to, &ns, sizeof ns);
+    put(host_memory(x, U32(2), 8), (uint64_t)x->now_ms * 1000000, 8);
     return WASI_OK;
 }
 
@@ -96,15 +95,15 @@ static int as_abort(struct exec *x, host_args args) {
 /* ---- the rest ---- */
 
 static int sizes_get(struct exec *x, host_args args) {
-    put32(host_memory(x, U32(0), 4), 0);
-    put32(host_memory(x, U32(1), 4), 0);
+    put(host_memory(x, U32(0), 4), 0, 4);
+    put(host_memory(x, U32(1), 4), 0, 4);
     return WASI_OK;
 }
 
 /* Standard input is at its end. */
 static int fd_read(struct exec *x, host_args args) {
     if (U32(0) != 0) return WASI_BADF;
-    put32(host_memory(x, U32(3), 4), 0);
+    put(host_memory(x, U32(3), 4), 0, 4);
     return WASI_OK;
 }
 
@@ -125,7 +124,7 @@ static int poll_oneoff(struct exec *x, host_args args) {
         memcpy(event, in + i * 48, 8);
         memcpy(out + i * 32, event, sizeof event);
     }
-    put32(host_memory(x, U32(3), 4), U32(2));
+    put(host_memory(x, U32(3), 4), U32(2), 4);
     return WASI_OK;
 }
 
@@ -155,10 +154,6 @@ const struct host_row wasi_rows[] = {
     {"path_filestat_set_times", "iiiiIIi", "i", .code = WASI_BADF},
     {"path_link", "iiiiiii", "i", .code = WASI_BADF},
     {"path_open", "iiiiiIIii", "i", .code = WASI_BADF},
-    {.names = NULL},
-};
-
-const struct host_row wasi_env_rows[] = {
-    {"abort", "iiii", "", .fn = as_abort},
+    {"abort", "iiii", "", "env", as_abort},
     {.names = NULL},
 };

@@ -364,7 +364,7 @@ static void fuzz_module(struct str in) {
         for (int i = 0; x && i < 1000 && (s == EXEC_OP || s == EXEC_SLICE); i++) {
             s = exec_run(x, 1234);
             if (s == EXEC_OP) exec_answer(x, i % 3 > 0, STR("[1,2]"));
-            if (s == EXEC_TRAP) exec_trap(x, &err);
+            if (s == EXEC_TRAP) err = *exec_trap(x);
         }
         exec_free(x);
         exec_module_free(m);
