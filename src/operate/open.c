@@ -1,5 +1,5 @@
 /* open.c: where an engine's parts come from on the real machine: the store's folder, the user's cache, threads, the clock.
- * The simulator opens one on parts of its own (loom_open_in). */
+ * The simulator opens one on parts of its own. */
 #include "runtime/runtime.h"
 
 #include <errno.h>
@@ -28,28 +28,37 @@ static int make_folder(const char *path, struct error *err) {
     }
 }
 
-static int open_store(const struct loom_config *config, struct loom_parts *parts, struct error *err) {
+static int open_store(const struct loom_config *config, struct store **store, struct blob_store **blobs,
+                      struct error *err) {
     bool memory = !config->store || strcmp(config->store, "memory") == 0;
-    if (make_folder(parts->cache_dir, err) < 0 || (!memory && make_folder(config->store, err) < 0)) return LOOM_E_STORE;
+    if (!memory && make_folder(config->store, err) < 0) return LOOM_E_STORE;
     char *file = memory ? NULL : path_in(config->store, "loom.db"),
-         *blobs = memory ? NULL : path_in(config->store, "blobs");
-    parts->store = store_sqlite_open(file, parts->env, config->accept_restored, err);
-    parts->blobs = parts->store ? blob_file_open(blobs, err) : NULL;
-    if (parts->store && !parts->blobs) parts->store->ops->close(parts->store);
+         *folder = memory ? NULL : path_in(config->store, "blobs");
+    *store = store_sqlite_open(file, env_system(), config->accept_restored, err);
+    *blobs = *store ? blob_file_open(folder, err) : NULL;
+    if (*store && !*blobs) (*store)->ops->close(*store);
     free(file);
-    free(blobs);
-    return parts->blobs ? 0 : LOOM_E_STORE;
+    free(folder);
+    return *blobs ? 0 : LOOM_E_STORE;
 }
 
 struct loom *loom_open(const struct loom_config *config, char *message, size_t message_cap) {
     const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    struct loom_parts parts = {.env = env_system(), .name = getpid()};
+    struct store *store;
+    struct blob_store *blobs;
+    struct loom *l = NULL;
     struct error err = {0};
     char *cache_dir = cache && cache[0] == '/' ? path_in(cache, "loom/modules")
                                                : path_in(home ? home : "/tmp", ".cache/loom/modules");
-    parts.cache_dir = cache_dir;
-    int rc = open_store(config, &parts, &err);
-    struct loom *l = rc == 0 ? loom_open_in(config, &parts, &err) : NULL;
+    if (make_folder(cache_dir, &err) == 0 && open_store(config, &store, &blobs, &err) == 0) {
+        l = loom_new(config);
+        l->env = env_system();
+        l->store = store;
+        l->blobs = blobs;
+        l->cache_dir = arena_dup(&l->mem, str_of(cache_dir)).p;
+        l->name = getpid();
+        l = loom_start(l, &err);
+    }
     free(cache_dir);
     if (!l) snprintf(message, message_cap, "%s", err.message);
     return l;

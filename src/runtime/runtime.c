@@ -177,14 +177,15 @@ static void *writer_main(void *arg) {
 
 /* ---- open and close ---- */
 
-static int open_parts(struct loom *l, const struct loom_parts *parts, struct error *err) {
+static int open_parts(struct loom *l, struct error *err) {
     yyjson_doc *project = l->config.project ? json_parse(str_of(l->config.project), err) : NULL;
     if (l->config.project && !project) return LOOM_E_INVALID_DOCUMENT;
     int rc = l->store->ops->claim(l->store, say(l, "%d", l->name), &l->term, &l->committed, err);
     l->open_seq = l->committed + 1;
     l->net = rc < 0 ? NULL : net_client_new(l->env, yyjson_doc_get_root(project), l->config.project_dir, err);
     yyjson_doc_free(project);
-    l->engine = parts->engine || !l->net ? parts->engine : exec_engine_new(&(struct exec_config){0}, err);
+    l->own_engine = !l->engine;
+    if (l->net && l->own_engine) l->engine = exec_engine_new(&(struct exec_config){0}, err);
     if (!l->net || !l->engine) return LOOM_E_INTERNAL;
     l->pool = activity_pool_new(l->env, l->net, l->config.threads);
     return registry_open(l, err);
@@ -219,20 +220,13 @@ static void release(struct loom *l) {
     free(l);
 }
 
-static struct loom *engine_new(const struct loom_config *config, const struct loom_parts *parts) {
+struct loom *loom_new(const struct loom_config *config) {
     struct loom *l = mem_alloc(sizeof *l);
-    const char **texts[] = {&l->config.store, &l->config.project, &l->config.project_dir, &l->config.compiler,
-                            &l->cache_dir};
+    const char **texts[] = {&l->config.store, &l->config.project, &l->config.project_dir, &l->config.compiler};
     l->config = *config;
-    l->cache_dir = parts->cache_dir;
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) *texts[i] = arena_dup(&l->mem, str_of(*texts[i])).p;
     l->config.memory_budget = config->memory_budget ? config->memory_budget : 256u << 20;
     l->config.idle_ms = config->idle_ms ? config->idle_ms : IDLE_MS;
-    l->env = parts->env;
-    l->store = parts->store;
-    l->blobs = parts->blobs;
-    l->own_engine = !parts->engine;
-    l->name = parts->name;
     pthread_mutex_init(&l->lock, NULL);
     pthread_mutex_init(&l->writing, NULL);
     pthread_cond_init(&l->wake, NULL);
@@ -241,13 +235,12 @@ static struct loom *engine_new(const struct loom_config *config, const struct lo
     STAILQ_INIT(&l->inbox);
     STAILQ_INIT(&l->effects);
     batch_forget(l);
-    stream_open(l);
     return l;
 }
 
-struct loom *loom_open_in(const struct loom_config *config, const struct loom_parts *parts, struct error *err) {
-    struct loom *l = engine_new(config, parts);
-    if (open_parts(l, parts, err) < 0 || recover_start(l, err) < 0) {
+struct loom *loom_start(struct loom *l, struct error *err) {
+    stream_open(l);
+    if (open_parts(l, err) < 0 || recover_start(l, err) < 0) {
         release(l);
         return NULL;
     }

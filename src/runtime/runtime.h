@@ -90,15 +90,18 @@ struct pending; /* uncommitted rows of one batch (batch.c) */
 
 struct loom {
     struct loom_config config;
+    /* The parts it is opened on: */
     struct env *env;
     struct store *store;
     struct blob_store *blobs;
-    struct exec_engine *engine; /* with the modules by hash */
+    struct exec_engine *engine; /* with the modules by hash; several looms of a process may share it; NULL: its own */
+    const char *cache_dir;      /* compiled artefacts; NULL: memory only */
+    int64_t name;               /* of this process: its pid */
+
     bool own_engine;
     struct net_client *net;
     struct activity_pool *pool;
-    const char *cache_dir; /* compiled artefacts; NULL: memory only */
-    struct arena mem;      /* of the configuration */
+    struct arena mem; /* of the configuration */
 
     pthread_mutex_t lock;    /* guards the inbox and the writers' slot */
     pthread_mutex_t writing; /* held by the writer that writes */
@@ -107,7 +110,6 @@ struct loom {
     bool stop, writer_stop;
     uint32_t helpers;           /* threads that will still post an item */
     pthread_t loop, writers[2]; /* 0: whoever opened the engine does their steps */
-    int64_t name;               /* of this process: its pid */
 
     /* batch.c */
     uint64_t term, open_seq, committed; /* the open batch's number; the last one that committed */
@@ -153,18 +155,11 @@ struct loom {
 };
 
 /* ---- runtime.c: loop, activation, residency ---- */
-/* loom_open (src/operate/open.c) on parts that are given; l owns the store and the blobs from here on, also when it fails. Where env
- * starts no threads, whoever opened it does their steps, in any order, as the simulator does: loom_pass, batch_write
+/* loom_open (src/operate/open.c) in two steps: whoever opens it fills in the parts between them. It then owns the store and
+ * the blobs. Where env starts no threads, he does their steps, in any order, as the simulator does: loom_pass, batch_write
  * and batch_sync of what it gave, activity_step(l->pool) and net_step(l->net) with net_answer. */
-struct loom_parts {
-    struct env *env;
-    struct store *store;
-    struct blob_store *blobs;
-    struct exec_engine *engine; /* several looms of a process may share it; NULL: its own, with the cache folder */
-    const char *cache_dir;      /* NULL: compiled artefacts are not kept */
-    int64_t name;               /* of the process: its pid */
-};
-struct loom *loom_open_in(const struct loom_config *config, const struct loom_parts *parts, struct error *err);
+struct loom *loom_new(const struct loom_config *config);
+struct loom *loom_start(struct loom *l, struct error *err); /* l, or NULL: it is freed */
 void loom_pass(struct loom *l);     /* one pass of the loop; never waits */
 int64_t loom_rests(struct loom *l); /* ms until a pass has something to do unless the inbox gets an item; 0: now */
 void loom_abandon(struct loom *l);  /* a crash: everything is freed, nothing written; what would have left is dropped */

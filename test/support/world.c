@@ -245,10 +245,17 @@ void world_init(struct world *w, uint64_t seed) {
 bool world_try(struct world *w, struct error *err) {
     w->dead = false;
     struct store *store = faulty_open(w, err);
-    struct loom_parts parts = {&w->env, store, store ? lasting_open(w->blobs) : NULL, w->engine, NULL, 1};
     drop_answers(w); /* to an engine that was */
     w->opened++;
-    w->l = store ? loom_open_in(&w->config, &parts, err) : NULL;
+    w->l = NULL;
+    if (!store) return false;
+    struct loom *l = loom_new(&w->config);
+    l->env = &w->env;
+    l->store = store;
+    l->blobs = lasting_open(w->blobs);
+    l->engine = w->engine;
+    l->name = 1;
+    w->l = loom_start(l, err);
     if (w->l && w->dead) world_crash(w);
     return w->l;
 }
