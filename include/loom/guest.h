@@ -196,7 +196,7 @@ static inline const char *loom_blank(const char *p, const char *end) {
     while (p < end && (*p == ' ' || *p == '\n' || *p == '\r' || *p == '\t')) p++;
     return p;
 }
-/* Do eight bytes hold neither " nor \\ nor a control character? (Bytes found by arithmetic: Bit Twiddling Hacks, Anderson.) */
+/* Do eight bytes hold neither " nor \ nor a control character? (Bytes found by arithmetic: Bit Twiddling Hacks, Anderson.) */
 static inline bool loom_plain(const char *p) {
     const uint64_t ones = 0x0101010101010101;
     uint64_t bytes, quote, slash;

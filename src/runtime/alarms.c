@@ -50,14 +50,10 @@ static char *heap_pop(struct loom *l) {
     return top;
 }
 
-static bool durable(enum alarm_kind kind) {
-    return kind == ALARM_PROMISE || kind == ALARM_MAIL;
-}
-
 void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise) {
     struct str key = alarm_key(l, due, kind, actor, turn, promise);
-    if (durable(kind) && !SABOTAGE("timer only in memory")) rows_put(l, ROW_TIMER, key, STR("{}"), true);
-    if (!durable(kind) || due < l->horizon + HORIZON_MS) /* the next extension may come before the row commits */
+    if (kind != ALARM_LOADED && !SABOTAGE("timer only in memory")) rows_put(l, ROW_TIMER, key, STR("{}"), true);
+    if (kind == ALARM_LOADED || due < l->horizon + HORIZON_MS) /* the next extension may come before the row commits */
         heap_push(l, key);
 }
 
@@ -69,7 +65,7 @@ void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct str a
 void promise_deadline(struct loom *l, struct resident *r, uint64_t id) {
     struct promise *p = turn_promise(r->a->turn, id);
     if (p->done_at == ENTRY_NEVER && p->deadline)
-        alarm_set(l, p->deadline, p->kind >= PROMISE_EVENT ? ALARM_PROMISE : ALARM_LIMIT, r->a->full,
+        alarm_set(l, p->deadline, p->kind >= PROMISE_EVENT ? ALARM_PROMISE : ALARM_LOADED, r->a->full,
                   r->a->turn->number, id);
 }
 
@@ -106,7 +102,6 @@ void alarms_free(struct loom *l) {
 
 static void deadline_passed(struct loom *l, struct resident *r, uint64_t id) {
     struct promise *p = turn_promise(r->a->turn, id);
-    if (!p || p->done_at != ENTRY_NEVER) return;
     bool ok = p->kind == PROMISE_TIMER;
     struct error late;
     if (!ok)
@@ -121,17 +116,17 @@ static void fire(struct loom *l, const char *key) {
     unsigned kind = ALARM_PROMISE;
     uint64_t turn = 0, promise = 0;
     sscanf(id + strlen(id) + 1, "%u/%" SCNu64 "/%" SCNu64, &kind, &turn, &promise);
-    if (durable(kind)) alarm_clear(l, due_of(key), kind, str_of(id), turn, promise);
-    struct resident *r = resident_by_id(l, str_of(id));
-    if (!r) return;
-    if (kind == ALARM_MAIL) {
+    if (kind != ALARM_LOADED) alarm_clear(l, due_of(key), kind, str_of(id), turn, promise);
+    struct resident *r = kind == ALARM_MAIL ? resident_by_id(l, str_of(id))
+                                            : promise_owner(l, str_of(id), turn, promise);
+    if (r && kind == ALARM_MAIL) {
         mail_due(l, r);
         resident_queue(l, r);
-    } else if (r->a->turn && r->a->turn->number == turn && r->a->status != ACTOR_PAUSED) {
-        if (kind == ALARM_RETRY)
-            attempt_schedule(l, r, promise, NULL);
-        else
+    } else if (r && r->a->status != ACTOR_PAUSED) {
+        if (turn_promise(r->a->turn, promise)->deadline == due_of(key))
             deadline_passed(l, r, promise);
+        else
+            attempt_schedule(l, r, promise, NULL);
     }
 }
 

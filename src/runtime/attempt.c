@@ -27,14 +27,6 @@ static void attempt_free(struct attempt *a) {
     item_free(&a->item);
 }
 
-/* The actor whose open promise this attempt still is, or NULL. */
-static struct resident *owner(struct loom *l, const struct attempt *a) {
-    struct resident *r = resident_by_id(l, a->run.actor);
-    struct turn *t = r ? r->a->turn : NULL;
-    struct promise *p = t && t->number == a->turn ? turn_promise(t, a->promise) : NULL;
-    return p && p->done_at == ENTRY_NEVER && p->attempt == a->number ? r : NULL;
-}
-
 /* Removes it from what runs. */
 static void forget(struct loom *l, struct attempt *a) {
     if (map_get(&l->attempts, a->run.key) == a) map_remove(&l->attempts, a->run.key);
@@ -99,7 +91,9 @@ static void attempt_done(struct loom *l, struct item *item) {
         return;
     }
     forget(l, a);
-    struct resident *r = a->run.cancelled || l->failed || l->stop ? NULL : owner(l, a);
+    bool counts = !a->run.cancelled && !l->failed && !l->stop;
+    struct resident *r = counts ? promise_owner(l, a->run.actor, a->turn, a->promise) : NULL;
+    if (r && turn_promise(r->a->turn, a->promise)->attempt != a->number) r = NULL;
     if (r) {
         resident_touch(l, r, false);
         if (a->run.ok && definition_check(a->definition, false, result, &err) == 0)
@@ -162,7 +156,7 @@ void attempt_schedule(struct loom *l, struct resident *r, uint64_t id, yyjson_va
     struct error err;
     if (!p || p->done_at != ENTRY_NEVER || p->kind != PROMISE_ACTIVITY || attempt_of(l, key)) return;
     if (p->due > loom_now(l)) {
-        alarm_set(l, p->due, ALARM_RETRY, r->a->full, r->a->turn->number, id);
+        alarm_set(l, p->due, ALARM_LOADED, r->a->full, r->a->turn->number, id);
         return;
     }
     if (!entry) entry = look(l, p->entry);

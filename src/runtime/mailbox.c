@@ -96,12 +96,11 @@ struct mail *mail_next(struct loom *l, struct resident *r, struct str event) {
     return NULL;
 }
 
-bool mail_bind(struct loom *l, struct resident *r, uint64_t promise, struct str type) {
+void mail_bind(struct loom *l, struct resident *r, uint64_t promise, struct str type) {
     struct mail *m = mail_next(l, r, type);
-    if (!m) return false;
+    if (!m) return;
     promise_done(l, r, promise, true, json_text_of(yyjson_ptr_get(m->doc, "/payload/data"), &l->scratch), m->id);
     mail_remove(l, r, m);
-    return true;
 }
 
 /* The event that an open wait waits for; .p NULL: the promise is none. */
@@ -279,11 +278,9 @@ static void reply_outside(struct loom *l, const struct actor *a, struct str mess
 }
 
 static void reply_to_actor(struct loom *l, yyjson_val *to, bool ok, struct str json) {
-    struct resident *caller = resident_by_id(l, json_str(to, "actor"));
-    struct turn *t = caller ? caller->a->turn : NULL;
-    uint64_t id = (uint64_t)json_int(to, "promise", 0);
-    struct promise *p = t && t->number == (uint64_t)json_int(to, "turn", 0) ? turn_promise(t, id) : NULL;
-    if (p && (p->kind == PROMISE_CALL || p->kind == PROMISE_CHILD)) promise_done(l, caller, id, ok, json, STR_NONE);
+    uint64_t turn = (uint64_t)json_int(to, "turn", 0), id = (uint64_t)json_int(to, "promise", 0);
+    struct resident *caller = promise_owner(l, json_str(to, "actor"), turn, id);
+    if (caller) promise_done(l, caller, id, ok, json, STR_NONE);
 }
 
 void reply_to(struct loom *l, struct resident *r, yyjson_val *message, struct str message_id, bool ok,

@@ -8,7 +8,6 @@
 #include "runtime/runtime.h"
 
 #include <assert.h>
-#include <stdio.h>
 #include <string.h>
 
 enum { ENTRIES_MAX = 1000000, TURN_BYTES_MAX = 256 << 20 };
@@ -23,15 +22,8 @@ static enum op_outcome refuse(struct op_call *c) {
     return OP_ERROR;
 }
 
-static enum op_outcome bad(struct op_call *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-
-static enum op_outcome bad(struct op_call *c, const char *fmt, ...) {
-    char text[512];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
-    va_end(ap);
-    error_set(&c->err, LOOM_E_INVALID_ARGUMENT, "op %.*s: %s", (int)c->name.n, c->name.p, text);
+static enum op_outcome bad(struct op_call *c, const char *why) {
+    error_set(&c->err, LOOM_E_INVALID_ARGUMENT, "op %.*s: %s", (int)c->name.n, c->name.p, why);
     return refuse(c);
 }
 
@@ -72,6 +64,7 @@ static enum op_outcome journaled(struct op_call *c, struct str body, const char 
     if (rc == 0) {
         journal_append(a, loom_now(c->l), entry);
         if (act) act(c);
+        if (!out.p) promise_deadline(c->l, c->r, c->id);
     }
     return answer(c, out.p ? out : say(c->l, "%u", ++a->turn->promises_given));
 }
@@ -139,7 +132,8 @@ static enum op_outcome op_random(struct op_call *c) {
     uint8_t bytes[256];
     char hex[513];
     if (!yyjson_is_int(c->value)) return answer(c, say(c->l, "%f", (double)(next_random(t) >> 11) * 0x1p-53));
-    if (n < 1 || n > 256) return bad(c, "%" PRId64 " bytes; use 1 to 256, or no argument for a number in [0, 1)", n);
+    if (n < 1 || n > 256)
+        return bad(c, say(c->l, "%d bytes; use 1 to 256, or no argument for a number in [0, 1)", n).p);
     for (int64_t i = 0; i < n; i++) bytes[i] = (uint8_t)(next_random(t) >> 32);
     hex_encode(bytes, (size_t)n, hex);
     return answer(c, say(c->l, "%z", hex));
@@ -159,23 +153,16 @@ static enum op_outcome op_state_get(struct op_call *c) {
 
 static enum op_outcome op_state_patch(struct op_call *c) {
     struct buf inverse = {0};
-    int rc = state_patch(c->r->a, c->value, &inverse, &c->err);
+    if (state_patch(c->r->a, c->value, &inverse, &c->err) < 0) return refuse(c);
     struct str body = say(c->l, "{\"type\":\"state_patches\",\"patches\":%v,\"inversePatches\":%j", c->value,
-                          buf_view(&inverse));
-    buf_free(&inverse);
-    if (rc < 0) return refuse(c);
+                          kept(c->l, &inverse));
     c->r->a->patch_bytes += body.n;
     return journaled(c, body, "", NULL, STR("null"));
 }
 
 /* ---- what finishes later ---- */
 
-static void begin_deadline(struct op_call *c) {
-    promise_deadline(c->l, c->r, c->id);
-}
-
 static void begin_activity(struct op_call *c) {
-    begin_deadline(c);
     attempt_schedule(c->l, c->r, c->id, c->value);
 }
 
@@ -190,12 +177,12 @@ static enum op_outcome op_activity(struct op_call *c) {
 static enum op_outcome op_timer(struct op_call *c) {
     int64_t delay = json_int(c->value, "delayMs", -1);
     if (delay < 0) return bad(c, "field delayMs is missing or negative: milliseconds until the timer fires");
-    return journaled(c, say(c->l, "{\"type\":\"timer_set\",\"promise\":%u,\"delayMs\":%d", c->id, delay), "",
-                     begin_deadline, STR_NONE);
+    return journaled(c, say(c->l, "{\"type\":\"timer_set\",\"promise\":%u,\"delayMs\":%d", c->id, delay), "", NULL,
+                     STR_NONE);
 }
 
 static void begin_wait(struct op_call *c) {
-    if (!mail_bind(c->l, c->r, c->id, json_str(c->value, "type"))) begin_deadline(c);
+    mail_bind(c->l, c->r, c->id, json_str(c->value, "type"));
 }
 
 static enum op_outcome op_event_wait(struct op_call *c) {
@@ -240,7 +227,6 @@ static void deliver(struct op_call *c) {
                  say(c->l, "\"to\":%q,\"code\":%z,\"detail\":%z", c->to, c->err.code, c->err.message));
     else if (rc < 0)
         promise_done(c->l, c->r, c->id, false, error_text(c->l, &c->err), STR_NONE);
-    if (p) begin_deadline(c);
 }
 
 /* To whom the argument says, under an id of this place; false: it does not say. */
@@ -290,12 +276,12 @@ static enum op_outcome op_await(struct op_call *c) {
     size_t i, n = yyjson_arr_size(list);
     if (n == 0) return bad(c, "field promises is missing or empty: a list of promise ids");
     if (mode.p && !any && !str_eq(mode, STR("all")))
-        return bad(c, "mode is \"%.*s\"; use \"all\" or \"any\"", (int)mode.n, mode.p);
+        return bad(c, say(c->l, "mode is %q; use \"all\" or \"any\"", mode).p);
     uint32_t *ids = arena_alloc(&c->l->scratch, n * sizeof *ids);
     yyjson_arr_foreach(list, i, n, v) {
         uint64_t id = yyjson_get_uint(v);
         if (id < 1 || id > t->promises_given)
-            return bad(c, "there is no promise %" PRIu64 "; this turn has given %" PRIu64, id, t->promises_given);
+            return bad(c, say(c->l, "there is no promise %u; this turn has given %u", id, t->promises_given).p);
         ids[i] = (uint32_t)id;
     }
     await_begin(t, ids, n, any);
@@ -344,7 +330,7 @@ enum op_outcome op_await_result(struct op_call *c) {
 
 static enum op_outcome op_cancel(struct op_call *c) {
     uint64_t id = (uint64_t)json_int(c->value, "promise", 0);
-    if (id < 1 || id > c->r->a->turn->promises_given) return bad(c, "there is no promise %" PRIu64, id);
+    if (id < 1 || id > c->r->a->turn->promises_given) return bad(c, say(c->l, "there is no promise %u", id).p);
     if (!journal_replaying(c->r->a)) promise_abandon(c->l, c->r, id);
     return journaled(c, say(c->l, "{\"type\":\"promise_cancelled\",\"promise\":%u", id), "", NULL, STR("null"));
 }
@@ -484,14 +470,16 @@ enum op_outcome op_run(struct op_call *c) {
         return OP_ENDED;
     }
     if (row->fn == op_end) return op_end(c);
-    if (c->arg.n > BODY_MAX) return bad(c, "the argument has %zu bytes; at most %d are allowed", c->arg.n, BODY_MAX);
+    if (c->arg.n > BODY_MAX)
+        return bad(c, say(c->l, "the argument has %u bytes; at most %u are allowed", c->arg.n, (uint64_t)BODY_MAX).p);
     yyjson_doc *doc = NULL;
     struct error why;
     if (row->argument[0] && c->arg.n > 0 && !(doc = json_parse(c->arg, &why)))
-        return bad(c, "the argument is not JSON: %s", why.message);
+        return bad(c, say(c->l, "the argument is not JSON: %s", why.message).p);
     c->value = yyjson_doc_get_root(doc);
     c->id = c->r->a->turn->promises_given + 1;
-    enum op_outcome o = fits(c->value, row->argument) ? row->fn(c) : bad(c, "the argument is not %s", row->argument);
+    enum op_outcome o = fits(c->value, row->argument) ? row->fn(c)
+                                                      : bad(c, say(c->l, "the argument is not %s", row->argument).p);
     yyjson_doc_free(doc);
     return o;
 }

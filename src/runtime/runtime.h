@@ -83,8 +83,8 @@ struct item {
 };
 STAILQ_HEAD(items, item);
 
-/* Those that a load can derive again have no row: retries, time limits of activities and calls. */
-enum alarm_kind { ALARM_PROMISE, ALARM_RETRY, ALARM_MAIL, ALARM_LIMIT };
+/* ALARM_LOADED has no row, for a load can derive it again: retries, time limits of activities, calls and children. */
+enum alarm_kind { ALARM_PROMISE, ALARM_LOADED, ALARM_MAIL };
 
 struct pending; /* uncommitted rows of one batch (batch.c) */
 
@@ -160,7 +160,7 @@ struct loom {
  * and batch_sync of what it gave, activity_step(l->pool) and net_step(l->net) with net_answer. */
 struct loom *loom_new(const struct loom_config *config);
 struct loom *loom_start(struct loom *l, struct error *err); /* l, or NULL: it is freed */
-void loom_pass(struct loom *l);     /* one pass of the loop; never waits */
+void loom_pass(struct loom *l);                             /* one pass of the loop; never waits */
 int64_t loom_rests(struct loom *l); /* ms until a pass has something to do unless the inbox gets an item; 0: now */
 void loom_abandon(struct loom *l);  /* a crash: everything is freed, nothing written; what would have left is dropped */
 int64_t loom_now(struct loom *l);
@@ -212,6 +212,8 @@ void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str 
 /* Fails a live turn, pauses a replaying one. */
 void turn_trapped(struct loom *l, struct resident *r, const struct error *err);
 void turn_pause(struct loom *l, struct resident *r, const struct error *why);
+/* The actor in whose open turn, of that number, the promise is open; NULL: none. */
+struct resident *promise_owner(struct loom *l, struct str actor, uint64_t turn, uint64_t promise);
 /* An entry that settles a promise, and what follows: the guest goes on. json: result or error; event: id of one that came. */
 void promise_done(struct loom *l, struct resident *r, uint64_t promise, bool ok, struct str json, struct str event);
 void turn_cancel(struct loom *l, struct resident *r, struct str reason);
@@ -290,8 +292,8 @@ void mail_put(struct loom *l, struct resident *r, const struct message *m);
 void mail_due(struct loom *l, struct resident *r);
 /* The next event of that type, absent: the next activate message, due and not expired; NULL: none. */
 struct mail *mail_next(struct loom *l, struct resident *r, struct str event);
-/* Settles the wait with the oldest buffered event of the type; false: there is none. */
-bool mail_bind(struct loom *l, struct resident *r, uint64_t promise, struct str type);
+/* Settles the wait with the oldest buffered event of the type, if there is one. */
+void mail_bind(struct loom *l, struct resident *r, uint64_t promise, struct str type);
 void mail_remove(struct loom *l, struct resident *r, struct mail *m);
 void mail_dead_letter(struct loom *l, struct resident *r, struct mail *m, const char *code, const char *why);
 int mail_load(struct loom *l, struct resident *r, struct error *err);

@@ -204,6 +204,13 @@ static void wake(struct loom *l, struct resident *r) {
     if (turn_resumable(r) && r->a->status != ACTOR_PAUSED) resident_queue(l, r);
 }
 
+struct resident *promise_owner(struct loom *l, struct str actor, uint64_t turn, uint64_t id) {
+    struct resident *r = resident_by_id(l, actor);
+    struct turn *t = r ? r->a->turn : NULL;
+    struct promise *p = t && t->number == turn ? turn_promise(t, id) : NULL;
+    return p && p->done_at == ENTRY_NEVER ? r : NULL;
+}
+
 void promise_done(struct loom *l, struct resident *r, uint64_t id, bool ok, struct str json, struct str event) {
     struct promise *p = r->a->turn ? turn_promise(r->a->turn, id) : NULL;
     if (!p || p->done_at != ENTRY_NEVER) return;
