@@ -195,10 +195,10 @@ static struct buf attempt_wasm(void) {
 
 static struct exec_module *module_of(struct buf wasm) {
     struct buf artefact = {0};
-    struct exec_module *m = NULL;
     struct error err;
     exec_compile(engine, buf_view(&wasm), &artefact, &err);
-    if (exec_module_load(engine, buf_view(&artefact), &m, &err)) fail_msg("%s", err.message);
+    struct exec_module *m = exec_module_load(engine, STR_NONE, buf_view(&artefact), &err);
+    if (!m) fail_msg("%s", err.message);
     buf_free(&wasm);
     buf_free(&artefact);
     return m;
@@ -217,7 +217,7 @@ static int open_all(void **state) {
     pthread_create(&server, NULL, accept_all, NULL);
     log_file = tmpfile();
     log_open(fileno(log_file), LOG_INFO);
-    engine = exec_engine_new(&(struct exec_config){.slots = 300}, &err);
+    engine = exec_engine_new(300, 0, &err);
     script = NATIVE_ONLY ? exec_module_native(loom_run_attempt) : module_of(attempt_wasm());
     setenv("TEST_TOKEN", "top-secret", 1);
     yyjson_doc *config = json_parse(STR("{\"network\":{\"allowPrivate\":true},\"secrets\":{\"token\":"
@@ -311,8 +311,8 @@ static void nothing_returned(void **state) {
     struct outcome o;
     struct activity *a = prepare(&o, "null");
     exec_compile(engine, buf_view(&wasm), &artefact, NULL);
-    assert_int_equal(exec_module_load(engine, buf_view(&artefact), &a->module, NULL), 0);
-    struct exec_module *module = a->module;
+    struct exec_module *module = a->module = exec_module_load(engine, STR_NONE, buf_view(&artefact), NULL);
+    assert_non_null(module);
     start_here(p, a);
     wait_for(&o);
     assert_string_equal(o.result, "null");
@@ -463,11 +463,11 @@ static void more_attempts_than_slots(void **state) {
     NEEDS_WASM();
     static struct outcome o[100];
     struct error err;
-    struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 3}, &err);
+    struct exec_engine *e = exec_engine_new(3, 0, &err);
     struct buf wasm = attempt_wasm(), artefact = {0};
-    struct exec_module *m;
     exec_compile(e, buf_view(&wasm), &artefact, &err);
-    assert_int_equal(exec_module_load(e, buf_view(&artefact), &m, &err), 0);
+    struct exec_module *m = exec_module_load(e, STR_NONE, buf_view(&artefact), &err);
+    assert_non_null(m);
     struct activity_pool *p = activity_pool_new(env_system(), net, 2);
     char input[200];
     snprintf(input, sizeof input, "[[\"http\",{\"url\":\"http://127.0.0.1:%d/echo\"}]]", server_port);
@@ -498,7 +498,7 @@ static void waiting_for_an_instance(void **state) {
     struct env one_thread = *env_system();
     struct error err;
     one_thread.thread = no_thread;
-    struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 1}, &err), *all = engine;
+    struct exec_engine *e = exec_engine_new(1, 0, &err), *all = engine;
     engine = e;
     struct exec_module *m = module_of(attempt_wasm());
     engine = all;
@@ -512,7 +512,7 @@ static void waiting_for_an_instance(void **state) {
         activity_start(p, a, false);
     }
     for (int i = 0; i < 20; i++) activity_step(p, false);
-    while (__atomic_load_n(&o[0].run.parked, __ATOMIC_ACQUIRE)) usleep(100);
+    while (__atomic_load_n(&o[0].run.net_id, __ATOMIC_ACQUIRE)) usleep(100);
     activity_step(p, false);
     assert_int_equal(o[0].ended, 1);
     while (activity_step(p, false)) continue;

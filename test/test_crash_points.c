@@ -537,7 +537,7 @@ static void more_guests_than_slots(void **state) {
         struct request calls[GUESTS], go = {.op = "event", .type = "script", .id = "go"};
         char names[GUESTS][2];
         begin(ARRAY);
-        w.engine = exec_engine_new(&(struct exec_config){.slots = slots[s], .fuel = 2000000}, &err);
+        w.engine = exec_engine_new(slots[s], 2000000, &err);
         w.committed = count_rows;
         w.jump_max_ms = 10; /* or the callers would give up */
         world_open(&w);
@@ -579,7 +579,7 @@ static void more_working_guests_than_slots(void **state) {
     char names[GUESTS][2];
     begin(ARRAY);
     answer_ms = 0;
-    w.engine = exec_engine_new(&(struct exec_config){.slots = 5, .fuel = 2000000}, &err);
+    w.engine = exec_engine_new(5, 2000000, &err);
     world_open(&w);
     int64_t replays = metric_get(METRIC_REPLAYS);
     for (int i = 0; i < GUESTS; i++) {
@@ -737,7 +737,7 @@ static int set_up(void **state) {
     (void)state;
     struct error err;
     loom_register_actor("killer", killer);
-    engine = exec_engine_new(&(struct exec_config){.slots = 64, .fuel = 2000000}, &err);
+    engine = exec_engine_new(64, 2000000, &err);
     memory = blob_file_open(NULL, &err);
     deploy(ARRAY);
     deploy(FILES);

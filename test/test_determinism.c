@@ -90,7 +90,7 @@ static struct exec_module *load_in(struct exec_engine *e, struct str wasm) {
     struct buf artefact = {0};
     struct exec_module *m = NULL;
     struct error err;
-    if (exec_compile(e, wasm, &artefact, &err) || exec_module_load(e, buf_view(&artefact), &m, &err))
+    if (exec_compile(e, wasm, &artefact, &err) || !(m = exec_module_load(e, STR_NONE, buf_view(&artefact), &err)))
         fail_msg("%s", err.message);
     buf_free(&artefact);
     return m;
@@ -164,8 +164,8 @@ static int set_up(void **state) {
     (void)state;
     struct error err;
     thing = quoted(THING);
-    engines[0] = exec_engine_new(&(struct exec_config){.slots = 1}, &err);
-    engines[1] = exec_engine_new(&(struct exec_config){.slots = 1, .fuel = 5000}, &err);
+    engines[0] = exec_engine_new(1, 0, &err);
+    engines[1] = exec_engine_new(1, 5000, &err);
     return engines[0] && engines[1] ? 0 : -1;
 }
 

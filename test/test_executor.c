@@ -21,7 +21,7 @@ static const struct exec_limits limits = {.memory_mb = 16, .cpu_ms = 1000};
 static int open_engine(void **state) {
     (void)state;
     struct error err;
-    engine = exec_engine_new(&(struct exec_config){.slots = 64}, &err);
+    engine = exec_engine_new(64, 0, &err);
     return engine ? 0 : -1;
 }
 
@@ -34,10 +34,10 @@ static int close_engine(void **state) {
 
 static struct exec_module *load_in(struct exec_engine *e, const char *wat) {
     struct buf wasm = guest_wat(wat), artefact = {0};
-    struct exec_module *m = NULL;
     struct error err = {0};
     if (exec_compile(e, buf_view(&wasm), &artefact, &err)) fail_msg("%s: %s", err.code, err.message);
-    if (exec_module_load(e, buf_view(&artefact), &m, &err)) fail_msg("%s: %s", err.code, err.message);
+    struct exec_module *m = exec_module_load(e, STR_NONE, buf_view(&artefact), &err);
+    if (!m) fail_msg("%s: %s", err.code, err.message);
     buf_free(&wasm);
     buf_free(&artefact);
     return m;
@@ -278,7 +278,7 @@ static void fault_20_traps(void **state) {
 static void slots(void **state) {
     (void)state; /* When all slots are taken exec_new says BUSY; one that is freed serves again. */
     struct error err;
-    struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 2}, &err);
+    struct exec_engine *e = exec_engine_new(2, 0, &err);
     struct exec_module *m = load_in(e, pointers);
     struct exec *a = exec_new(m, limits, 7, &err), *b = exec_new(m, limits, 7, &err);
     assert_non_null(b);
@@ -302,7 +302,7 @@ static void mappings(void **state) {
     static struct exec *all[SLOTS];
     static void *spare[SPARE];
     struct error err;
-    struct exec_engine *e = exec_engine_new(&(struct exec_config){0}, &err);
+    struct exec_engine *e = exec_engine_new(0, 0, &err);
     struct exec_module *m = load_in(e, GUEST("(data (i32.const 32768) \"in the middle\") (func (export \"run\"))"));
     size_t n = 0;
     while (n < SLOTS && (all[n] = exec_new(m, limits, 7, &err)) != NULL) n++;
@@ -396,7 +396,7 @@ static void resident_bytes(void **state) {
 static void fault_23_deterministic(void **state) {
     (void)state; /* With fuel a run repeats to the slice; NaNs are canonical always. */
     struct error err;
-    struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 2, .fuel = 2000000}, &err);
+    struct exec_engine *e = exec_engine_new(2, 2000000, &err);
     struct exec_module *m = load_in(
         e, GUEST("(func (export \"run\") (local $i i32) (loop $l (local.set $i (i32.add (local.get $i) (i32.const 1)))"
                  "(br_if $l (i32.lt_u (local.get $i) (i32.const 10000000))))"
@@ -493,10 +493,10 @@ static void fault_22_mangled_modules(void **state) {
     for (size_t i = 8; i < wasm.n; i++) {
         char kept = wasm.p[i];
         wasm.p[i] = (char)(kept ^ (1 << i % 8));
-        struct exec_module *m;
         buf_clear(&artefact);
         if (!exec_compile(engine, buf_view(&wasm), &artefact, NULL)) {
-            assert_int_equal(exec_module_load(engine, buf_view(&artefact), &m, NULL), 0);
+            struct exec_module *m = exec_module_load(engine, STR_NONE, buf_view(&artefact), NULL);
+            assert_non_null(m);
             struct exec *x = exec_new(m, (struct exec_limits){.memory_mb = 1, .cpu_ms = 4}, 7, NULL);
             run_on(x);
             exec_free(x);
@@ -511,13 +511,15 @@ static void fault_22_mangled_modules(void **state) {
 static void foreign_artefact(void **state) {
     (void)state; /* An artefact of another engine's settings is refused, not run. */
     struct error err;
-    struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 1, .fuel = 2000000}, &err);
+    struct exec_engine *e = exec_engine_new(1, 2000000, &err);
     struct buf wasm = guest_wat(pointers), artefact = {0};
-    struct exec_module *m;
     assert_int_equal(exec_compile(e, buf_view(&wasm), &artefact, &err), 0);
     assert_string_not_equal(exec_artefact_key(e), exec_artefact_key(engine));
-    assert_int_equal(exec_module_load(engine, buf_view(&artefact), &m, &err), LOOM_E_INVALID_MODULE);
-    assert_int_equal(exec_module_load(engine, STR("junk"), &m, &err), LOOM_E_INVALID_MODULE);
+    assert_null(exec_module_load(engine, STR_NONE, buf_view(&artefact), &err));
+    assert_string_equal(err.code, "invalid_module");
+    assert_null(exec_module_load(engine, STR("junk"), STR("junk"), &err));
+    assert_string_equal(err.code, "invalid_module");
+    assert_null(exec_module_kept(engine, STR("junk")));
     buf_free(&wasm);
     buf_free(&artefact);
     exec_engine_free(e);

@@ -42,9 +42,9 @@ struct net_request {
      * JSON {"code","message","retryable"}: denied, invalid_argument, network, timeout, too_large, cancelled, smtp_NNN. */
     void (*done)(void *ctx, bool ok, struct str json);
 };
-/* Copies what it needs but the policy; done() is called once, also when refused, and never inside this call. Answers an id for cancel. */
+/* Copies what it needs but the policy; done() is called once, also when refused, and never inside this call. Answers an id for cancel, never 0. */
 uint64_t net_send(struct net_client *c, const struct net_request *r);
-void net_cancel(struct net_client *c, uint64_t id);
+void net_cancel(struct net_client *c, uint64_t id); /* 0: of none */
 /* The handle of a secret, or DENIED / NOT_FOUND. */
 int net_secret_handle(struct net_client *c, yyjson_val *policy, struct str name, struct buf *out, struct error *err);
 

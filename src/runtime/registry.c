@@ -211,15 +211,13 @@ struct exec_module *definition_module(struct loom *l, struct definition *d, stru
     if (!pinned.p && module_resolve(l, d, err) < 0) return NULL;
     struct str hash = say(l, "%j", pinned.p ? pinned : str_of(d->resolved));
     struct exec_module *m = exec_module_kept(l->engine, hash);
-    if (m) return m;
     /* An artefact of the cache that does not load (another processor made it) is made anew. */
     for (int anew = 0; !m && anew < 2; anew++) {
         struct buf artefact = {0};
         if (module_artefact(l, hash.p, STR_NONE, anew, &artefact, err) == 0)
-            exec_module_load(l->engine, buf_view(&artefact), &m, err);
+            m = exec_module_load(l->engine, hash, buf_view(&artefact), err);
         buf_free(&artefact);
     }
-    if (m) exec_module_keep(m, hash);
     return m;
 }
 

@@ -185,7 +185,7 @@ static int open_parts(struct loom *l, struct error *err) {
     l->net = rc < 0 ? NULL : net_client_new(l->env, yyjson_doc_get_root(project), l->config.project_dir, err);
     yyjson_doc_free(project);
     l->own_engine = !l->engine;
-    if (l->net && l->own_engine) l->engine = exec_engine_new(&(struct exec_config){0}, err);
+    if (l->net && l->own_engine) l->engine = exec_engine_new(0, 0, err);
     if (!l->net || !l->engine) return LOOM_E_INTERNAL;
     l->pool = activity_pool_new(l->env, l->net, l->config.threads);
     return registry_open(l, err);

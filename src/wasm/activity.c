@@ -48,8 +48,8 @@ struct activity_pool {
 static void enqueue(struct activity *a) {
     struct activity_pool *p = a->pool; /* once queued, `a` is another thread's */
     pthread_mutex_lock(&p->mutex);
-    if (a->parked) TAILQ_REMOVE(&p->parked, a, link);
-    a->parked = false;
+    if (a->net_id) TAILQ_REMOVE(&p->parked, a, link);
+    a->net_id = 0;
     TAILQ_INSERT_TAIL(&p->queued[a->deadline && !a->exec], a, link);
     if (a->deadline) pthread_cond_signal(&p->wake);
     pthread_mutex_unlock(&p->mutex);
@@ -157,7 +157,6 @@ static enum phase park(struct activity *a, const struct net_request *r) {
     struct activity_pool *p = a->pool;
     pthread_mutex_lock(&p->mutex);
     TAILQ_INSERT_TAIL(&p->parked, a, link);
-    a->parked = true;
     a->net_id = net_send(p->net, r);
     if (atomic_load(&a->cancelled) || atomic_load(&p->stopping)) net_cancel(p->net, a->net_id);
     pthread_mutex_unlock(&p->mutex);
@@ -398,6 +397,6 @@ void activity_wake(struct activity_pool *p) {
 void activity_cancel(struct activity_pool *p, struct activity *a) {
     pthread_mutex_lock(&p->mutex);
     atomic_store(&a->cancelled, true);
-    if (a->parked) net_cancel(p->net, a->net_id);
+    net_cancel(p->net, a->net_id);
     pthread_mutex_unlock(&p->mutex);
 }

@@ -53,12 +53,12 @@ static bool room_for(uint32_t slots) {
     return room != MAP_FAILED;
 }
 
-static void pool_configure(wasm_config_t *c, const struct exec_config *config) {
+static void pool_configure(wasm_config_t *c, const struct exec_engine *e) {
     wasmtime_pooling_allocation_config_t *p = wasmtime_pooling_allocation_config_new();
-    wasmtime_pooling_allocation_config_total_core_instances_set(p, config->slots);
-    wasmtime_pooling_allocation_config_total_memories_set(p, config->slots);
-    wasmtime_pooling_allocation_config_total_tables_set(p, config->slots);
-    wasmtime_pooling_allocation_config_total_stacks_set(p, config->slots);
+    wasmtime_pooling_allocation_config_total_core_instances_set(p, e->slots);
+    wasmtime_pooling_allocation_config_total_memories_set(p, e->slots);
+    wasmtime_pooling_allocation_config_total_tables_set(p, e->slots);
+    wasmtime_pooling_allocation_config_total_stacks_set(p, e->slots);
     wasmtime_pooling_allocation_config_table_elements_set(p, TABLE_ELEMENTS);
     wasmtime_pooling_allocation_config_max_memory_size_set(p, (size_t)MEMORY_MB << 20);
     size_t keep = loom_pool_scan(p) ? KEEP_DIRTY : KEEP_BLIND;
@@ -69,7 +69,7 @@ static void pool_configure(wasm_config_t *c, const struct exec_config *config) {
 }
 
 /* Relaxed SIMD must go before SIMD does: a wrong order, like any other misuse, aborts. */
-static wasm_engine_t *wasm_new(const struct exec_config *config) {
+static wasm_engine_t *wasm_new(const struct exec_engine *e) {
     wasm_config_t *c = wasm_config_new();
     wasmtime_config_wasm_relaxed_simd_set(c, false);
     wasmtime_config_wasm_simd_set(c, false);
@@ -77,32 +77,32 @@ static wasm_engine_t *wasm_new(const struct exec_config *config) {
     wasmtime_config_wasm_memory64_set(c, false);
     wasmtime_config_cranelift_nan_canonicalization_set(c, true);
     wasmtime_config_native_unwind_info_set(c, false);
-    wasmtime_config_consume_fuel_set(c, config->fuel > 0);
-    wasmtime_config_epoch_interruption_set(c, !config->fuel);
+    wasmtime_config_consume_fuel_set(c, e->fuel > 0);
+    wasmtime_config_epoch_interruption_set(c, !e->fuel);
     wasmtime_config_async_stack_size_set(c, STACK_BYTES);
     wasmtime_config_max_wasm_stack_set(c, GUEST_STACK_BYTES);
     wasmtime_config_memory_reservation_set(c, RESERVE_BYTES);
     wasmtime_config_memory_guard_size_set(c, GUARD_BYTES);
     loom_trap_names(c, FRAMES_MAX);
-    pool_configure(c, config);
+    pool_configure(c, e);
     return wasm_engine_new_with_config(c);
 }
 
-struct exec_engine *exec_engine_new(const struct exec_config *config, struct error *err) {
+struct exec_engine *exec_engine_new(uint32_t slots, uint32_t fuel, struct error *err) {
     struct exec_engine *e = mem_alloc(sizeof *e);
-    e->config = *config;
-    if (!e->config.slots) e->config.slots = SLOTS_MAX;
-    while (e->config.slots && !room_for(e->config.slots)) e->config.slots /= 2;
-    if (!e->config.slots) {
+    e->slots = slots ? slots : SLOTS_MAX;
+    e->fuel = fuel;
+    while (e->slots && !room_for(e->slots)) e->slots /= 2;
+    if (!e->slots) {
         error_set(err, LOOM_E_INTERNAL, "no address space for a guest (4 GB); raise the limit (ulimit -v)");
         free(e);
         return NULL;
     }
-    e->wasm = wasm_new(&e->config);
+    e->wasm = wasm_new(e);
     e->linker = wasmtime_linker_new(e->wasm);
     host_link(e->linker);
     sem_init(&e->wake, 0, 0);
-    if (!config->fuel) pthread_create(&e->ticker, NULL, ticker_main, e);
+    if (!e->fuel) pthread_create(&e->ticker, NULL, ticker_main, e);
     return e;
 }
 
@@ -110,7 +110,7 @@ void exec_engine_free(struct exec_engine *e) {
     if (!e) return;
     atomic_store(&e->stop, true);
     sem_post(&e->wake);
-    if (!e->config.fuel) pthread_join(e->ticker, NULL);
+    if (!e->fuel) pthread_join(e->ticker, NULL);
     sem_destroy(&e->wake);
     struct exec_module *m;
     for (size_t i = 0; (m = map_next(&e->modules, &i)) != NULL;) exec_module_free(m);
@@ -121,9 +121,9 @@ void exec_engine_free(struct exec_engine *e) {
 }
 
 uint32_t exec_engine_share(const struct exec_engine *e) {
-    return e->config.slots - e->config.slots / 24 - (e->config.slots > 1);
+    return e->slots - e->slots / 24 - (e->slots > 1);
 }
 
 const char *exec_artefact_key(struct exec_engine *e) {
-    return e->config.fuel ? "wasmtime-" WASMTIME_VERSION "-names-fuel" : "wasmtime-" WASMTIME_VERSION "-names-epoch";
+    return e->fuel ? "wasmtime-" WASMTIME_VERSION "-names-fuel" : "wasmtime-" WASMTIME_VERSION "-names-epoch";
 }

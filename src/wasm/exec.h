@@ -16,11 +16,9 @@ struct exec_engine; /* Wasmtime's engine, linker and pool: one per process, shar
 struct exec_module; /* compiled and pre-instantiated program, or a native one */
 struct exec;        /* one instance */
 
-struct exec_config {
-    uint32_t slots; /* instances alive at once, fewer if they find no address space; 0: 10,500 */
-    uint32_t fuel;  /* slices of so much fuel instead of the ticker thread, so that runs repeat exactly; 0: none */
-};
-struct exec_engine *exec_engine_new(const struct exec_config *config, struct error *err);
+/* slots: instances alive at once, fewer if they find no address space; 0: 10,500.
+ * fuel: slices of so much instead of the ticker thread, so that runs repeat exactly; 0: none. */
+struct exec_engine *exec_engine_new(uint32_t slots, uint32_t fuel, struct error *err);
 void exec_engine_free(struct exec_engine *e); /* also the modules that it keeps */
 /* How many instances actors may keep while they wait: the others are for activities, or those would wait for ever. */
 uint32_t exec_engine_share(const struct exec_engine *e);
@@ -37,10 +35,9 @@ int exec_compile_child(int in_fd, int out_fd);
 /* A short text that names engine version and settings: part of an artefact's cache key. */
 const char *exec_artefact_key(struct exec_engine *e);
 
-/* Loads an artefact that this machine made itself. */
-int exec_module_load(struct exec_engine *e, struct str artefact, struct exec_module **out, struct error *err);
-/* The engine keeps it, to be found under that name (copied, at most 64 bytes): NULL when there is none. */
-void exec_module_keep(struct exec_module *m, struct str name);
+/* Loads an artefact that this machine made itself. NULL with INVALID_MODULE. The engine keeps it, to be found under that name
+ * (at most 64 bytes); without a name it is the caller's. */
+struct exec_module *exec_module_load(struct exec_engine *e, struct str name, struct str artefact, struct error *err);
 struct exec_module *exec_module_kept(const struct exec_engine *e, struct str name);
 struct exec_module *exec_module_native(void (*run)(void)); /* a native guest: guest.h's loom_run_NAME */
 void exec_module_free(struct exec_module *m);              /* after all its instances; NULL is fine */
@@ -97,8 +94,7 @@ struct activity {
     int64_t deadline;  /* monotonic ms; 0: it has not run yet */
     uint32_t https;    /* http ops so far */
     bool told;         /* it has had a go since it was cancelled */
-    bool parked;       /* in the list of those that wait for the network */
-    uint64_t net_id;   /* of its last http op */
+    uint64_t net_id;   /* of the http op that it is parked in; 0: it is not */
     TAILQ_ENTRY(activity) link;
 };
 /* threads 0: one per core; where env starts none, activity_step is theirs to do. */

@@ -125,7 +125,7 @@ static bool poll_call(struct exec *x) {
     bool done = wasmtime_call_future_poll(x->future);
     atomic_fetch_sub(&e->running, 1);
     int64_t used_us = (int64_t)(atomic_load(&e->ticks) - before) * TICK_US;
-    if (e->config.fuel) used_us = done || x->asked ? 0 : e->config.fuel / FUEL_PER_US;
+    if (e->fuel) used_us = done || x->asked ? 0 : e->fuel / FUEL_PER_US;
     x->used_us += used_us < SLICE_US ? used_us : SLICE_US;
     return done;
 }
@@ -156,12 +156,12 @@ static void store_new(struct exec *x) {
     x->store = wasmtime_store_new(e->wasm, x, NULL);
     x->context = wasmtime_store_context(x->store);
     wasmtime_store_limiter(x->store, memory_max, TABLE_ELEMENTS, 1, 1, 1);
-    if (!e->config.fuel) {
+    if (!e->fuel) {
         wasmtime_context_epoch_deadline_async_yield_and_update(x->context, 2);
         return;
     }
     wasmtime_context_set_fuel(x->context, UINT64_MAX / 2);
-    wasmtime_context_fuel_async_yield_interval(x->context, e->config.fuel);
+    wasmtime_context_fuel_async_yield_interval(x->context, e->fuel);
 }
 
 /* The instance exists, or the reason why it does not; false when no slot is free, or the machine has no memory now. */

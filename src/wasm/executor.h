@@ -14,7 +14,7 @@
 enum { TABLE_ELEMENTS = 100000, MEMORY_MB = 256 /* at most, of a guest */, SLICE_US = 2000, TICK_US = SLICE_US / 2 };
 
 struct exec_engine {
-    struct exec_config config; /* with the defaults filled in */
+    uint32_t slots, fuel;
     wasm_engine_t *wasm;
     wasmtime_linker_t *linker;
     struct map modules; /* that it keeps */

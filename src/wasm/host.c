@@ -50,7 +50,7 @@ static int take(struct exec *x, host_args args) {
     return 0;
 }
 
-static const struct host_row take_row = {"take", "i", "", "loom", take};
+static const struct host_row take_row = {"take", "i", "", .module = "loom", .fn = take};
 
 static wasm_trap_t *call(void *env, wasmtime_caller_t *caller, wasmtime_val_raw_t *values, size_t n) {
     const struct host_row *row = env;

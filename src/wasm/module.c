@@ -71,8 +71,7 @@ static int read_exports(struct exec_module *m, struct error *err) {
 typedef wasmtime_error_t *reader(wasm_engine_t *e, const uint8_t *bytes, size_t n, wasmtime_module_t **out);
 
 /* A module from what `read` understands: WASM bytes or an artefact. */
-static int module_new(struct exec_engine *e, struct str bytes, reader *read, struct exec_module **out,
-                      struct error *err) {
+static struct exec_module *module_new(struct exec_engine *e, struct str bytes, reader *read, struct error *err) {
     struct exec_module *m = mem_alloc(sizeof *m);
     char why[512];
     m->engine = e;
@@ -81,20 +80,17 @@ static int module_new(struct exec_engine *e, struct str bytes, reader *read, str
     if (error) exec_wasm_error(error, NULL, why, sizeof why);
     int rc = error ? error_set(err, LOOM_E_INVALID_MODULE, "%s", why) : read_exports(m, err);
     if (error) wasmtime_error_delete(error);
-    if (rc)
-        exec_module_free(m);
-    else
-        *out = m;
-    return rc;
+    if (rc == 0) return m;
+    exec_module_free(m);
+    return NULL;
 }
 
-int exec_module_load(struct exec_engine *e, struct str artefact, struct exec_module **out, struct error *err) {
-    return module_new(e, artefact, wasmtime_module_deserialize, out, err);
-}
-
-void exec_module_keep(struct exec_module *m, struct str name) {
+struct exec_module *exec_module_load(struct exec_engine *e, struct str name, struct str artefact, struct error *err) {
+    struct exec_module *m = module_new(e, artefact, wasmtime_module_deserialize, err);
+    if (!m || !name.n) return m;
     snprintf(m->name, sizeof m->name, "%.*s", (int)name.n, name.p);
-    map_put(&m->engine->modules, str_of(m->name), m);
+    map_put(&e->modules, str_of(m->name), m);
+    return m;
 }
 
 struct exec_module *exec_module_kept(const struct exec_engine *e, struct str name) {
@@ -113,10 +109,9 @@ void exec_module_free(struct exec_module *m) {
 int exec_compile(struct exec_engine *e, struct str wasm, struct buf *artefact, struct error *err) {
     if (!str_starts(wasm, STR("\0asm")))
         return error_set(err, LOOM_E_INVALID_MODULE, "not a WASM module: it must begin with the bytes 00 61 73 6d");
-    struct exec_module *m;
     wasm_byte_vec_t bytes;
-    int rc = module_new(e, wasm, wasmtime_module_new, &m, err);
-    if (rc) return rc;
+    struct exec_module *m = module_new(e, wasm, wasmtime_module_new, err);
+    if (!m) return LOOM_E_INVALID_MODULE;
     if (wasmtime_module_serialize(m->module, &bytes)) abort(); /* out of memory */
     buf_add(artefact, bytes.data, bytes.size);
     wasm_byte_vec_delete(&bytes);
@@ -142,7 +137,7 @@ int exec_compile_child(int in_fd, int out_fd) {
     struct error err;
     fd_read(in_fd, &in);
     if (in.n == 0) return 2;
-    struct exec_engine *e = exec_engine_new(&(struct exec_config){.slots = 1, .fuel = in.p[0] == 'f'}, &err);
+    struct exec_engine *e = exec_engine_new(1, in.p[0] == 'f', &err);
     limit_self();
     int rc = e ? exec_compile(e, (struct str){in.p + 1, in.n - 1}, &out, &err) : -1;
     if (rc) buf_str(&out, str_of(err.message));
@@ -174,7 +169,7 @@ int exec_compile_apart(struct exec_engine *e, const char *program, struct str wa
     if (!program) return exec_compile(e, wasm, artefact, err);
     struct buf text = {0};
     int in = memfd_create("module", MFD_CLOEXEC), out = memfd_create("artefact", MFD_CLOEXEC);
-    buf_char(&text, e->config.fuel ? 'f' : 'e');
+    buf_char(&text, e->fuel ? 'f' : 'e');
     buf_str(&text, wasm);
     if (pwrite(in, text.p, text.n, 0) != (ssize_t)text.n) abort(); /* out of memory */
     int status = run_child(program, in, out), rc = 0;

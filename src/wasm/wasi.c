@@ -154,6 +154,6 @@ const struct host_row wasi_rows[] = {
     {"path_filestat_set_times", "iiiiIIi", "i", .code = WASI_BADF},
     {"path_link", "iiiiiii", "i", .code = WASI_BADF},
     {"path_open", "iiiiiIIii", "i", .code = WASI_BADF},
-    {"abort", "iiii", "", "env", as_abort},
+    {"abort", "iiii", "", .module = "env", .fn = as_abort},
     {.names = NULL},
 };

@@ -354,11 +354,11 @@ static void fuzz_journal(struct str in) {
 static void fuzz_module(struct str in) {
     static struct exec_engine *e;
     struct buf artefact = {0};
-    struct exec_module *m;
     struct error err;
-    if (!e) e = exec_engine_new(&(struct exec_config){.slots = 4}, &err);
+    if (!e) e = exec_engine_new(4, 0, &err);
     if (exec_compile(e, in, &artefact, &err) == 0) {
-        must(exec_module_load(e, buf_view(&artefact), &m, &err) == 0);
+        struct exec_module *m = exec_module_load(e, STR_NONE, buf_view(&artefact), &err);
+        must(m);
         struct exec *x = exec_new(m, (struct exec_limits){.memory_mb = 2, .cpu_ms = 20}, 7, &err);
         enum exec_state s = EXEC_SLICE;
         for (int i = 0; x && i < 1000 && (s == EXEC_OP || s == EXEC_SLICE); i++) {

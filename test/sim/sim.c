@@ -131,7 +131,7 @@ static void set_up(void) {
     setenv("BANK_KEY", CANARY, 1);
     deployed.blobs = blob_file_open(NULL, &err);
     for (int i = ENGINES - 1; i >= 0; i--) {
-        deployed.engine[i] = exec_engine_new(&(struct exec_config){.fuel = 2000000, .slots = slots[i]}, &err);
+        deployed.engine[i] = exec_engine_new(slots[i], 2000000, &err);
         array_free(&s.rows);
         begin(&s, 0);
         s.w.engine = deployed.engine[i];
