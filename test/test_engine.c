@@ -1820,12 +1820,35 @@ static void lost_deployment(void **state) {
     remove_folder(dir);
 }
 
-static double turns_started(void) {
-    static const char name[] = "\nloom_turns_started_total ";
-    char *metrics = loom_metrics();
-    double n = strtod(strstr(metrics, name) + sizeof name - 1, NULL);
+static double metric(const char *name) {
+    char line[64], *metrics = loom_metrics();
+    int length = snprintf(line, sizeof line, "\n%s ", name);
+    double n = strtod(strstr(metrics, line) + length, NULL);
     free(metrics);
     return n;
+}
+
+static void lost_result(void **state) {
+    (void)
+        state; /* A result whose batch is lost is applied again when the disk has room: its attempt is not made again. */
+    char *dir = make_folder();
+    struct loom *l = open_scripts(dir);
+    double failed = metric("loom_commits_failed_total");
+    gate_calls = 0;
+    fill_disk(false);
+    pthread_mutex_lock(&gate);
+    expect(l, "send", "script/a",
+           "[['activity',{'name':'gated','input':null}],['must',['await',{'promises':[1]}]],['finish',1]]", 202, NULL);
+    while (__atomic_load_n(&gate_calls, __ATOMIC_SEQ_CST) < 1) usleep(1000); /* so its entry is durable */
+    fill_disk(true);
+    pthread_mutex_unlock(&gate);
+    while (metric("loom_commits_failed_total") == failed) usleep(1000);
+    fill_disk(false);
+    wait_status(l, "script/a", "completed");
+    assert_int_equal(gate_calls, 1);
+    assert_int_equal(entries_of(l, "script/a", "activity_retry"), 0);
+    loom_close(l);
+    remove_folder(dir);
 }
 
 static void full_batch(void **state) {
@@ -1864,14 +1887,14 @@ static void long_batch(void **state) {
     char *dir = make_folder();
     struct loom *l = open_scripts(dir);
     struct answer a;
-    double turns = turns_started();
+    double turns = metric("loom_turns_started_total");
     fill_disk(false);
     pthread_mutex_lock(&disk);
     submit(l,
            about("send", "script/a",
                  "[['times',5000,['state.patch',[{'op':'add','path':'/n','value':1}]]],['continue',[" WAIT_X "]]]"),
            &a);
-    while (turns_started() - turns < 2) usleep(1000);
+    while (metric("loom_turns_started_total") - turns < 2) usleep(1000);
     pthread_mutex_unlock(&disk);
     await_answer(&a);
     check(&a, 202, NULL);
@@ -2847,6 +2870,7 @@ static int group(void) {
         cmocka_unit_test(bad_requests),
         cmocka_unit_test(full_disk),
         cmocka_unit_test(lost_deployment),
+        cmocka_unit_test(lost_result),
         cmocka_unit_test(full_batch),
         cmocka_unit_test(fork_at_once),
         cmocka_unit_test(long_batch),

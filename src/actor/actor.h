@@ -129,6 +129,7 @@ bool journal_replaying(const struct actor *a);
 /* A field of an entry's text as it stands, JSON; .p NULL: absent. */
 struct str entry_field(struct str entry, const char *name);
 struct str entry_word(struct str entry, const char *name); /* of a string without escapes, what stands in its quotes */
+struct str entry_body(struct str entry);                   /* without its last field, `at`, and its closing brace */
 const char *entry_settling(enum promise_kind kind, bool ok); /* the type of the entry that does */
 const char *promise_field(enum promise_kind kind);           /* where an entry names its promise */
 /* Ends the tail (there is one), which is then the chain's last row, {"prev":HEX,"entries":[…]}; the caller clears it. */
@@ -149,8 +150,8 @@ enum { STATE_SMALL = 16 * 1024 };
 void state_set(struct actor *a, yyjson_val *value); /* whole; NULL: {} */
 /* The state to be stored: at the open turn's start, or now. */
 void state_text_stored(const struct actor *a, struct buf *out);
-/* Back to the turn's start; the entry that says so (without `at`) is appended to `entry` unless nothing had changed. */
-void state_rollback(struct actor *a, struct buf *entry);
+/* Back to the turn's start, by an entry that says so unless nothing has changed. */
+void state_rollback(struct actor *a, int64_t now_ms);
 /* Applies a patch; its inverse (JSON array) is appended to `inverse`. INVALID_ARGUMENT names operation and path. */
 int state_patch(struct actor *a, yyjson_val *patch, struct buf *inverse, struct error *err);
 /* The patches of recorded ops that no guest has repeated are applied, and none need be repeated any more: the turn has ended

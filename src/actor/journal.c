@@ -167,8 +167,7 @@ struct promise *turn_promise(struct turn *t, uint64_t id) {
     return id >= 1 && id <= t->promise_count ? &t->promises[id - 1] : NULL;
 }
 
-/* The text of an entry without its last field, `at`, and its closing brace. */
-static struct str without_at(struct str text) {
+struct str entry_body(struct str text) {
     const char *at = memrchr(text.p, ',', text.n);
     return (struct str){text.p, at && strncmp(at, ",\"at\":", 6) == 0 ? (size_t)(at - text.p) : text.n - 1};
 }
@@ -217,7 +216,7 @@ static void cancel_all(struct turn *t, struct str reason, uint64_t number, int64
 /* Keeps an op's text so that the replaying guest can be held against it. */
 static void record_op(struct turn *t, struct str text, uint64_t number) {
     t->ops = mem_room(t->ops, t->op_count, sizeof *t->ops);
-    t->ops[t->op_count++] = (struct recorded){arena_dup(&t->op_text, without_at(text)), number};
+    t->ops[t->op_count++] = (struct recorded){arena_dup(&t->op_text, entry_body(text)), number};
 }
 
 static void turn_close(struct actor *a, bool loading) {
@@ -257,8 +256,7 @@ uint64_t turn_settled(const struct turn *t) {
     uint64_t done = t->await_any ? ENTRY_NEVER : 0;
     for (size_t i = 0; i < t->await_count; i++) {
         uint64_t at = t->promises[t->await[i] - 1].done_at;
-        bool better = t->await_any ? at < done : at > done;
-        done = better ? at : done;
+        if (t->await_any ? at < done : at > done) done = at;
     }
     return t->cancel_at < done ? t->cancel_at : done;
 }
@@ -325,7 +323,7 @@ int journal_load(struct actor *a, struct str key, struct str row, struct error *
     a->cursor = number - 1;
     for (const char *p = entries.p + 1, *next; p < end && *p == '{'; p = next + 1) {
         next = value_end(p, end);
-        struct str entry = {p, (size_t)(next - p)}, body = without_at(entry);
+        struct str entry = {p, (size_t)(next - p)}, body = entry_body(entry);
         size_t at = body.n + sizeof ",\"at\":" - 1;
         fold(a, entry, ++a->cursor, at < entry.n ? integer((struct str){p + at, entry.n - at}) : a->at, true);
     }

@@ -40,16 +40,18 @@ void state_patch_rest(struct actor *a, bool keep_start) {
 }
 
 /* The whole text: what was read again later has its members in the order of what stayed in memory. */
-void state_rollback(struct actor *a, struct buf *entry) {
+void state_rollback(struct actor *a, int64_t now_ms) {
     struct str before = buf_view(&a->turn->before);
     struct arena mem = {0};
     struct buf now = {0};
     json_write_mut(yyjson_mut_doc_get_root(a->state), &now);
     if (before.n && !str_eq(before, buf_view(&now))) {
-        buf_json(entry,
-                 "{\"type\":\"state_patches\",\"patches\":[{\"op\":\"replace\",\"path\":\"\",\"value\":%j}],"
-                 "\"inversePatches\":[{\"op\":\"replace\",\"path\":\"\",\"value\":%j}],\"rollback\":true",
-                 before, buf_view(&now));
+        journal_append(
+            a, now_ms,
+            arena_json(&mem,
+                       "{\"type\":\"state_patches\",\"patches\":[{\"op\":\"replace\",\"path\":\"\",\"value\":%j}],"
+                       "\"inversePatches\":[{\"op\":\"replace\",\"path\":\"\",\"value\":%j}],\"rollback\":true",
+                       before, buf_view(&now)));
         a->patch_bytes += before.n;
         state_set(a, json_in(&mem, before));
     }

@@ -67,12 +67,6 @@ static void put_turn(struct replay *p, uint64_t to) {
     buf_free(&row);
 }
 
-/* Entry text without `at`, which is its last field. */
-static struct str without_at(struct str text) {
-    const char *comma = text.n ? memrchr(text.p, ',', text.n) : NULL;
-    return comma ? (struct str){text.p, (size_t)(comma - text.p)} : text;
-}
-
 /* Those that are in no row yet; NULL: there are none. */
 static yyjson_val *tail_entries(const struct actor *a, struct arena *mem) {
     return a->tail.n ? yyjson_obj_get(json_in(mem, arena_json(mem, "%j]}", buf_view(&a->tail))), "entries") : NULL;
@@ -106,8 +100,8 @@ static void compare(struct replay *p, struct resident *r, struct str expected) {
         return;
     }
     if (p->ended) {
-        struct str was = without_at(p->entries[p->to - 1]),
-                   is = without_at(json_text_of(yyjson_arr_get_last(tail), mem));
+        struct str was = entry_body(p->entries[p->to - 1]),
+                   is = tail ? entry_body(json_text_of(yyjson_arr_get_last(tail), mem)) : STR_NONE;
         if (!str_eq(was, is))
             image_fault(p->im, "turn %u of %s ended with %j} and ends with %j}", turn, a->id, was, is);
     } else {

@@ -13,9 +13,9 @@
 
 enum { HORIZON_MS = 60000 };
 
-static struct str alarm_key(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn,
-                            uint64_t promise) {
-    return say(l, "%x%j%j%j%d/%u/%u", due, STR("\0"), actor, STR("\0"), (int64_t)kind, turn, promise);
+static struct str alarm_key(struct loom *l, int64_t due, enum alarm_kind kind, struct resident *r, uint64_t id) {
+    uint64_t turn = kind == ALARM_MAIL ? 0 : r->a->turn->number;
+    return say(l, "%x%j%j%j%d/%u/%u", due, STR("\0"), r->a->full, STR("\0"), (int64_t)kind, turn, id);
 }
 
 static int64_t due_of(const char *key) {
@@ -50,23 +50,22 @@ static char *heap_pop(struct loom *l) {
     return top;
 }
 
-void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise) {
-    struct str key = alarm_key(l, due, kind, actor, turn, promise);
+void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct resident *r, uint64_t id) {
+    struct str key = alarm_key(l, due, kind, r, id);
     if (kind != ALARM_LOADED && !SABOTAGE("timer only in memory")) rows_put(l, ROW_TIMER, key, STR("{}"), true);
     if (kind == ALARM_LOADED || due < l->horizon + HORIZON_MS) /* the next extension may come before the row commits */
         heap_push(l, key);
 }
 
-void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise) {
-    rows_delete(l, ROW_TIMER, alarm_key(l, due, kind, actor, turn, promise));
+void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct resident *r, uint64_t id) {
+    rows_delete(l, ROW_TIMER, alarm_key(l, due, kind, r, id));
 }
 
 /* Waits and timers have a row, for nothing else brings their actor back. */
 void promise_deadline(struct loom *l, struct resident *r, uint64_t id) {
     struct promise *p = turn_promise(r->a->turn, id);
     if (p->done_at == ENTRY_NEVER && p->deadline)
-        alarm_set(l, p->deadline, p->kind >= PROMISE_EVENT ? ALARM_PROMISE : ALARM_LOADED, r->a->full,
-                  r->a->turn->number, id);
+        alarm_set(l, p->deadline, p->kind >= PROMISE_EVENT ? ALARM_PROMISE : ALARM_LOADED, r, id);
 }
 
 int64_t alarms_next(struct loom *l) {
@@ -112,11 +111,11 @@ static void deadline_passed(struct loom *l, struct resident *r, uint64_t id) {
 }
 
 static void fire(struct loom *l, const char *key) {
-    const char *id = key + 17;
+    const char *id = key + 17, *rest = id + strlen(id) + 1;
     unsigned kind = ALARM_PROMISE;
     uint64_t turn = 0, promise = 0;
-    sscanf(id + strlen(id) + 1, "%u/%" SCNu64 "/%" SCNu64, &kind, &turn, &promise);
-    if (kind != ALARM_LOADED) alarm_clear(l, due_of(key), kind, str_of(id), turn, promise);
+    sscanf(rest, "%u/%" SCNu64 "/%" SCNu64, &kind, &turn, &promise);
+    if (kind != ALARM_LOADED) rows_delete(l, ROW_TIMER, (struct str){key, (size_t)(rest - key) + strlen(rest)});
     struct resident *r = kind == ALARM_MAIL ? resident_by_id(l, str_of(id))
                                             : promise_owner(l, str_of(id), turn, promise);
     if (r && kind == ALARM_MAIL) {

@@ -60,39 +60,28 @@ static void attempt_failed(struct loom *l, struct resident *r, uint64_t id, stru
         promise_done(l, r, id, false, error, STR_NONE);
         return;
     }
-    journal_append(
-        r->a, loom_now(l),
-        say(l,
-            "{\"type\":\"activity_retry\",\"activityId\":%u,\"attempt\":%d,\"interrupted\":%d,\"due\":%d,\"error\":%j",
-            id, (int64_t)p->attempt + !same, (int64_t)(same ? p->interrupted + 1 : 0), wait ? loom_now(l) + wait : 0,
-            error));
+    struct str body = say(
+        l, "{\"type\":\"activity_retry\",\"activityId\":%u,\"attempt\":%d,\"interrupted\":%d,\"due\":%d,\"error\":%j",
+        id, (int64_t)p->attempt + !same, (int64_t)(same ? p->interrupted + 1 : 0), wait ? loom_now(l) + wait : 0,
+        error);
+    journal_append(r->a, loom_now(l), body);
     resident_touch(l, r, false);
     attempt_schedule(l, r, id, entry);
 }
 
-static void attempt_done(struct loom *l, struct item *item);
-
-/* The batch with its result has committed, or it is applied again. */
-static void attempt_release(struct loom *l, struct item *item) {
-    struct attempt *a = (struct attempt *)item;
-    if (!item->committed && a->seq <= l->committed)
-        loom_post(l, item, attempt_done);
-    else
-        attempt_free(a);
-}
-
+/* Its result is there: to be applied, or to be applied again because that did not commit, or (committed) to be forgotten. */
 static void attempt_done(struct loom *l, struct item *item) {
     struct attempt *a = (struct attempt *)item;
     struct str result = buf_view(&a->run.text);
     struct error err;
-    if (l->failed && !l->stop && a->seq <= l->committed && !a->run.cancelled) {
+    bool counts = !item->committed && !l->stop && !a->run.cancelled;
+    if (counts && l->failed && a->seq <= l->committed) {
         a->held = true;
         map_put(&l->attempts, a->run.key, a); /* for the recovery it still runs */
         return;
     }
     forget(l, a);
-    bool counts = !a->run.cancelled && !l->failed && !l->stop;
-    struct resident *r = counts ? promise_owner(l, a->run.actor, a->turn, a->promise) : NULL;
+    struct resident *r = counts && !l->failed ? promise_owner(l, a->run.actor, a->turn, a->promise) : NULL;
     if (r && turn_promise(r->a->turn, a->promise)->attempt != a->number) r = NULL;
     if (r) {
         resident_touch(l, r, false);
@@ -102,7 +91,7 @@ static void attempt_done(struct loom *l, struct item *item) {
             attempt_failed(l, r, a->promise, a->run.ok ? error_text(l, &err) : result);
     }
     if (r && a->seq < l->open_seq)
-        effect_add(l, item, attempt_release);
+        effect_add(l, item, attempt_done);
     else
         attempt_free(a);
 }
@@ -121,6 +110,7 @@ static void attempt_start(struct loom *l, struct item *item) {
         attempt_free(a);
         return;
     }
+    item->committed = false; /* next it waits for the batch with its result */
     metric_add(METRIC_ACTIVITIES_STARTED, 1);
     /* For a lone one a hop to another thread and back would cost more than it hides. */
     if (activity_start(l->pool, &a->run, pure || (l->attempts.count == 1 && !native))) attempt_done(l, item);
@@ -156,7 +146,7 @@ void attempt_schedule(struct loom *l, struct resident *r, uint64_t id, yyjson_va
     struct error err;
     if (!p || p->done_at != ENTRY_NEVER || p->kind != PROMISE_ACTIVITY || attempt_of(l, key)) return;
     if (p->due > loom_now(l)) {
-        alarm_set(l, p->due, ALARM_LOADED, r->a->full, r->a->turn->number, id);
+        alarm_set(l, p->due, ALARM_LOADED, r, id);
         return;
     }
     if (!entry) entry = look(l, p->entry);
@@ -207,7 +197,7 @@ void attempt_cancel(struct loom *l, const struct resident *r, uint64_t promise) 
 
 void attempts_fail(struct loom *l) {
     struct attempt *a;
-    for (size_t i = 0; (a = map_next(&l->attempts, &i)) != NULL;)
+    for (size_t i = 0; l->pool && (a = map_next(&l->attempts, &i)) != NULL;) /* without a pool none has started */
         if (a->seq > l->committed) activity_cancel(l->pool, &a->run);
 }
 

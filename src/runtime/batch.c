@@ -68,11 +68,9 @@ void rows_delete(struct loom *l, enum row_kind kind, struct str key) {
 
 /* A value that names a blob becomes the blob's bytes, in `out`. */
 static int resolve(struct loom *l, struct str *value, struct buf *out, struct error *err) {
-    static const char mark[] = "{\"$blob\":\"";
-    enum { MARK = sizeof mark - 1 };
-    char hex[65] = {0};
-    if (!str_starts(*value, str_of(mark)) || value->n < MARK + 64) return 1;
-    memcpy(hex, value->p + MARK, 64);
+    struct str hash = str_starts(*value, STR("{\"$blob\":")) ? entry_word(*value, "$blob") : STR_NONE;
+    if (hash.n != 64) return 1;
+    const char *hex = say(l, "%j", hash).p;
     int rc = l->blobs->ops->get(l->blobs, hex, out, err);
     if (rc == LOOM_E_NOT_FOUND)
         return error_set(err, LOOM_E_DAMAGED, "the blob %s, which a row names, is gone; restore it from a backup", hex);
@@ -183,13 +181,13 @@ void effects_release(struct loom *l) {
 }
 
 void batch_forget(struct loom *l) {
+    attempts_fail(l);
     for (struct item *e; (e = STAILQ_FIRST(&l->effects)) != NULL;) effect_release(l, e, e->seq <= l->committed);
     for (int i = 0; i < 2; i++) pending_free(l->flights[i]);
     pending_free(l->open);
     l->flights[0] = l->flights[1] = l->job = NULL;
     l->refuse = false;
     l->open = item_new(sizeof *l->open);
-    attempts_fail(l);
     resident_drop_all(l);
 }
 
@@ -204,15 +202,15 @@ static int by_row(const void *a, const void *b) {
     return x->kind != y->kind ? (int)x->kind - (int)y->kind : str_cmp(x->key, y->key);
 }
 
-static int move_to_blobs(struct loom *l, struct pending *p) {
+static enum commit_outcome move_to_blobs(struct loom *l, struct pending *p) {
     for (struct row *row = p->batch.rows; row < p->batch.rows + p->batch.count; row++) {
         if (row->value.n < BLOB_MIN) continue;
         char hex[65];
         int rc = l->blobs->ops->put(l->blobs, row->value, hex, &p->err);
-        if (rc < 0) return rc;
+        if (rc < 0) return rc == LOOM_E_DISK_FULL ? COMMIT_FULL : COMMIT_FAILED;
         row->value = arena_json(&p->item.mem, "{\"$blob\":%z,\"size\":%u}", hex, (uint64_t)row->value.n);
     }
-    return 0;
+    return COMMIT_OK;
 }
 
 /* On a writer's thread, or on the loop's when nothing else waits. Nothing is written on top of what failed. */
@@ -221,11 +219,8 @@ static void commit(struct loom *l, struct pending *p) {
     p->outcome = COMMIT_FAILED;
     if (l->refuse) return;
     qsort(p->batch.rows, p->batch.count, sizeof *p->batch.rows, by_row);
-    int rc = move_to_blobs(l, p);
-    if (rc < 0)
-        p->outcome = rc == LOOM_E_DISK_FULL ? COMMIT_FULL : COMMIT_FAILED;
-    else
-        p->outcome = l->store->ops->commit(l->store, &p->batch, &p->err);
+    p->outcome = move_to_blobs(l, p);
+    if (p->outcome == COMMIT_OK) p->outcome = l->store->ops->commit(l->store, &p->batch, &p->err);
     l->refuse = p->outcome != COMMIT_OK;
 }
 
@@ -283,12 +278,6 @@ static void commit_done(struct loom *l, struct item *item) {
     }
 }
 
-static void list_rows(struct pending *p) {
-    struct pending_row *row;
-    p->batch.rows = arena_alloc(&p->item.mem, p->rows.count * sizeof *p->batch.rows);
-    for (size_t i = 0; (row = map_next(&p->rows, &i)) != NULL;) p->batch.rows[p->batch.count++] = row->row;
-}
-
 bool batch_ready(const struct loom *l) {
     return !__atomic_load_n(&l->job, __ATOMIC_RELAXED) && !l->flights[1] && !(l->settle && l->flights[0]);
 }
@@ -310,9 +299,11 @@ void batch_close(struct loom *l, bool here) {
         return;
     }
     struct pending *p = l->flights[l->flights[0] != NULL] = l->open;
+    struct pending_row *row;
     p->batch.term = l->term;
     p->batch.seq = l->open_seq++;
-    list_rows(p);
+    p->batch.rows = arena_alloc(&p->item.mem, p->rows.count * sizeof *p->batch.rows);
+    for (size_t i = 0; (row = map_next(&p->rows, &i)) != NULL;) p->batch.rows[p->batch.count++] = row->row;
     l->open = item_new(sizeof *l->open);
     l->arrivals = 0;
     if (here && !l->flights[1]) {

@@ -124,14 +124,14 @@ static struct str input_hash(struct loom *l, const struct message *m) {
 }
 
 /* 1: the same message was here before; negative: another one was. */
-static int duplicate(struct loom *l, const struct message *m, struct str full, struct error *err) {
+static int duplicate(struct loom *l, const struct message *m, struct error *err) {
     struct str row;
-    int rc = rows_load(l, ROW_INBOX, dedup_key(l, full, m->id), &row, err);
+    int rc = rows_load(l, ROW_INBOX, dedup_key(l, m->to, m->id), &row, err);
     if (rc <= 0 || SABOTAGE("no dedup")) return rc < 0 ? rc : 0;
     if (str_eq(json_str(look(l, row), "hash"), input_hash(l, m))) return 1;
     return error_set(err, LOOM_E_IDEMPOTENCY_CONFLICT,
                      "message id %.*s was used for %.*s with another input; use a new id for a new input", (int)m->id.n,
-                     m->id.p, (int)full.n, full.p);
+                     m->id.p, (int)m->to.n, m->to.p);
 }
 
 static struct str write_message(struct loom *l, const struct message *m, const struct resident *r, int64_t due) {
@@ -191,18 +191,17 @@ void mail_put(struct loom *l, struct resident *r, const struct message *m) {
     rows_put(l, ROW_MAILBOX, key, text, true);
     struct mail mail = mail_read(key, text);
     mail_insert(r, mail);
-    if (due) alarm_set(l, due, ALARM_MAIL, r->a->full, 0, arrival);
-    if (mail.expires) alarm_set(l, mail.expires, ALARM_MAIL, r->a->full, 0, arrival);
+    if (due) alarm_set(l, due, ALARM_MAIL, r, arrival);
+    if (mail.expires) alarm_set(l, mail.expires, ALARM_MAIL, r, arrival);
     if (!r->a->turn) resident_queue(l, r);
 }
 
 int mail_deliver(struct loom *l, struct message *m, struct error *err) {
-    struct str full = m->to;
     int rc = check_target(l, m, err);
-    if (rc == 0 && m->outside && m->id.p) rc = duplicate(l, m, full, err);
+    if (rc == 0 && m->outside && m->id.p) rc = duplicate(l, m, err);
     if (!m->id.p) m->id = message_id_new(l);
     if (rc != 0) return rc;
-    struct resident *r = resident_get(l, full, true, err);
+    struct resident *r = resident_get(l, m->to, true, err);
     uint64_t wait = r ? open_wait(l, r, m) : 0;
     if (!r || (rc = check_actor(m, r, wait, err)) != 0) return r ? rc : LOOM_E_STORE;
     if (r->a->created_at == 0) {
@@ -216,7 +215,7 @@ int mail_deliver(struct loom *l, struct message *m, struct error *err) {
     metric_add(METRIC_MESSAGES, 1);
     if (m->outside) {
         struct str hash = input_hash(l, m);
-        rows_put(l, ROW_INBOX, dedup_key(l, full, m->id),
+        rows_put(l, ROW_INBOX, dedup_key(l, m->to, m->id),
                  m->event.p ? say(l, "{\"hash\":%q,\"status\":\"completed\",\"at\":%d}", hash, loom_now(l))
                             : say(l, "{\"hash\":%q}", hash),
                  true);

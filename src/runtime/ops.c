@@ -205,7 +205,6 @@ static void deliver(struct op_call *c) {
     struct actor *a = c->r->a;
     yyjson_val *message = message_of(c);
     struct promise *p = turn_promise(a->turn, c->id); /* none: it goes one way */
-    bool spawn = p && p->kind == PROMISE_CHILD;
     struct message m = {.to = say(c->l, "%j/%j", a->ns, c->to), .id = c->message, .sender = a->name};
     m.data = or_null(json_text_of(yyjson_obj_get(c->value, "input"), &c->l->scratch));
     m.event = p ? STR_NONE : json_str(c->value, "event");
@@ -214,9 +213,9 @@ static void deliver(struct op_call *c) {
     m.delay_ms = json_int(c->value, "delayMs", 0);
     m.ttl_ms = json_int(c->value, "ttlMs", 0);
     m.priority = (int32_t)json_int(c->value, "priority", 0);
-    m.spawn = spawn;
+    m.spawn = p && p->kind == PROMISE_CHILD;
     if (p) m.reply_to = say(c->l, "{\"actor\":%q,\"turn\":%u,\"promise\":%u}", a->full, a->turn->number, c->id);
-    if (p && !spawn) m.chain = chain_with_self(c);
+    if (p && !m.spawn) m.chain = chain_with_self(c);
     struct str quoted = say(c->l, "%q", c->to);
     bool member = m.chain.p && memmem(m.chain.p, m.chain.n, quoted.p, quoted.n);
     int rc = member ? error_set(&c->err, LOOM_E_DEADLOCK, "%.*s waits for this turn; the call would never return",
@@ -261,13 +260,6 @@ static enum op_outcome op_spawn(struct op_call *c) {
 
 /* ---- waiting ---- */
 
-static void await_begin(struct turn *t, const uint32_t *ids, size_t n, bool any) {
-    t->await = mem_grow(t->await, n * sizeof *t->await);
-    memcpy(t->await, ids, n * sizeof *ids);
-    t->await_count = n;
-    t->await_any = any;
-}
-
 static enum op_outcome op_await(struct op_call *c) {
     struct turn *t = c->r->a->turn;
     yyjson_val *list = yyjson_obj_get(c->value, "promises"), *v;
@@ -277,23 +269,28 @@ static enum op_outcome op_await(struct op_call *c) {
     if (n == 0) return bad(c, "field promises is missing or empty: a list of promise ids");
     if (mode.p && !any && !str_eq(mode, STR("all")))
         return bad(c, say(c->l, "mode is %q; use \"all\" or \"any\"", mode).p);
-    uint32_t *ids = arena_alloc(&c->l->scratch, n * sizeof *ids);
+    t->await = mem_grow(t->await, n * sizeof *t->await);
     yyjson_arr_foreach(list, i, n, v) {
         uint64_t id = yyjson_get_uint(v);
         if (id < 1 || id > t->promises_given)
             return bad(c, say(c->l, "there is no promise %u; this turn has given %u", id, t->promises_given).p);
-        ids[i] = (uint32_t)id;
+        t->await[i] = (uint32_t)id;
     }
-    await_begin(t, ids, n, any);
+    t->await_count = n;
+    t->await_any = any;
     return OP_WAIT;
 }
 
 static enum op_outcome op_suspend(struct op_call *c) {
+    struct turn *t = c->r->a->turn;
     struct str reason = json_str(c->value, "reason");
     struct str body = say(c->l, "{\"type\":\"person_awaited\",\"promise\":%u,\"reason\":%q", c->id,
                           reason.p ? reason : STR("a person"));
     if (journaled(c, body, "", NULL, STR_NONE) == OP_ENDED) return OP_ENDED;
-    await_begin(c->r->a->turn, &(uint32_t){(uint32_t)c->id}, 1, true);
+    t->await = mem_grow(t->await, sizeof *t->await);
+    t->await[0] = (uint32_t)c->id;
+    t->await_count = 1;
+    t->await_any = true;
     return OP_WAIT;
 }
 
@@ -446,11 +443,7 @@ static const struct op_row {
      "Fails the turn: the state goes back to its start. Does not come back."},
 };
 
-static const struct op_row *find_op(struct str name) {
-    for (size_t i = 0; i < sizeof actor_ops / sizeof *actor_ops; i++)
-        if (str_is(name, actor_ops[i].name)) return &actor_ops[i];
-    return NULL;
-}
+enum { ACTOR_OPS = sizeof actor_ops / sizeof *actor_ops };
 
 static bool fits(yyjson_val *value, const char *form) {
     size_t n = strcspn(form, ":,}?");
@@ -461,9 +454,10 @@ static bool fits(yyjson_val *value, const char *form) {
 }
 
 enum op_outcome op_run(struct op_call *c) {
-    const struct op_row *row = find_op(c->name);
+    const struct op_row *row = actor_ops;
+    while (row < actor_ops + ACTOR_OPS && !str_is(c->name, row->name)) row++;
     metric_add(METRIC_OPS, 1);
-    if (!row) {
+    if (row == actor_ops + ACTOR_OPS) {
         error_set(&c->err, LOOM_E_UNKNOWN_OP, "actors have no op \"%.*s\"; see `loom help ops`",
                   (int)(c->name.n < 64 ? c->name.n : 64), c->name.p);
         turn_trapped(c->l, c->r, &c->err);
@@ -485,8 +479,8 @@ enum op_outcome op_run(struct op_call *c) {
 }
 
 const struct loom_op_doc *actor_op_docs(void) {
-    static struct loom_op_doc docs[sizeof actor_ops / sizeof *actor_ops + 1];
-    for (size_t i = 0; i < sizeof actor_ops / sizeof *actor_ops; i++)
+    static struct loom_op_doc docs[ACTOR_OPS + 1];
+    for (size_t i = 0; i < ACTOR_OPS; i++)
         docs[i] = (struct loom_op_doc){actor_ops[i].name, actor_ops[i].argument, actor_ops[i].doc};
     return docs;
 }

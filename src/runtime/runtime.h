@@ -316,9 +316,10 @@ enum waiters_why { WAITERS_LATE, WAITERS_UNCOMMITTED, WAITERS_ALL };
 void waiters_sift(struct loom *l, enum waiters_why why);
 
 /* ---- alarms.c ---- */
-void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise);
+/* id: of a promise of the open turn, or of what came by mail. */
+void alarm_set(struct loom *l, int64_t due, enum alarm_kind kind, struct resident *r, uint64_t id);
 /* Its row; the alarm itself then finds nothing to do. */
-void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct str actor, uint64_t turn, uint64_t promise);
+void alarm_clear(struct loom *l, int64_t due, enum alarm_kind kind, struct resident *r, uint64_t id);
 void promise_deadline(struct loom *l, struct resident *r, uint64_t id); /* the alarm of an open one that has one */
 void alarms_fire(struct loom *l);
 int64_t alarms_next(struct loom *l); /* wall ms of the next one; INT64_MAX: none */

@@ -66,16 +66,14 @@ static bool turn_start(struct loom *l, struct resident *r, struct mail *m) {
 /* An instance of the turn's program, with the limits of its definition; false: none is free, or the actor is paused. */
 static bool activate(struct loom *l, struct resident *r) {
     struct turn *t = r->a->turn;
+    struct definition *d = r->definition;
     struct error err;
-    if (!r->definition)
-        r->definition = registry_find(l, kind_actor, r->a->ns, r->a->type, STR_NONE,
-                                      entry_word(t->started, "definition"));
-    if (!r->definition)
+    if (!d) d = registry_find(l, kind_actor, r->a->ns, r->a->type, STR_NONE, entry_word(t->started, "definition"));
+    if (!d)
         error_set(&err, LOOM_E_NOT_FOUND, "the definition that %s runs is gone; deploy it again and resume", r->a->id);
-    struct exec_module *code = r->definition
-                                   ? definition_module(l, r->definition, entry_word(t->started, "moduleHash"), &err)
-                                   : NULL;
-    struct exec_limits limits = code ? r->definition->limits : (struct exec_limits){0};
+    r->definition = d;
+    struct exec_module *code = d ? definition_module(l, d, entry_word(t->started, "moduleHash"), &err) : NULL;
+    struct exec_limits limits = d ? d->limits : (struct exec_limits){0};
     if (t->op_count > 0) limits.cpu_ms *= 10;
     r->exec = code ? exec_new(code, limits, t->random[0], &err) : NULL;
     if (r->exec) {
@@ -243,7 +241,7 @@ void promise_abandon(struct loom *l, struct resident *r, uint64_t id) {
     else if (p->kind == PROMISE_CALL)
         withdraw_call(l, target, json_str(entry, "messageId"));
     else if (p->deadline)
-        alarm_clear(l, p->deadline, ALARM_PROMISE, r->a->full, r->a->turn->number, id);
+        alarm_clear(l, p->deadline, ALARM_PROMISE, r, id);
 }
 
 static void abandon_all(struct loom *l, struct resident *r) {
@@ -342,12 +340,9 @@ void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str 
     int64_t wait = retries ? retry_next(&r->definition->retry, t->attempt, json_bool(error, "retryable", false), 1.0)
                            : -1;
     struct str retry = wait >= 0 ? say(l, ",\"retryInMs\":%d", wait) : STR("");
-    struct buf rollback = {0};
     resident_touch(l, r, true);
     abandon_all(l, r);
-    if (fail) state_rollback(r->a, &rollback);
-    if (rollback.n) journal_append(r->a, loom_now(l), buf_view(&rollback));
-    buf_free(&rollback);
+    if (fail) state_rollback(r->a, loom_now(l));
     if (fail && !cancelled)
         turn_log(l, r, LOG_WARN, STR("turn failed"),
                  say(l, "\"turn\":%u,\"messageId\":%q,\"code\":%q,\"detail\":%q%j", t->number,
