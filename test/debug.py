@@ -42,6 +42,7 @@ class Store:
         return len(found)
 
     def close(self):
+        self.db.execute("VACUUM")  # or its pages do not match their checksums
         self.db.close()
 
 def fill(w):
@@ -96,6 +97,23 @@ def whole(w, folder):
     check(other.change(ACTOR, "*/tally/a", b'"a0"', b'"b0"') == 1, "a copy differs in one byte")
     other.close()
     check(report("digest", "--store", other.dir)["digest"] != live["digest"], "and has another digest")
+
+def older(folder):
+    """A store of format 2, whose pages have no checksums, is refused, read by `dump` and becomes ours by `restore`."""
+    os.mkdir(f"{folder}/old")
+    shutil.copytree(f"{folder}/restored/blobs", f"{folder}/old/blobs")
+    whole, db = sqlite3.connect(f"{folder}/restored/loom.db"), sqlite3.connect(f"{folder}/old/loom.db")
+    db.executescript("".join(f"{line}\n" for line in whole.iterdump()) + "PRAGMA user_version = 2")
+    whole.close()
+    db.close()
+    check(open(f"{folder}/old/loom.db", "rb").read(21)[20] == 0, "a store of format 2 has no room for checksums of pages")
+    done = subprocess.run([LOOM, "worker", folder, "--store", f"{folder}/old", "--listen", "127.0.0.1:0"], capture_output=True, text=True)
+    check(done.returncode == 1 and "format 2" in done.stderr and "loom debug restore - --store NEW" in done.stderr, "it is refused, with what brings it over", done.stderr)
+    check(report("verify", "--store", f"{folder}/old")["faults"] == [], "verify finds nothing wrong with it")
+    code, _, err = debug("restore", "-", "--store", f"{folder}/new", input=debug("dump", "--store", f"{folder}/old")[1])
+    digest = lambda store: report("digest", "--store", f"{folder}/{store}")["digest"]
+    check(code == 0 and digest("new") == digest("old") == digest("restored"), "and brought over it holds the same", err)
+    check(open(f"{folder}/new/loom.db", "rb").read(21)[20] == 8, "in pages with checksums")
 
 def faults(folder):
     """Each damage is found, by name, and nothing else is."""
@@ -269,6 +287,7 @@ def main():
     folder = f"{project.dir}/copies"
     os.mkdir(folder)
     whole(w, folder)
+    older(folder)
     faults(folder)
     replays(folder)
     broken_file(folder)

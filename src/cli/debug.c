@@ -136,6 +136,8 @@ static bool connect_to(struct image *im, const char *file) {
                                   "BEGIN; SELECT 1 FROM rows LIMIT 1";
     if (sqlite3_open_v2(file, &im->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL) != SQLITE_OK) return false;
     sqlite3_db_config(im->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
+    im->pages = (struct pages){.lenient = true};
+    pages_check(im->db, &im->pages);
     return sqlite3_exec(im->db, pragmas, NULL, NULL, NULL) == SQLITE_OK;
 }
 

@@ -2,12 +2,13 @@
 #ifndef LOOM_IMAGE_H
 #define LOOM_IMAGE_H
 
+#include "storage/pages.h"
 #include "storage/storage.h"
-#include <sqlite3.h>
 #include <stdio.h>
 
 struct image {
     sqlite3 *db;
+    struct pages pages;
     sqlite3_stmt *scans[4]; /* one for each scan within a scan */
     int depth;
     struct blob_store *blobs; /* NULL: there are none */

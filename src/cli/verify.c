@@ -45,6 +45,8 @@ static void structure(struct image *im) {
     }
     sqlite3_finalize(q);
     if (sqlite3_errcode(im->db) != SQLITE_OK) image_fault(im, "SQLite: %s", sqlite3_errmsg(im->db));
+    if (im->pages.damaged && im->format >= STORE_FORMAT)
+        image_fault(im, "page %d of loom.db does not match its checksum", im->pages.damaged);
 }
 
 /* ---- rows by themselves ---- */

@@ -249,6 +249,7 @@ static void commit_failed(struct loom *l, enum commit_outcome outcome, const str
                   err->message);
     metric_add(METRIC_COMMITS_FAILED, 1);
     if (is_fatal(l, outcome)) return;
+    l->fault = *err;
     l->fault.code[0] = '\0';
     l->modules_put++; /* what was resolved may rest on what did not commit */
     l->failed = outcome == COMMIT_FULL ? LOOM_E_DISK_FULL : LOOM_E_NOT_COMMITTED;

@@ -108,7 +108,5 @@ int recover_start(struct loom *l, struct error *err) {
     if (rc < 0) return rc;
     if (unclean) alarms_fire(l); /* durable before what they wake runs: that may be what takes the worker down */
     batch_close(l, true);        /* counted attempts are durable before anything runs */
-    return l->failed
-               ? error_set(err, l->failed, "the store cannot be written; free space or repair it, then start again")
-               : 0;
+    return l->failed ? error_set(err, l->failed, "%s", l->fault.message) : 0;
 }

@@ -121,7 +121,7 @@ struct loom {
     struct items effects;
     bool released;      /* replies went out since the last flush callback */
     int failed;         /* the last commit did, as which error: nothing runs until the store takes a batch again */
-    struct error fault; /* a read that failed since the last batch; code "": none */
+    struct error fault; /* the last failed read or commit; code "": of a commit, or it has been dealt with */
     int faults;
     int64_t probe_at;
 

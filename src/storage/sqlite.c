@@ -16,8 +16,9 @@
  * copy. PATH.fsync-failed says that the page cache may differ from the disk; the next open copies what it reads into a
  * new, synced file, PATH.rewritten, before anything is acknowledged.
  *
- * Not here: retries, caching, any idea of what a row means. A key damaged on disk can make its row absent; verify finds it.
+ * Not here: retries, caching, any idea of what a row means.
  */
+#include "storage/pages.h"
 #include "storage/storage.h"
 
 #include <assert.h>
@@ -61,6 +62,7 @@ static const char *const queries[Q_END] = {
 struct side {
     sqlite3 *db;
     const char *path; /* the store's */
+    struct pages pages;
     pthread_mutex_t lock;
     sqlite3_stmt *stmt[Q_END];
 };
@@ -117,13 +119,18 @@ static void release(struct side *side, sqlite3_stmt *q) {
     pthread_mutex_unlock(&side->lock);
 }
 
-static int read_error(struct side *side, struct error *err) {
-    int rc = sqlite3_errcode(side->db) & 0xFF;
-    bool damaged = rc == SQLITE_CORRUPT || rc == SQLITE_NOTADB;
-    static const char hint[] =
-        "; the file is damaged; stop Loom, save what is readable with `loom debug dump --store DIR`";
-    return error_set(err, LOOM_E_STORE, "the store %s cannot be read: %s (SQLite's error %d)%s", side->path,
-                     sqlite3_errmsg(side->db), sqlite3_extended_errcode(side->db), damaged ? hint : "");
+static int sqlite_error(struct side *side, const char *done, int rc, struct error *err) {
+    bool full = rc == SQLITE_FULL || rc == SQLITE_IOERR_SHMSIZE, corrupt = (rc & 0xFF) == SQLITE_CORRUPT;
+    const char *hint = full ? "; free some space" : "";
+    char page[32] = "";
+    if (corrupt && side->pages.damaged) snprintf(page, sizeof page, ", page %lld", (long long)side->pages.damaged);
+    if (corrupt || rc == SQLITE_NOTADB)
+        hint =
+            "; stop Loom: `loom debug verify --store DIR` tells what is damaged, `loom debug dump` and `restore` bring "
+            "what is readable into a new store";
+    return error_set(err, full ? LOOM_E_DISK_FULL : LOOM_E_STORE,
+                     "the store %s cannot be %s: %s (SQLite's error %d%s)%s", side->path, done, sqlite3_errstr(rc), rc,
+                     page, hint);
 }
 
 /* ---- reading ---- */
@@ -142,7 +149,7 @@ static int sqlite_scan(struct store *base, enum row_kind kind, struct str from, 
     sqlite3_bind_blob64(q, 3, to.p, to.n, SQLITE_STATIC);
     while ((rc = sqlite3_step(q)) == SQLITE_ROW && fn(ctx, column(q, 0), row_whole(q, kind) ? column(q, 1) : STR_NONE))
         continue;
-    rc = rc == SQLITE_ROW || rc == SQLITE_DONE ? LOOM_OK : read_error(side, err);
+    rc = rc == SQLITE_ROW || rc == SQLITE_DONE ? LOOM_OK : sqlite_error(side, "read", rc, err);
     release(side, q);
     return rc;
 }
@@ -166,13 +173,10 @@ static enum commit_outcome sync_lost(struct error *err) {
 }
 
 static enum commit_outcome commit_failed(struct sqlite_store *s, int rc, struct error *err) {
-    sqlite3 *db = s->writer.db;
-    bool full = rc == SQLITE_FULL || rc == SQLITE_IOERR_SHMSIZE;
     notice_sync_error(s, rc);
-    error_set(err, full ? LOOM_E_DISK_FULL : LOOM_E_STORE, "the batch was not written: %s (SQLite's error %d)",
-              sqlite3_errmsg(db), rc);
-    if (!sqlite3_get_autocommit(db)) run(&s->writer, Q_ROLLBACK);
-    return s->sync_failed ? sync_lost(err) : full ? COMMIT_FULL : COMMIT_FAILED;
+    rc = sqlite_error(&s->writer, "written", rc, err);
+    if (!sqlite3_get_autocommit(s->writer.db)) run(&s->writer, Q_ROLLBACK);
+    return s->sync_failed ? sync_lost(err) : rc == LOOM_E_DISK_FULL ? COMMIT_FULL : COMMIT_FAILED;
 }
 
 static int write_row(struct side *w, const struct row *r) {
@@ -276,7 +280,7 @@ static int sqlite_claim(struct store *base, struct str writer, uint64_t *term, u
     *seq = (uint64_t)sqlite3_column_int64(q, 1);
     if (rc == SQLITE_ROW) rc = sqlite3_step(q);
     if (rc != SQLITE_DONE) notice_sync_error(s, rc);
-    rc = rc == SQLITE_DONE ? LOOM_OK : read_error(w, err);
+    rc = rc == SQLITE_DONE ? LOOM_OK : sqlite_error(w, "read", rc, err);
     release(w, q);
     if (rc < 0) return rc;
     /* Told only now: what a killed process left in the page cache may not have been on the disk before. */
@@ -315,11 +319,13 @@ static int lock_store(const char *path, struct error *err) {
 /* What can be read, the WAL included, as a new file. The old ones stay as they are: after a power loss they are all there is. */
 static int copy_store(const char *path, const char *fresh, struct error *err) {
     char part[NAME_BYTES + 8], sql[2 * NAME_BYTES];
+    struct pages pages = {0};
     sqlite3 *db;
     snprintf(part, sizeof part, "%s.part", fresh);
     sqlite3_snprintf(sizeof sql, sql, "VACUUM INTO %Q", part);
     unlink(part);
     bool read = sqlite3_open(path, &db) == SQLITE_OK;
+    pages_check(db, &pages);
     sqlite3_db_config(db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
     read = read && sqlite3_exec(db, sql, NULL, NULL, NULL) == SQLITE_OK;
     bool done = read && path_sync(part) && rename(part, fresh) == 0 && folder_sync(fresh);
@@ -382,12 +388,11 @@ static const char view[] =
     "CREATE VIEW %s AS SELECT CAST(substr(key, 1, nul - 1) AS TEXT) AS key, CAST(substr(key, nul + 1) AS TEXT) AS part,"
     " value FROM (SELECT *, ifnull(nullif(instr(key, x'00'), 0), length(key) + 1) AS nul FROM rows WHERE kind = %d);";
 
-/* Makes a new store, or an older one ours. */
-static int create(sqlite3 *db, bool fresh) {
+static int create(sqlite3 *db) {
     struct buf sql = {0};
     buf_str(&sql, STR("BEGIN IMMEDIATE;"));
-    if (fresh) buf_json(&sql, schema);
-    for (int kind = ROW_NONE + 1; fresh && kind < ROW_KIND_END; kind++)
+    buf_json(&sql, schema);
+    for (int kind = ROW_NONE + 1; kind < ROW_KIND_END; kind++)
         buf_json(&sql, view, row_kind_name((enum row_kind)kind), (int64_t)kind);
     buf_json(&sql, "PRAGMA user_version = %d; COMMIT;", (int64_t)STORE_FORMAT);
     buf_char(&sql, 0);
@@ -405,19 +410,24 @@ static int read_int(void *out, int n, char **values, char **names) {
 
 /* One connection on a file of our format, which the first one makes. */
 static int open_side(struct side *side, const char *path, struct error *err) {
+    static const char older[] = "make a new one of it: loom debug dump --store DIR | loom debug restore - --store NEW";
     int format = 0, flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE;
     side->path = path ? path : ":memory:";
     pthread_mutex_init(&side->lock, NULL);
     int rc = sqlite3_open_v2(side->path, &side->db, flags, NULL);
+    if (rc == SQLITE_OK) pages_check(side->db, &side->pages);
+    side->pages.lenient = true; /* until we know that the file is of our format */
     if (rc == SQLITE_OK) rc = sqlite3_exec(side->db, pragmas, read_int, &format, NULL);
     if (SABOTAGE("checkpoint not synced")) sqlite3_exec(side->db, "PRAGMA synchronous = OFF", NULL, NULL, NULL);
-    if (rc == SQLITE_OK && format > STORE_FORMAT)
-        return error_set(err, LOOM_E_CONFLICT, "the store %s has format %d, this Loom knows up to %d; use a newer Loom",
-                         path, format, STORE_FORMAT);
-    if (rc == SQLITE_OK && format < STORE_FORMAT) rc = create(side->db, format == 0);
+    if (rc == SQLITE_OK && format != 0 && format != STORE_FORMAT)
+        return error_set(err, LOOM_E_CONFLICT, "the store %s has format %d, this Loom's is %d; %s", path, format,
+                         STORE_FORMAT, format > STORE_FORMAT ? "use a newer Loom" : older);
+    if (side->pages.damaged) rc = SQLITE_CORRUPT;
+    side->pages.lenient = false;
+    if (rc == SQLITE_OK && format == 0) rc = create(side->db);
     for (int q = 0; q < Q_END && rc == SQLITE_OK; q++)
         rc = sqlite3_prepare_v3(side->db, queries[q], -1, SQLITE_PREPARE_PERSISTENT, &side->stmt[q], NULL);
-    return rc == SQLITE_OK ? LOOM_OK : read_error(side, err);
+    return rc == SQLITE_OK ? LOOM_OK : sqlite_error(side, "read", rc, err);
 }
 
 static void close_side(struct side *side) {
@@ -430,17 +440,19 @@ static int check_seen(struct sqlite_store *s, bool accept_restored, struct error
     sqlite3_stmt *q = hold(s->reader, Q_META);
     char line[80] = "", seen_id[33];
     unsigned long long seen;
-    int rc = sqlite3_step(q) == SQLITE_ROW ? LOOM_OK : read_error(s->reader, err);
+    int rc = sqlite3_step(q);
+    rc = rc == SQLITE_ROW ? LOOM_OK : sqlite_error(s->reader, "read", rc, err);
     snprintf(s->id, sizeof s->id, "%s", rc == LOOM_OK ? (const char *)sqlite3_column_text(q, 0) : "");
     s->seq = (uint64_t)sqlite3_column_int64(q, 1);
     release(s->reader, q);
     bool known = pread(s->lock_fd, line, sizeof line - 1, PID_BYTES) > 0 &&
                  sscanf(line, "%32s %llu", seen_id, &seen) == 2;
     if (rc < 0 || accept_restored || !known || (strcmp(seen_id, s->id) == 0 && seen <= s->seq)) return rc;
-    return error_set(err, LOOM_E_CONFLICT,
-                     "the store %s is older than what was seen here, as a restored backup is (it ends at batch %llu, "
-                     "seen was %llu of store %s); if that is meant, start with --accept-restored",
-                     s->path, (unsigned long long)s->seq, seen, seen_id);
+    return error_set(
+        err, LOOM_E_CONFLICT,
+        "the store %s is older than what was seen here, as a restored backup is, or one whose WAL is damaged "
+        "(it ends at batch %llu, seen was %llu of store %s); if that is meant, start with --accept-restored",
+        s->path, (unsigned long long)s->seq, seen, seen_id);
 }
 
 static void sqlite_close(struct store *base) {
@@ -478,6 +490,7 @@ struct store *store_sqlite_open(const char *path, struct env *env, bool accept_r
         sqlite3_exec(s->writer.db, "PRAGMA synchronous = NORMAL", NULL, NULL, NULL); /* sqlite_sync() does it */
     if (rc >= 0 && path) env->thread(env, &s->thread, keeper_main, s);
     if (rc >= 0) return &s->base;
+    s->sync_failed = true; /* who is refused brings nothing into the file */
     notice_sync_error(s, sqlite3_extended_errcode(s->writer.db));
     notice_sync_error(s, sqlite3_extended_errcode(s->file_reader.db));
     sqlite_close(&s->base);
