@@ -155,7 +155,8 @@ static enum op_outcome op_state_patch(struct op_call *c) {
     struct buf inverse = {0};
     if (state_patch(c->r->a, c->value, &inverse, &c->err) < 0) return refuse(c);
     struct str body = say(c->l, "{\"type\":\"state_patches\",\"patches\":%v,\"inversePatches\":%j", c->value,
-                          kept(c->l, &inverse));
+                          buf_view(&inverse));
+    buf_free(&inverse);
     c->r->a->patch_bytes += body.n;
     return journaled(c, body, "", NULL, STR("null"));
 }

@@ -5,15 +5,17 @@
  */
 #include "runtime/runtime.h"
 
+#include <string.h>
+
 struct reply {
     struct item item; /* while it waits, its seq is that of the batch that holds the message */
     loom_reply_fn fn;
     void *ctx;
     int status;
-    struct str body, message_id; /* body: while it waits, what it gets when that takes too long */
+    struct str body, message_id;
     /* while it waits: */
     struct reply *next; /* of the same message */
-    struct str key;     /* as the dedup row's: message id \n actor id */
+    struct str key;     /* as the dedup row's: message id \n namespace/type/key */
     int64_t deadline;   /* monotonic */
 };
 
@@ -83,8 +85,6 @@ static void waiter_put(struct loom *l, struct reply *w) {
 void waiter_add(struct loom *l, const struct loom_request *req, struct str full_id, struct str message_id) {
     struct reply *w = reply_new(req, message_id);
     w->key = arena_dup(&w->item.mem, dedup_key(l, full_id, message_id));
-    w->body = arena_json(&w->item.mem, "{\"messageId\":%q,\"actorId\":\"%j/%j\"}", message_id, lent(req->type),
-                         lent(req->key));
     w->deadline = l->env->mono_ms(l->env) + (req->timeout_ms > 0 ? req->timeout_ms : 30000);
     w->item.seq = l->open_seq;
     waiter_put(l, w);
@@ -111,7 +111,9 @@ void waiters_sift(struct loom *l, enum waiters_why why) {
             if (why == WAITERS_LATE ? w->deadline > now : why == WAITERS_UNCOMMITTED && w->item.seq <= l->committed)
                 waiter_put(l, w);
             else if (why == WAITERS_LATE)
-                reply_give(l, w, 202, w->body);
+                reply_give(l, w, 202,
+                           say(l, "{\"messageId\":%q,\"actorId\":%z}", w->message_id,
+                               strchr(w->key.p + w->message_id.n, '/') + 1));
             else
                 reply_release(l, &w->item);
         }
