@@ -70,7 +70,6 @@ size_t exec_bytes(const struct exec *x);             /* resident memory, estimat
 
 /* ---- activities: stateless guests that run off the loop ---- */
 struct net_client;
-struct activity_pool;
 
 /* One attempt, from its start to its end: one struct, its owner's. Who starts it fills in the first part and lets all of it
  * live, and what it points to, until it has ended; then `ok` and `text` are what came of it, and he frees text. */

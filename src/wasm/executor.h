@@ -36,7 +36,6 @@ struct exec_module {
     const char *again[2]; /* for another run: `again`, wherever in the program the last one was left, or `run` */
 };
 
-struct native;
 struct exec {
     struct exec_module *module;
     struct exec_limits limits;
