@@ -2281,7 +2281,7 @@ static void sends_in_order(void **state) {
     struct loom *l = open_scripts("memory");
     expect_call(l, "script/b", "[['state.patch',[{'op':'add','path':'/log','value':[]}]]]", "[null]");
     expect(l, "call", "script/a",
-           "[['actor.send',{'to':'script/b','delayMs':20,'input':[['state.patch',[{'op':'add','path':'/log/"
+           "[['actor.send',{'to':'script/b','delayMs':500,'input':[['state.patch',[{'op':'add','path':'/log/"
            "-','value':9}]],['event.wait',{'type':'y'}],['await',{'promises':[1]}],['finish',1]]}],"
            "['actor.send',{'to':'script/b','input':[['state.patch',[{'op':'add','path':'/log/"
            "-','value':1}]]]}],['actor.send',{'to':'script/b','input':[['state.patch',[{'op':'add','path':'/log/"
