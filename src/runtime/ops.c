@@ -86,10 +86,6 @@ struct str activity_key(struct loom *l, const struct actor *a, uint64_t promise)
 
 /* ---- reading ---- */
 
-static yyjson_val *message_of(const struct op_call *c) {
-    return look(c->l, c->r->a->turn->message);
-}
-
 static struct str or_null(struct str json) {
     return json.p ? json : STR("null");
 }
@@ -104,7 +100,7 @@ static enum op_outcome op_config(struct op_call *c) {
 
 static enum op_outcome op_self(struct op_call *c) {
     struct actor *a = c->r->a;
-    yyjson_val *message = message_of(c);
+    yyjson_val *message = look(c->l, a->turn->message);
     return answer(c, say(c->l,
                          "{\"id\":%q,\"namespace\":%q,\"type\":%q,\"key\":%q,\"messageId\":%j,\"sender\":%Q,"
                          "\"parentActorId\":%Q,\"correlationId\":%Q,\"attempt\":%d}",
@@ -204,7 +200,7 @@ static struct str chain_with_self(struct op_call *c) {
 /* Delivers what a live op sends; a refusal settles its promise, or is a log line when nobody waits. */
 static void deliver(struct op_call *c) {
     struct actor *a = c->r->a;
-    yyjson_val *message = message_of(c);
+    yyjson_val *message = look(c->l, a->turn->message);
     struct promise *p = turn_promise(a->turn, c->id); /* none: it goes one way */
     struct message m = {.to = say(c->l, "%j/%j", a->ns, c->to), .id = c->message, .sender = a->name};
     m.data = or_null(json_text_of(yyjson_obj_get(c->value, "input"), &c->l->scratch));
@@ -361,8 +357,7 @@ static enum op_outcome op_log(struct op_call *c) {
     enum log_level level = log_level_of(json_str(c->value, "level"));
     struct str msg = json_str(c->value, "msg");
     if (!journal_replaying(c->r->a) && log_on(level))
-        turn_log(c->l, c->r, level, msg.p ? msg : STR("guest"),
-                 say(c->l, "\"guest\":%j", or_null(json_text_of(c->value, &c->l->scratch))));
+        turn_log(c->l, c->r, level, msg.p ? msg : STR("guest"), say(c->l, "\"guest\":%v", c->value));
     return answer(c, STR("null"));
 }
 

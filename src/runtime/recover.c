@@ -38,8 +38,7 @@ static void count_start(struct loom *l, struct resident *r) {
     r->starts = 0;
     if (r->a->turn) {
         metric_add(METRIC_DEAD_LETTERS, 1);
-        state_patch_rest(r->a, true);
-        turn_end(l, r, END_FAIL, say(l, "{\"code\":\"poison\",\"message\":%z,\"retryable\":false}", why));
+        turn_give_up(l, r, "poison", why);
     } else if (mail_next(l, r, STR_NONE)) {
         mail_dead_letter(l, r, mail_next(l, r, STR_NONE), "poison", why);
     }

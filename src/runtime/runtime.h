@@ -54,7 +54,7 @@ struct mail {
 struct resident {
     struct actor *a;
     struct exec *exec;             /* suspended or running guest; NULL: to be made (and replayed) */
-    struct definition *definition; /* of the open turn */
+    struct definition *definition; /* of the open turn or the last; NULL: not looked up yet */
     struct mail *mail;             /* sorted by key: events, then the others, each by priority and arrival */
     size_t mail_count;
     bool queued; /* runnable or guestless */
@@ -216,6 +216,8 @@ void turn_pause(struct loom *l, struct resident *r, const struct error *why);
 struct resident *promise_owner(struct loom *l, struct str actor, uint64_t turn, uint64_t promise);
 /* An entry that settles a promise, and what follows: the guest goes on. json: result or error; event: id of one that came. */
 void promise_done(struct loom *l, struct resident *r, uint64_t promise, bool ok, struct str json, struct str event);
+/* The worker fails a turn whose guest may still have to replay. */
+void turn_give_up(struct loom *l, struct resident *r, const char *code, const char *why);
 void turn_cancel(struct loom *l, struct resident *r, struct str reason);
 /* Undoes what an open promise started outside the journal. */
 void promise_abandon(struct loom *l, struct resident *r, uint64_t id);

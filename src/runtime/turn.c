@@ -250,6 +250,11 @@ static void abandon_all(struct loom *l, struct resident *r) {
 
 /* ---- end ---- */
 
+void turn_give_up(struct loom *l, struct resident *r, const char *code, const char *why) {
+    state_patch_rest(r->a, true);
+    turn_end(l, r, END_FAIL, say(l, "{\"code\":%z,\"message\":%z,\"retryable\":false}", code, why));
+}
+
 void turn_cancel(struct loom *l, struct resident *r, struct str reason) {
     if (r->a->status >= ACTOR_COMPLETED) return;
     resident_touch(l, r, true);
@@ -263,20 +268,15 @@ void turn_cancel(struct loom *l, struct resident *r, struct str reason) {
     if (r->a->turn->cancelled.p && !paused) return;
     abandon_all(l, r);
     journal_append(r->a, loom_now(l), say(l, "{\"type\":\"cancel_requested\",\"reason\":%Q", reason));
-    if (paused) {
-        state_patch_rest(r->a, true);
-        turn_end(
-            l, r, END_FAIL,
-            STR("{\"code\":\"cancelled\",\"message\":\"an operator cancelled the paused actor\",\"retryable\":false}"));
-        return;
-    }
-    wake(l, r);
+    if (paused)
+        turn_give_up(l, r, "cancelled", "an operator cancelled the paused actor");
+    else
+        wake(l, r);
 }
 
 void turn_pause(struct loom *l, struct resident *r, const struct error *why) {
     turn_log(l, r, LOG_ERROR, STR("actor paused"), say(l, "\"code\":%z,\"detail\":%z", why->code, why->message));
     resident_drop_guest(l, r);
-    r->definition = NULL;
     resident_status(l, r, ACTOR_PAUSED, say(l, "%s: %s", why->code, why->message));
 }
 
@@ -353,7 +353,6 @@ void turn_end(struct loom *l, struct resident *r, enum turn_end how, struct str 
     metric_add(error ? METRIC_TURNS_FAILED : METRIC_TURNS_COMPLETED, 1);
     if (r->definition) forget_entries(l, r->a, (uint64_t)json_int(r->definition->doc, "journalRetention", INT64_MAX));
     resident_drop_guest(l, r);
-    r->definition = NULL;
     if (goes_on || wait >= 0) {
         resident_status(l, r, ACTOR_IDLE, STR_NONE);
         again(l, r, started, goes_on ? value : json_text_of(yyjson_obj_get(started, "input"), &l->scratch), wait,
