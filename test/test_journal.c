@@ -334,7 +334,7 @@ static void state_before_the_turn(void **state) {
     (void)
         state; /* While a turn is open the stored state is the one at its start; a patch that fails changes nothing. */
     struct actor *a = fresh();
-    struct buf text = {0}, entry = {0};
+    struct buf text = {0};
     struct error err;
     append(a, 1, STARTED);
     state_rollback(a, 1);
