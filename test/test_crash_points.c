@@ -405,7 +405,7 @@ static void at_every_commit(enum fault fault) {
     for (now.seed = 1; now.seed <= SEEDS; now.seed++) {
         run(FAULT_NONE, 0);
         uint64_t n = commits;
-        for (uint64_t at = 1; at <= n; at++, runs++) run(fault, at);
+        for (uint64_t at = 1; at <= n; at++, runs++) run((int)fault, at);
     }
     now.seed = 1;
     print_message("%llu runs\n", (unsigned long long)runs);
@@ -419,7 +419,7 @@ static void at_every_operation(enum sim_fault fault) {
     for (uint64_t at = 1; at <= n; at++) strikes[at] = sim_strikes(fault, at);
     size_t runs = 0;
     for (uint64_t at = 1; at <= n; at++)
-        if (strikes[at]) run(fault, at), runs++;
+        if (strikes[at]) run((int)fault, at), runs++;
     free(strikes);
     print_message("%llu operations, %zu runs\n", (unsigned long long)n, runs);
 }

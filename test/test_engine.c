@@ -2727,8 +2727,8 @@ static void wrong_definitions(void **state) {
         "{'actorType':'t','version':'1','wasmBlobUrl':'module:act@1','retryPolicy':{'maxAttempts':-1}}",
         "{'actorType':'t','version':'1','wasmBlobUrl':'module:act@1','reuse':true}",
         "{'actorType':'u','version':'1','wasmBlobUrl':'module:act@1'}",
-        "{'actorType':'t','version':'1','wasmBlobUrl':'sha256:"
-        "zz11223344556677889900112233445566778899001122334455667788990011'}"};
+        ("{'actorType':'t','version':'1','wasmBlobUrl':'sha256:"
+         "zz11223344556677889900112233445566778899001122334455667788990011'}")};
     struct loom *l = open_scripts("memory");
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         char *doc = quoted(wrong[i]);
