@@ -1852,14 +1852,31 @@ static void lost_result(void **state) {
     remove_folder(dir);
 }
 
+struct pair {
+    struct loom *l;
+    struct answer answers[2], sent;
+};
+
+/* On the loop's thread, so that it finds both at once: a lone one it would commit itself, and wait for the disk. */
+static void send_pair(void *ctx, const struct loom_reply *reply) {
+    struct pair *p = ctx;
+    submit(p->l, about("send", "script/x", "[]"), &p->answers[0]);
+    submit(p->l, about("send", "script/y", "[]"), &p->answers[1]);
+    on_reply(&p->sent, reply);
+}
+
 static void full_batch(void **state) {
     (void)state; /* What is more than a batch holds is refused at once while the disk is behind, and taken later. */
     enum { MANY = 12 };
     static struct answer many[MANY];
     char *dir = make_folder(), *in = repeated("[['return','", 1 << 20, "']]"), actor[MANY][32];
     struct loom *l = open_scripts(dir);
+    struct pair pair = {.l = l};
     fill_disk(false);
     pthread_mutex_lock(&disk);
+    loom_submit(l, &(struct loom_request){.op = "actors", .reply = send_pair, .ctx = &pair});
+    await_answer(&pair.sent);
+    check(&pair.sent, 200, NULL);
     for (int i = 0; i < MANY; i++) {
         snprintf(actor[i], sizeof actor[i], "script/%d", i);
         submit(l, with_id(about("send", actor[i], in), "m"), &many[i]);
@@ -1869,6 +1886,10 @@ static void full_batch(void **state) {
     many[MANY - 1].status = 503;
     assert_false(answered(&many[0]));
     pthread_mutex_unlock(&disk);
+    for (int i = 0; i < 2; i++) {
+        await_answer(&pair.answers[i]);
+        check(&pair.answers[i], 202, NULL);
+    }
     for (int i = 0; i < MANY; i++) {
         await_answer(&many[i]);
         if (many[i].status != 503) check(&many[i], 202, NULL);
