@@ -19,11 +19,13 @@
 
 enum { PAGE = 4096, SUM = sizeof(uint64_t), TABLE_LEAF = 13 };
 
+/* Never 0. */
 static uint64_t page_sum(const void *page, sqlite3_int64 at) {
     return hash64((struct str){page, PAGE - SUM}, (uint64_t)at) | 1;
 }
 
-/* A leaf of the table, or what did not fit into it: a number of 4 bytes, below 2^24, and text. Page 1 is the head, 2 is meta. */
+/* A leaf of the table, or what did not fit into it: a number of 4 bytes, below 2^24, and text (of values: keys always fit).
+ * Page 1 is the head, 2 is meta. */
 static bool has_rows_only(const unsigned char *page, sqlite3_int64 number) {
     return number > 2 && (page[0] == TABLE_LEAF || (page[0] == 0 && page[4] >= ' '));
 }
